@@ -1,0 +1,82 @@
+"""What the commands share: options, and opening the recipe and store of the current folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from irpipe.pipeline.manifest import Record
+    from irpipe.pipeline.plan import Planner
+    from irpipe.pipeline.recipe import Recipe
+    from irpipe.pipeline.store import Store
+
+StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe, such as build-pairs.")]
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The first digits of a content id or key, or a stage's name for its newest artifact.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Lay a setting over the recipe's. May be given often."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse what other code made.")]
+
+
+def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
+    """The recipe in the current folder and its store."""
+    from irpipe.pipeline.recipe import load_recipe
+    from irpipe.pipeline.store import Store
+
+    recipe = load_recipe(Path.cwd(), overrides or ())
+    return recipe, Store(recipe.store)
+
+
+def planner(
+    overrides: Sequence[str] | None, *, watcher: Any, force: str | None = None, strict: bool = False, remember: bool = False
+) -> Planner:
+    """A planner for the recipe in the current folder."""
+    from irpipe.pipeline.plan import Planner
+
+    recipe, store = open_recipe(overrides)
+    return Planner(recipe, store, watcher, force=force, strict_code=strict, remember=remember)
+
+
+def find(identifier: str) -> tuple[Recipe, Store, Record]:
+    """The run that a person means by an id or a stage's name."""
+    from irpipe.pipeline.errors import StoreError
+
+    recipe, store = open_recipe()
+    if identifier not in recipe.tables:
+        return recipe, store, store.resolve(identifier)
+    record = store.newest(recipe.name, identifier)
+    if record is None:
+        raise StoreError(f"{identifier} has no artifact yet", mend=f"irpipe run {identifier}")
+    return recipe, store, record
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout: with lines on a terminal, tab-separated in a pipe."""
+    import sys
+
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            print("\t".join("" if value is None else str(value) for value in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    Console().print(table)

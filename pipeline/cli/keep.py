@@ -1,0 +1,109 @@
+"""Commands that look after the store: export, verify, gc."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irpipe.pipeline.cli.common import IdArgument, JsonOption, find, open_recipe, planner, print_json, print_table
+
+
+class ExportKind(StrEnum):
+    files = "files"
+
+
+def export(
+    identifier: IdArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
+    to: Annotated[ExportKind, typer.Option("--to", help="files: the artifact's files and the records of its lineage.")] = ExportKind.files,
+) -> None:
+    """Copy an artifact out of the store, with the records of everything it was made from.
+
+    Example: irpipe export build-pairs my-pairs
+    """
+    import shutil
+
+    from irpipe.pipeline.errors import StoreError
+    from irpipe.pipeline.lineage import lineage
+    from irpipe.pipeline.manifest import record_json
+
+    _, store, record = find(identifier)
+    if folder.exists():
+        raise StoreError(f"{folder} exists already", mend="name a folder that does not exist yet")
+    artifact = store.open(record.content_id)
+    for file in artifact.manifest.files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.file(file.path), target)
+    shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
+    (folder / "lineage").mkdir()
+    for run in (*lineage(store, record).ancestors, record):
+        (folder / "lineage" / f"{run.stage}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
+    print(folder)
+
+
+def verify(
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also run every stage again and compare what comes out.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Hash every artifact again. Damaged ones are named and moved aside; the next run makes them again.
+
+    Example: irpipe verify
+    """
+    from dataclasses import asdict
+
+    from irpipe.pipeline import verify as engine
+    from irpipe.pipeline.progress import watcher_for
+
+    watcher = watcher_for(json_lines=False, quiet=json_)
+    recipe, store = open_recipe()
+    with store.alone():
+        checked, faults = engine.verify(store, watcher)
+    reruns = []
+    if rerun:
+        made = [name for name in recipe.tables if store.newest(recipe.name, name)]
+        readers = {upstream for name in made for node in recipe.chain(name) for upstream in node.upstream.values()}
+        for target in (name for name in made if name not in readers):
+            reruns += list(engine.rerun(planner(None, watcher=watcher), target))
+    differ = [run for run in reruns if not run.same and run.determinism == "bitwise"]
+    if json_:
+        print_json({"checked": checked, "damaged": [asdict(fault) for fault in faults], "rerun": [asdict(run) for run in reruns]})
+    else:
+        for fault in faults:
+            print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.content_id[:12]}: {fault.what}; moved aside")
+        for run in reruns:
+            print(f"{run.stage}: {'the same' if run.same else f'{run.before[:12]} before, {run.after[:12]} now'} ({run.determinism})")
+        print(f"{checked} artifacts checked, {len(faults)} damaged" + (f", {len(differ)} came out otherwise" if rerun else ""))
+    if faults or differ:
+        raise typer.Exit(1)
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Drop what is listed.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """List what no recipe's newest results were made from, and drop it with --yes.
+
+    Example: irpipe gc --yes
+    """
+    from irpipe.pipeline.collect import drop, garbage
+    from irpipe.pipeline.progress import size
+
+    _, store = open_recipe()
+    with store.alone():
+        items = list(garbage(store))
+        if yes:
+            drop(items)
+    if json_:
+        print_json([{"name": item.name, "size": item.size, "why": item.why, "path": str(item.path)} for item in items])
+        return
+    if items:
+        print_table(("name", "size", "why"), [(item.name, size(item.size), item.why) for item in items])
+    total = size(sum(item.size for item in items))
+    print(f"dropped {total}" if yes else f"would drop {total}; --yes does it" if items else "nothing to drop")
+
+
+COMMANDS = (export, verify, gc)

@@ -1,0 +1,186 @@
+"""Commands that show things: show, lineage, trace, diff, sql, cite."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from irpipe.pipeline.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, print_json, print_table
+
+if TYPE_CHECKING:
+    from irpipe.pipeline.manifest import Record
+
+
+class LineageFormat(StrEnum):
+    text = "text"
+    dot = "dot"
+    mermaid = "mermaid"
+
+
+def show(identifier: IdArgument, json_: JsonOption = False) -> None:
+    """Show an artifact: how it was made, its files and tables, its figures.
+
+    Example: irpipe show build-pairs
+    """
+    from dataclasses import asdict
+
+    from irpipe.pipeline.progress import duration, size
+
+    _, store, record = find(identifier)
+    artifact = store.open(record.content_id)
+    if json_:
+        print_json({"record": asdict(record), "manifest": asdict(artifact.manifest), "path": str(artifact.path)})
+        return
+    print(f"{record.stage} {record.content_id}\n  key      {record.key}\n  path     {artifact.path}")
+    print(f"  made     {record.ended} in {duration(record.seconds)} on {record.host} ({record.device})")
+    print(f"  rows     {', '.join(f'{name} {count:,}' for name, count in record.rows.items())}")
+    for kind, entry in record.inputs.items():
+        print(f"  read     {kind}: {entry.stage} {entry.content_id[:12]}")
+    for name, entry in record.external.items():
+        print(f"  read     {name}: {entry['given']}")
+    for name, table in artifact.manifest.tables.items():
+        print(f"  table    {name}: {table.rows:,} rows ({', '.join(table.columns)})")
+    for file in artifact.manifest.files:
+        print(f"  file     {file.path}  {size(file.size)}  {file.sha256[:12]}")
+    for name, value in record.config.items():
+        print(f"  setting  {name} = {value}")
+    for name, value in record.metrics.items():
+        print(f"  figure   {name} = {value}")
+
+
+def lineage(
+    identifier: IdArgument,
+    format_: Annotated[LineageFormat, typer.Option("--format", help="Text, or source for Graphviz or Mermaid.")] = LineageFormat.text,
+    json_: JsonOption = False,
+) -> None:
+    """Show what an artifact was made from, and what was made from it.
+
+    Example: irpipe lineage build-pairs --format mermaid
+    """
+    from dataclasses import asdict
+
+    from irpipe.pipeline import lineage as engine
+
+    _, store, record = find(identifier)
+    found = engine.lineage(store, record)
+    if json_:
+        print_json({"runs": [asdict(run) for run in found.records], "edges": found.edges, "focus": record.key})
+    elif format_ is LineageFormat.dot:
+        print(engine.as_dot(found))
+    elif format_ is LineageFormat.mermaid:
+        print(engine.as_mermaid(found))
+    else:
+        for run in found.records:
+            mark = "->" if run is found.focus else "  "
+            made_from = ", ".join(entry.content_id[:12] for entry in run.inputs.values())
+            print(f"{mark} {run.stage} {run.content_id[:12]}{f'  from {made_from}' if made_from else ''}")
+
+
+def trace(
+    row_id: Annotated[str, typer.Argument(metavar="ROW_ID", help="16 hex digits, as `irpipe sql` shows them.")],
+    json_: JsonOption = False,
+) -> None:
+    """Follow one row through every stage: its prompt, images, annotations and pairs.
+
+    Example: irpipe trace 0a1b2c3d4e5f6071
+    """
+    from dataclasses import asdict
+
+    from irpipe.pipeline import lineage as engine
+    from irpipe.pipeline.errors import StoreError
+    from irpipe.pipeline.query import newest_records
+
+    recipe, store = open_recipe()
+    records = newest_records(store, recipe.name, list(recipe.tables))
+    rows = list(engine.trace(store, records, engine.parse_row_id(row_id)))
+    if not rows:
+        raise StoreError(f"no table of the recipe {recipe.name!r} holds the row id {row_id}")
+    if json_:
+        print_json([asdict(row) for row in rows])
+        return
+    for row in rows:
+        values = ", ".join(f"{name}={value}" for name, value in row.row.items() if value is not None)
+        print(f"{'  ' * row.distance}{row.stage} {row.content_id[:12]} {row.table}: {values}")
+
+
+def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> None:
+    """Compare two artifacts: settings, inputs, figures and files.
+
+    Example: irpipe diff 1f2e3d 4c5b6a
+    """
+    _, store, one = find(first)
+    _, _, two = find(second)
+    found = [*_compare(one, two)]
+    files_one, files_two = (
+        {file.path: file.sha256 for file in store.open(record.content_id).manifest.files} for record in (one, two)
+    )
+    for path in sorted(set(files_one) | set(files_two)):
+        if files_one.get(path) != files_two.get(path):
+            found.append(("file", path, (files_one.get(path) or "")[:12] or None, (files_two.get(path) or "")[:12] or None))
+    if json_:
+        print_json([dict(zip(("what", "name", "first", "second"), row, strict=True)) for row in found])
+        return
+    print_table(("what", "name", one.content_id[:12], two.content_id[:12]), found)
+
+
+def _compare(one: Record, two: Record) -> list[tuple[str, str, Any, Any]]:
+    rows: list[tuple[str, str, Any, Any]] = []
+    inputs_one, inputs_two = ({kind: entry.content_id[:12] for kind, entry in run.inputs.items()} for run in (one, two))
+    parts: list[tuple[str, Any, Any]] = [
+        ("stage", {"name": one.stage, "version": one.stage_version}, {"name": two.stage, "version": two.stage_version}),
+        ("setting", one.config, two.config),
+        ("input", inputs_one, inputs_two),
+        ("external", one.external, two.external),
+        ("code", {"digest": one.code_digest[:12]}, {"digest": two.code_digest[:12]}),
+        ("package", one.packages, two.packages),
+        ("rows", one.rows, two.rows),
+        ("figure", one.metrics, two.metrics),
+    ]
+    for what, before, after in parts:
+        for name in sorted(set(before) | set(after)):
+            if before.get(name) != after.get(name):
+                rows.append((what, name, before.get(name), after.get(name)))
+    return rows
+
+
+def sql(query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False) -> None:
+    """Ask the newest tables of the recipe a question in SQL. `SHOW ALL TABLES` lists them.
+
+    Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"
+    """
+    from irpipe.pipeline.query import ask, newest_records
+
+    recipe, store = open_recipe()
+    answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
+    if json_:
+        print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
+    else:
+        print_table(answer.columns, answer.rows)
+
+
+def cite(stage: StageArgument, json_: JsonOption = False) -> None:
+    """List a stage's settings: default, meaning, and where the default comes from.
+
+    Example: irpipe cite prompt-graph
+    """
+    from irpipe.pipeline.stage import find_stage, role_of, source_of
+
+    declared = find_stage(stage)
+    rows = []
+    for name, field in declared.config.model_fields.items():
+        default = "must be given" if field.is_required() else field.default
+        shown = "unset" if default is None or default == () else default
+        rows.append((name, shown, field.description, source_of(declared.config, name), role_of(declared.config, name)))
+    columns = ("setting", "default", "meaning", "source", "role")
+    if json_:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    import importlib
+
+    print((importlib.import_module(declared.package).__doc__ or "").strip(), end="\n\n")
+    print_table(columns, rows)
+
+
+COMMANDS = (show, lineage, trace, diff, sql, cite)

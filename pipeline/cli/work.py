@@ -1,0 +1,131 @@
+"""Commands that make things: init, run, plan, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irpipe.pipeline.cli.common import (
+    JsonOption,
+    SetOption,
+    StageArgument,
+    StrictOption,
+    open_recipe,
+    planner,
+    print_json,
+    print_table,
+)
+
+
+def init(
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="Which recipe to start from.")] = "micro",
+) -> None:
+    """Write irpipe.toml into the current folder.
+
+    Example: irpipe init --recipe imagereward
+    """
+    from irpipe.pipeline.errors import RecipeError
+    from irpipe.pipeline.recipe import RECIPE_FILE, shipped_recipe
+
+    text = shipped_recipe(recipe)
+    try:
+        with Path(RECIPE_FILE).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"{RECIPE_FILE} is here already", mend=f"edit it, or delete it and run irpipe init --recipe {recipe}") from None
+    print(f"{RECIPE_FILE} written: the recipe {recipe!r}. Next: irpipe plan build-pairs")
+
+
+def run(
+    stage: StageArgument,
+    set_: SetOption = None,
+    only: Annotated[bool, typer.Option("--only", help="Run this stage alone; what it reads must be at hand.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run this stage although its result is at hand.")] = False,
+    strict_code: StrictOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON event a line; the last has key, content_id and metrics.")] = False,
+) -> None:
+    """Make a stage's artifact: run what is missing upstream, reuse the rest, and say which and why.
+
+    Example: irpipe run select-prompts --set select-prompts.count=400
+    """
+    from irpipe.pipeline.progress import watcher_for
+    from irpipe.pipeline.runner import Runner
+
+    watcher = watcher_for(json_lines=json_, quiet=quiet)
+    runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
+    record = runner.run(stage, only=only)
+    if json_:
+        return
+    for name, value in record.metrics.items():
+        watcher.say(f"  {name}: {value}")
+    print(runner.store.object_path(record.content_id))
+
+
+def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:
+    """Tell what `run` would run, why, and how long it took before. Writes nothing.
+
+    Example: irpipe plan build-pairs --set select-prompts.count=500
+    """
+    from irpipe.pipeline.progress import duration, watcher_for
+
+    steps = planner(set_, watcher=watcher_for(json_lines=False, quiet=json_), strict=strict_code).plan(stage)
+    if json_:
+        print_json([
+            {
+                "stage": step.name, "state": step.state, "key": step.key, "reasons": list(step.reasons),
+                "content_id": step.record.content_id if step.record else None, "notes": list(step.notes),
+                "expected_seconds": step.expected_seconds,
+            }
+            for step in steps
+        ])  # fmt: skip
+        return
+    for step in steps:
+        time = f"  (about {duration(step.expected_seconds)})" if step.expected_seconds is not None else ""
+        made = f" {step.record.content_id[:12]}" if step.record else ""
+        print(f"{step.state:<6} {step.name}{made}{time if step.state != 'reuse' else ''}")
+        for line in (*step.reasons, *step.notes):
+            print(f"         {line}")
+
+
+def status(json_: JsonOption = False) -> None:
+    """Show what the recipe's stages have made so far.
+
+    Example: irpipe status
+    """
+    from irpipe.pipeline.commit import attempt
+    from irpipe.pipeline.progress import duration, size
+
+    recipe, store = open_recipe()
+    attempts = {}
+    for path in sorted(store.root.glob("work/*/attempt.json")):
+        found = attempt(store, path.parent.name)
+        if found and found["recipe"] == recipe.name:
+            attempts[found["stage"]] = (store.is_locked(path.parent.name), found)
+    rows = []
+    for name in recipe.tables:
+        record = store.newest(recipe.name, name)
+        there = record is not None and store.holds(record.content_id)
+        state = "done" if there else "lost" if record else "not made"
+        if name in attempts:
+            running, found = attempts[name]
+            state = f"running (process {found['pid']})" if running else f"failed: {found.get('error', 'killed')}"
+        made = store.open(record.content_id).manifest if record and there else None
+        rows.append({
+            "stage": name,
+            "state": state,
+            "content_id": record.content_id[:12] if record else None,
+            "size": size(made.size) if made else None,
+            "time": duration(record.seconds) if record else None,
+            "ended": record.ended if record else None,
+        })  # fmt: skip
+    if json_:
+        print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows})
+        return
+    print(f"recipe {recipe.name}, store {store.root}")
+    print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+
+
+COMMANDS = (init, run, plan, status)

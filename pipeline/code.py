@@ -1,0 +1,77 @@
+"""A digest of a stage's code and of the first-party code it imports, blind to comments, docstrings and layout."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from irpipe.pipeline.hashing import digest
+
+_ENGINE = "irpipe.pipeline"  # decides when a stage runs, not what comes out of it
+
+
+def code_digest(package: str) -> str:
+    """Digest of every module of a package and of what they import from the same top-level package.
+
+    The engine is left out. Modules count by name and syntax tree.
+    """
+    top = package.partition(".")[0]
+    trees: dict[str, str] = {}
+    pending = _modules_of(package)
+    while pending:
+        module, path = pending.popitem()
+        if module in trees:
+            continue
+        tree = _without_docstrings(ast.parse(path.read_bytes()))
+        trees[module] = ast.dump(tree)
+        for name in _imports(tree, module):
+            if name.partition(".")[0] == top and not f"{name}.".startswith(f"{_ENGINE}."):
+                pending.update(_file_of(name))
+    return digest(["code", trees])
+
+
+def _modules_of(package: str) -> dict[str, Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        return _file_of(package)
+    found: dict[str, Path] = {}
+    for folder in map(Path, spec.submodule_search_locations):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+def _file_of(module: str) -> dict[str, Path]:
+    """The module's file, or nothing where the name is no module (a function imported from one)."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return {}
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return {}
+    return {module: Path(spec.origin)}
+
+
+def _imports(tree: ast.Module, module: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join((*module.split(".")[: -node.level], *([base] if base else [])))
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return tree

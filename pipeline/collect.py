@@ -1,0 +1,72 @@
+"""What in the store nothing refers to any more, and dropping it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from irpipe.pipeline.commit import attempt, remove
+from irpipe.pipeline.lineage import lineage
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that may go: its path, its bytes, the name a person knows it by, and why nothing needs it."""
+
+    path: Path
+    size: int
+    name: str
+    why: str
+
+
+def garbage(store: Store) -> Iterator[Garbage]:
+    """Objects and work that no recipe's newest results were made from, with the records that point to them."""
+    kept = _kept(store)
+    kept_objects = {record.content_id for record in kept}
+    for record in store.records():
+        if record.key not in {kept_record.key for kept_record in kept}:
+            path = store.record_path(record.key)
+            yield Garbage(path, _size(path), f"record of {record.stage} {record.key[:12]}", "no newest result was made from it")
+    makers: dict[str, Record] = {record.content_id: record for record in store.records()}
+    for folder in sorted(store.root.glob("objects/??/*")):
+        if folder.name not in kept_objects:
+            maker = makers.get(folder.name)
+            name = f"{maker.stage} {folder.name[:12]}" if maker else folder.name[:12]
+            yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
+    for folder in sorted(store.root.glob("damaged/*")):
+        yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")
+    for folder in sorted(store.root.glob("work/*")):
+        if not store.is_locked(folder.name):
+            unfinished = attempt(store, folder.name)
+            name = f"unfinished {unfinished['stage']} {folder.name[:12]}" if unfinished else f"work {folder.name[:12]}"
+            yield Garbage(folder, _size(folder), name, "an unfinished run; dropping it loses what it had done")
+
+
+def _kept(store: Store) -> list[Record]:
+    """The newest result of every stage of every recipe, and all that these were made from."""
+    kept: dict[str, Record] = {}
+    for path in sorted(store.root.glob("refs/*/*.json")):
+        record = store.newest(path.parent.name, path.stem)
+        if record is not None and record.key not in kept:
+            for needed in (record, *lineage(store, record).ancestors):
+                kept[needed.key] = needed
+    return list(kept.values())
+
+
+def drop(items: list[Garbage]) -> int:
+    """Delete; records before the objects they point to. Returns the bytes freed."""
+    for item in sorted(items, key=lambda item: item.path.is_dir()):
+        if item.path.is_dir():
+            remove(item.path)
+        else:
+            item.path.unlink()
+    return sum(item.size for item in items)
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,66 @@
+"""One root and few leaves. Every message says what is wrong, where, what was expected, and what mends it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IrpipeError(Exception):
+    """An error of the user's world (input, recipe, store): exit status 2 and no traceback."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        lines = [what]
+        lines += [f"  where:    {where}"] if where else []
+        lines += [f"  expected: {expected}"] if expected else []
+        lines += [f"  mend:     {mend}"] if mend else []
+        super().__init__("\n".join(lines))
+        self.what = what
+
+
+class RecipeError(IrpipeError):
+    """The recipe or a setting is wrong: unknown name, wrong type, value out of range, setting without effect."""
+
+
+class InputError(IrpipeError):
+    """A file from outside cannot be used: missing, empty, truncated, of another format, without a column."""
+
+
+class RejectedError(IrpipeError):
+    """Too many rows of an input were bad, or none was good."""
+
+
+class LeakError(IrpipeError):
+    """Rows that belong together stand in different splits."""
+
+
+class ModelError(IrpipeError):
+    """Model weights are not at hand or are not of the kind asked for."""
+
+
+class StoreError(IrpipeError):
+    """The store cannot be read or written."""
+
+
+class DamageError(StoreError):
+    """An object's files are not what its manifest says."""
+
+
+class StageError(IrpipeError):
+    """A stage broke its contract with the engine."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or the list of known words."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,159 @@
+"""Where an artifact came from, what was made from it, and the trace of one row through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from irpipe.pipeline.errors import StoreError
+from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One run with its ancestors and descendants, and the edges between them (made from -> made)."""
+
+    focus: Record
+    ancestors: tuple[Record, ...]
+    descendants: tuple[Record, ...]
+    edges: tuple[tuple[str, str], ...]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return (*self.ancestors, self.focus, *self.descendants)
+
+
+def lineage(store: Store, focus: Record) -> Lineage:
+    """Both directions from one run, by the records in the store."""
+    records = {record.key: record for record in store.records()}
+    up = {key: [entry.key for entry in record.inputs.values() if entry.key in records] for key, record in records.items()}
+    down: dict[str, list[str]] = {key: [] for key in records}
+    for key, parents in up.items():
+        for parent in parents:
+            down[parent].append(key)
+    ancestors, descendants = _reach(focus.key, up), _reach(focus.key, down)
+    kept = {*ancestors, focus.key, *descendants}
+    edges = sorted((parent, key) for key in kept for parent in up[key] if parent in kept)
+    order = {key: place for place, key in enumerate(_sorted_by_depth(records, up))}
+    return Lineage(
+        focus,
+        tuple(records[key] for key in sorted(ancestors, key=order.__getitem__)),
+        tuple(records[key] for key in sorted(descendants, key=order.__getitem__)),
+        tuple(edges),
+    )
+
+
+def _reach(start: str, edges: Mapping[str, Iterable[str]]) -> set[str]:
+    found: set[str] = set()
+    pending = list(edges[start])
+    while pending:
+        key = pending.pop()
+        if key not in found:
+            found.add(key)
+            pending.extend(edges[key])
+    return found
+
+
+def _sorted_by_depth(records: Mapping[str, Record], up: Mapping[str, list[str]]) -> list[str]:
+    from graphlib import TopologicalSorter
+
+    return list(TopologicalSorter({key: sorted(up[key]) for key in sorted(records)}).static_order())
+
+
+def as_dot(found: Lineage) -> str:
+    """Graphviz text."""
+    lines = ["digraph lineage {", "  rankdir=LR; node [shape=box];"]
+    for record in found.records:
+        bold = ", style=bold" if record is found.focus else ""
+        lines.append(f'  "{record.key[:12]}" [label="{record.stage}\\n{record.content_id[:12]}"{bold}];')
+    lines += [f'  "{parent[:12]}" -> "{child[:12]}";' for parent, child in found.edges]
+    return "\n".join([*lines, "}"])
+
+
+def as_mermaid(found: Lineage) -> str:
+    """Mermaid text."""
+    lines = ["flowchart LR"]
+    lines += [f'  k{record.key[:12]}["{record.stage}<br/>{record.content_id[:12]}"]' for record in found.records]
+    lines += [f"  k{parent[:12]} --> k{child[:12]}" for parent, child in found.edges]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class TracedRow:
+    """A row that names the id, or that is named by a row that does."""
+
+    stage: str
+    content_id: str
+    table: str
+    distance: int
+    row: Mapping[str, Any]
+
+
+def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 20) -> Iterator[TracedRow]:
+    """Walk a row id through all tables: the rows that hold it, then the rows their other ids lead to.
+
+    Args:
+        records: the runs whose tables are searched, upstream first.
+        most: rows told of one table at one distance.
+
+    Ids that stand in more than `most` rows of a table (the prompt of a hundred pairs) are cut there.
+    """
+    import duckdb
+
+    tables = list(_id_tables(store, records))
+    seen_ids, frontier = {row_id}, {row_id}
+    seen_rows: set[tuple[str, str, str]] = set()
+    with duckdb.connect() as connection:
+        for distance in range(3):
+            reached: set[int] = set()
+            for record, table, files, columns in tables:
+                ids = ", ".join(map(str, sorted(frontier)))
+                where = " OR ".join(f'"{column}" IN ({ids})' for column in columns)
+                relation = connection.execute(f"SELECT * FROM read_parquet(?) WHERE {where} LIMIT {most}", [files])
+                names = [column[0] for column in relation.description or ()]
+                for values in relation.fetchall():
+                    row = dict(zip(names, values, strict=True))
+                    mark = (record.key, table, repr(values))
+                    if mark not in seen_rows:
+                        seen_rows.add(mark)
+                        yield TracedRow(record.stage, record.content_id, table, distance, readable(row, columns))
+                    reached.update(row[column] for column in columns if row[column] is not None)
+            frontier = reached - seen_ids
+            seen_ids |= frontier
+            if not frontier or len(frontier) > 200:
+                return
+
+
+def _id_tables(store: Store, records: Iterable[Record]) -> Iterator[tuple[Record, str, list[str], list[str]]]:
+    for record in records:
+        artifact = store.open(record.content_id)
+        for name, table in artifact.manifest.tables.items():
+            columns = [column for column, kind in table.columns.items() if kind == "uint64"]
+            if columns:
+                yield record, name, [str(path) for path in artifact.table(name)], columns
+
+
+def readable(row: Mapping[str, Any], id_columns: Iterable[str]) -> dict[str, Any]:
+    """Row ids as 16 hex digits, bytes as their number."""
+    shown = {name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value for name, value in row.items()}
+    for name, value in shown.items():
+        if isinstance(value, dict):
+            shown[name] = readable(value, ())
+    for name in id_columns:
+        if shown.get(name) is not None:
+            shown[name] = show_row_id(shown[name])
+    return shown
+
+
+def parse_row_id(text: str) -> int:
+    """A row id from its 16 hex digits.
+
+    Raises:
+        StoreError: the text is something else.
+    """
+    if len(text) != 16 or any(digit not in "0123456789abcdef" for digit in text):
+        raise StoreError(f"{text!r} is not a row id", expected="16 hex digits, as `irpipe sql` shows them")
+    return int(text, 16)

@@ -1,0 +1,201 @@
+"""Which stages would run, and why: keys looked up against the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.commit import attempt
+from irpipe.pipeline.external import Externals, resolve
+from irpipe.pipeline.hashing import stage_key
+from irpipe.pipeline.manifest import InputEntry, Record
+from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.recipe import Node, Recipe
+from irpipe.pipeline.stage import Config, role_of
+from irpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan.
+
+    Attributes:
+        state: `reuse`, `run`, or `wait`: whether it runs depends on what comes out upstream.
+        key: what its run would be; None while an input is not made yet.
+        record: the run that is reused.
+        reasons: why it runs, field by field against the nearest earlier run.
+        notes: what else a person should know (a replaced input, changed code, abandoned work).
+        expected_seconds: how long the nearest earlier run took.
+    """
+
+    node: Node
+    state: Literal["reuse", "run", "wait"]
+    externals: Externals
+    inputs: Mapping[str, InputEntry]
+    key: str | None = None
+    record: Record | None = None
+    reasons: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    expected_seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.node.stage.name
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Examines the stages of one recipe against one store.
+
+    Attributes:
+        force: name of a stage that runs although its result is at hand.
+        strict_code: a result made by other code is not reused.
+        remember: whether digests of outside files may be remembered in the store.
+    """
+
+    recipe: Recipe
+    store: Store
+    watcher: Watcher
+    force: str | None = None
+    strict_code: bool = False
+    remember: bool = False
+    _by_stage: dict[str, list[Record]] = field(default_factory=dict)
+
+    def plan(self, target: str) -> list[Step]:
+        """Every stage up to the target, in order of running. Writes nothing."""
+        made: dict[str, InputEntry] = {}
+        steps = []
+        for node in self.recipe.chain(target):
+            step = self.examine(node, made)
+            if step.record is not None:
+                made[step.name] = InputEntry(step.name, step.record.key, step.record.content_id)
+            steps.append(step)
+        return steps
+
+    def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
+        """One stage, given what its upstream stages made."""
+        stage = node.stage
+        externals = resolve(
+            stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember
+        )
+        inputs = {kind: made[name] for kind, name in node.upstream.items() if name in made}
+        missing = [name for name in node.upstream.values() if name not in made]
+        notes = list(self._replaced(node))
+        if missing:
+            near = self._nearest(node, inputs, externals)
+            reasons = [f"reads {' and '.join(missing)}, which must be made first"]
+            return Step(node, "wait", externals, inputs, None, None, reasons, notes, near.seconds if near else None)
+        key = stage_key(
+            stage.name,
+            stage.version,
+            hashed_config(node.config),
+            {kind: entry.content_id for kind, entry in inputs.items()},
+            externals.digests,
+        )
+        record = self.store.lookup(key)
+        if record is not None and self.force != stage.name:
+            changed = self._code_changed(node, record)
+            if not (changed and self.strict_code):
+                notes += ["its code changed since (--strict-code makes that count)"] if changed else []
+                return Step(node, "reuse", externals, inputs, key, record, (), notes)
+        near = self._nearest(node, inputs, externals)
+        reasons = list(self._reasons(node, key, record, near, inputs, externals))
+        notes += self._abandoned(node, key)
+        return Step(node, "run", externals, inputs, key, None, reasons, notes, near.seconds if near else None)
+
+    def _replaced(self, node: Node) -> Iterator[str]:
+        usual = node.stage.kinds_read(type(node.config).model_construct())
+        for kind in usual:
+            producers = self.recipe.producers.get(kind, ())
+            if kind not in node.upstream and producers:
+                yield f"a given source replaces {producers[0]}"
+
+    def _code_changed(self, node: Node, record: Record) -> bool:
+        return code_digest(node.stage.package) != record.code_digest
+
+    def _nearest(self, node: Node, inputs: Mapping[str, InputEntry], externals: Externals) -> Record | None:
+        """The earlier run of the stage that differs least, the newest among equals."""
+        name = node.stage.name
+        if not self._by_stage:
+            for record in self.store.records():
+                self._by_stage.setdefault(record.stage, []).append(record)
+        earlier = self._by_stage.get(name, [])
+        newest_first = sorted(earlier, key=lambda record: record.ended, reverse=True)
+        return min(newest_first, key=lambda record: len(list(_differences(node, record, inputs, externals))), default=None)
+
+    def _reasons(
+        self,
+        node: Node,
+        key: str,
+        record: Record | None,
+        near: Record | None,
+        inputs: Mapping[str, InputEntry],
+        externals: Externals,
+    ) -> Iterator[str]:
+        if self.force == node.stage.name:
+            yield "forced"
+        elif record is not None:
+            yield "its code changed since (--strict-code)"
+        elif near is None:
+            yield "it never ran"
+        elif near.key == key:
+            yield "its artifact is damaged or was dropped"
+        else:
+            yield from _differences(node, near, inputs, externals)
+
+    def _abandoned(self, node: Node, key: str) -> list[str]:
+        name, recipe = node.stage.name, self.recipe.name
+        notes = []
+        for path in sorted(self.store.root.glob("work/*/attempt.json")):
+            other = attempt(self.store, path.parent.name)
+            if other and other["stage"] == name and other["recipe"] == recipe and path.parent.name != key:
+                notes.append(f"abandons the unfinished run {path.parent.name[:12]} of other settings")
+        return notes
+
+
+def hashed_config(config: Config) -> dict[str, Any]:
+    """The settings that count towards the key by their value."""
+    values: dict[str, Any] = {}
+    for name, field_info in type(config).model_fields.items():
+        role, value = role_of(type(config), name), getattr(config, name)
+        if role == "result" or (role == "neutral" and value != field_info.default):
+            values[name] = value
+    return values
+
+
+def shown_config(config: Config) -> dict[str, Any]:
+    """All settings with their defaults, as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def _differences(
+    node: Node, record: Record, inputs: Mapping[str, InputEntry], externals: Externals
+) -> Iterator[str]:
+    stage, config = node.stage, shown_config(node.config)
+    if stage.version != record.stage_version:
+        yield f"{stage.name} version {record.stage_version} -> {stage.version}"
+    for name in sorted(set(config) | set(record.config)):
+        role = role_of(stage.config, name) if name in stage.config.model_fields else "result"
+        if role in ("result", "neutral") and config.get(name) != record.config.get(name):
+            yield f"{stage.name}.{name} {_show(record.config.get(name))} -> {_show(config.get(name))}"
+    for name in sorted(set(externals.shown) | set(record.external)):
+        before, now = record.external.get(name, {}), externals.shown.get(name, {})
+        if before.get("digest") == now.get("digest"):
+            continue
+        if before.get("given") == now.get("given"):
+            yield f"{stage.name}.{name} {_show(now['given'])}: the content changed"
+        else:
+            yield f"{stage.name}.{name} {_show(before.get('given'))} -> {_show(now.get('given'))}"
+    for kind in sorted(set(node.upstream) | set(record.inputs)):
+        if kind not in node.upstream:
+            yield f"no longer reads {kind}"
+        elif kind not in record.inputs:
+            yield f"now reads {kind} from {node.upstream[kind]}"
+        elif kind in inputs and inputs[kind].content_id != record.inputs[kind].content_id:
+            yield f"{kind} changed: {record.inputs[kind].content_id[:12]} -> {inputs[kind].content_id[:12]}"
+
+
+def _show(value: Any) -> str:
+    return "unset" if value is None or value == [] else str(value)

@@ -1,0 +1,143 @@
+"""What a person or a program sees of a run: bars and lines on stderr, or one JSON event a line on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, tells how far it is
+
+
+class Progress(Protocol):
+    """A bar of one piece of work."""
+
+    def advance(self, amount: int) -> None: ...
+
+
+class Watcher:
+    """Somebody who watches a run. This one looks away (``--quiet``); the others override what they show."""
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Something happened: a plan was made, a stage was reused, started, ended."""
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+
+    @contextmanager
+    def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
+        """Work of ``total`` units begins; it ends when the block is left."""
+        yield _Ticker(self, what, total, unit)
+
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
+        """Work goes on: called at most every few seconds."""
+
+
+class _Ticker:
+    def __init__(self, watcher: Watcher, what: str, total: int | None, unit: str) -> None:
+        self._watcher, self._what, self._total, self._unit = watcher, what, total, unit
+        self._started = self._told = time.monotonic()
+        self._done = 0
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._told >= _LINE_SECONDS:
+            self._told = now
+            self._watcher.tick(self._what, self._done, self._total, self._unit, now - self._started)
+
+
+class LineWatcher(Watcher):
+    """Plain lines on stderr, for a log file or a pipe."""
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
+        rate = done / seconds
+        of = f" of {total:,}" if total is not None else ""
+        left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
+        self.say(f"  {what}: {done:,}{of} {unit}, {rate:,.1f} {unit}/s{left}")
+
+
+class TerminalWatcher(Watcher):
+    """Bars with rate and time left, on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = ("  ", TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        rate = TextColumn("{task.fields[rate]}")
+        with Bars(*columns, rate, TimeRemainingColumn(), console=self._console, transient=True) as bars:
+            yield _Bar(bars, bars.add_task(what, total=total, rate=""), unit)
+
+
+class _Bar:
+    def __init__(self, bars: Any, task: Any, unit: str) -> None:
+        self._bars, self._task, self._unit = bars, task, unit
+        self._started = time.monotonic()
+        self._done = 0
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        self._bars.update(self._task, advance=amount, rate=f"{rate:,.1f} {self._unit}/s")
+
+
+class JsonWatcher(Watcher):
+    """One JSON object a line on stdout, for programs."""
+
+    def event(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+
+    def say(self, text: str) -> None:
+        self.event("message", text=text)
+
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
+        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3))
+
+
+def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
+    """The watcher that fits where the output goes."""
+    if json_lines:
+        return JsonWatcher()
+    if quiet:
+        return Watcher()
+    return TerminalWatcher() if sys.stderr.isatty() else LineWatcher()
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min"
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: ``950 B``, ``1.4 MB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,78 @@
+"""DuckDB over the store: a question tool, not a second truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from irpipe.pipeline.errors import IrpipeError, StoreError
+from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Column names and rows; row ids (unsigned 64-bit columns) as 16 hex digits."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def newest_records(store: Store, recipe: str, stages: Sequence[str]) -> list[Record]:
+    """The newest run of each stage that has one, in the given order."""
+    found = (store.newest(recipe, stage) for stage in stages)
+    return [record for record in found if record is not None and store.holds(record.content_id)]
+
+
+def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
+    """Run a query over the newest tables.
+
+    Each table is a view: `pairs`, or `build_pairs.pairs` where several stages write one of that name
+    (`rejected`). `row_id('0123456789abcdef')` makes a row id of its hex digits.
+
+    Raises:
+        StoreError: DuckDB cannot answer.
+    """
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute("CREATE MACRO row_id(digits) AS ('0x' || digits)::UBIGINT")
+        for name, files in views(store, records):
+            listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
+            schema = name.split(".")[0] if "." in name else None
+            if schema:
+                connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+            quoted = ".".join(f'"{part}"' for part in name.split("."))
+            connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
+        try:
+            answer = connection.execute(query)
+            description = answer.description or []
+            ids = [str(column[1]) == "UBIGINT" for column in description]
+            rows = [
+                tuple(show_row_id(value) if is_id and value is not None else value for value, is_id in zip(row, ids, strict=True))
+                for row in answer.fetchall()
+            ]
+        except duckdb.Error as error:
+            known = ", ".join(name for name, _ in views(store, records)) or "none yet"
+            raise StoreError(str(error).strip(), where=query, expected=f"one of the tables {known}") from None
+    return Answer(tuple(column[0] for column in description), rows)
+
+
+def views(store: Store, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
+    """View names and their Parquet files. A name that only one stage writes needs no stage before it."""
+    written: dict[str, int] = {}
+    tables = []
+    for record in records:
+        try:
+            artifact = store.open(record.content_id)
+        except IrpipeError:
+            continue
+        for name in artifact.manifest.tables:
+            written[name] = written.get(name, 0) + 1
+            tables.append((record.stage.replace("-", "_"), name, [str(path) for path in artifact.table(name)]))
+    for stage, name, files in tables:
+        if written[name] == 1:
+            yield name, files
+        yield f"{stage}.{name}", files

@@ -1,0 +1,198 @@
+"""plan -> reuse | run -> commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.commit import begin, commit, recover
+from irpipe.pipeline.errors import IrpipeError, StageError, StoreError
+from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
+from irpipe.pipeline.plan import Planner, Step, shown_config
+from irpipe.pipeline.progress import duration, size
+from irpipe.pipeline.recipe import Recipe
+from irpipe.pipeline.stage import Context, Report
+from irpipe.pipeline.store import Store, disk_errors, write_durably
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the stages of one recipe up to a target."""
+
+    planner: Planner
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.planner.recipe
+
+    @property
+    def store(self) -> Store:
+        return self.planner.store
+
+    def run(self, target: str, *, only: bool = False) -> Record:
+        """Make the target, running what is missing upstream and reusing the rest.
+
+        Args:
+            only: run nothing but the target; what it reads must be at hand.
+
+        Raises:
+            RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
+        """
+        made: dict[str, InputEntry] = {}
+        with disk_errors(self.store.root), self.store.in_use():
+            for node in self.recipe.chain(target):
+                step = self.planner.examine(node, made)
+                if step.state == "run" and only and step.name != target:
+                    raise StoreError(
+                        f"{target} reads {step.name}, which is not at hand: {'; '.join(step.reasons)}",
+                        mend=f"irpipe run {step.name}, or leave out --only",
+                    )
+                record = self._reuse(step) if step.record else self._make(step)
+                self.store.point(self.recipe.name, record)
+                made[step.name] = InputEntry(step.name, record.key, record.content_id)
+        self.planner.watcher.event(
+            "done", stage=target, key=record.key, content_id=record.content_id, metrics=dict(record.metrics),
+            rows=dict(record.rows), path=str(self.store.object_path(record.content_id)),
+        )  # fmt: skip
+        return record
+
+    def _reuse(self, step: Step) -> Record:
+        record = step.record
+        assert record is not None
+        watcher = self.planner.watcher
+        watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
+        watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
+        return record
+
+    def _make(self, step: Step) -> Record:
+        key, watcher = step.key, self.planner.watcher
+        assert key is not None
+        forced = self.planner.force == step.name or self.planner.strict_code
+        with self.store.lock(key, lambda: watcher.say(f"{step.name}: another process is making it; waiting")):
+            record = recover(self.store, key) or (None if forced else self.store.lookup(key))
+            if record is not None:
+                watcher.event("reused", stage=step.name, key=key, content_id=record.content_id, notes=[])
+                watcher.say(f"{step.name}: reused {record.content_id[:12]}, which another process finished")
+                return record
+            watcher.event("started", stage=step.name, key=key, reasons=list(step.reasons), notes=list(step.notes))
+            watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
+            return self._run(step, key)
+
+    def _run(self, step: Step, key: str) -> Record:
+        stage, watcher = step.node.stage, self.planner.watcher
+        out, scratch = begin(self.store, key)
+        attempt = {"stage": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        attempt_file = self.store.work_path(key) / "attempt.json"
+        write_durably(attempt_file, to_json(attempt))
+        started, clock = _now(), time.monotonic()
+        inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
+        context = Context(
+            scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths
+        )
+        try:
+            report = stage.load_run()(step.node.config, inputs, out, context)
+            _check(step.name, report)
+            record = commit(self.store, key, lambda manifest: self._record(step, key, manifest, report, started, clock))
+        except BaseException as error:
+            self._keep_error(attempt_file, attempt, error)
+            raise
+        rows = report.rows
+        watcher.event(
+            "ended", stage=step.name, key=key, content_id=record.content_id,
+            rows=dict(record.rows), metrics=dict(record.metrics), seconds=record.seconds,
+        )  # fmt: skip
+        written = self.store.open(record.content_id).manifest.size
+        watcher.say(
+            f"{step.name}: kept {rows.kept:,}, rejected {rows.rejected:,} -> {record.content_id[:12]}"
+            f" ({size(written)}, {duration(record.seconds)})"
+        )
+        return record
+
+    def _keep_error(self, path: Path, attempt: dict[str, object], error: BaseException) -> None:
+        """Leave the reason beside the kept work, for `irpipe status`."""
+        if path.parent.exists():
+            what = error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
+            try:
+                path.write_text(to_json({**attempt, "error": what}), encoding="utf-8")
+            except OSError:
+                self.planner.watcher.say("  the reason could not be written beside the kept work")
+
+    def _record(
+        self, step: Step, key: str, manifest: Manifest, report: Report, started: str, clock: float
+    ) -> Record:
+        rows = report.rows
+        return Record(
+            key=key,
+            content_id=manifest.content_id,
+            stage=step.name,
+            stage_version=step.node.stage.version,
+            recipe=self.recipe.name,
+            config=shown_config(step.node.config),
+            inputs=step.inputs,
+            external=step.externals.shown,
+            code_digest=code_digest(step.node.stage.package),
+            packages=_packages(),
+            git=_git(self.recipe.root),
+            host=platform.node(),
+            device=f"{platform.machine()}, {os.cpu_count()} CPUs",
+            command=tuple(sys.argv),
+            started=started,
+            ended=_now(),
+            seconds=round(time.monotonic() - clock, 3),
+            rows={"read": rows.read, "kept": rows.kept, "rejected": rows.rejected},
+            metrics=report.metrics,
+        )
+
+
+def _noted(step: Step) -> str:
+    return f" ({'; '.join(step.notes)})" if step.notes else ""
+
+
+def _check(name: str, report: Report) -> None:
+    rows = report.rows
+    if rows.kept + rows.rejected != rows.read:
+        raise StageError(f"{name} read {rows.read} rows but kept {rows.kept} and rejected {rows.rejected}")
+    try:
+        json.dumps(report.metrics, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StageError(f"{name} reports a metric that is not JSON: {error}") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _packages() -> dict[str, str]:
+    """Versions of irpipe and of the packages it names."""
+    names = {"irpipe", *(requirement.split(";")[0].strip() for requirement in metadata.requires("irpipe") or ())}
+    versions = {}
+    for name in sorted(names):
+        plain = name.split("[")[0].split("<")[0].split(">")[0].split("=")[0].split("~")[0].split("!")[0].strip()
+        try:
+            versions[plain] = metadata.version(plain)
+        except metadata.PackageNotFoundError:
+            continue  # an extra that is not installed
+    return versions
+
+
+def _git(folder: Path) -> dict[str, object] | None:
+    """The commit of the folder the recipe lies in, and whether anything there differs from it."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit_id = git("rev-parse", "HEAD")
+    return None if commit_id is None else {"commit": commit_id, "dirty": bool(git("status", "--porcelain"))}

@@ -1,0 +1,175 @@
+"""What a stage declares, and the context its ``run`` is handed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
+
+if TYPE_CHECKING:
+    from irpipe.pipeline.progress import Progress
+    from irpipe.pipeline.store import Artifact
+
+ENTRY_POINTS = "irpipe.stages"
+
+# How a setting counts towards the key of a run:
+#   result     its value changes the result: hashed
+#   execution  it changes only how the result is reached (device, workers): recorded, not hashed
+#   neutral    added after a release: left out of the hash while it has its default, so that old artifacts stay valid
+#   external   names files from outside (or artifacts): their content is hashed, their names are not
+#   model      a model, as `hub/name@revision` or a local folder: the revision or the folder's content is hashed
+Role = Literal["result", "execution", "neutral", "external", "model"]
+
+# A path in a recipe is a TOML string, relative to the folder of irpipe.toml.
+FilePath = Annotated[Path, Strict(False)]
+Sources = Annotated[tuple[str, ...], Strict(False)]
+
+
+class Config(BaseModel):
+    """The settings of one stage: typed, frozen, without unknown names. Fields are made with `setting`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+def setting(default: Any = ..., *, help: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
+    """A field of a `Config`.
+
+    Args:
+        default: the default, or nothing for a setting that must be given.
+        help: what it means, with its unit and special values, as people read it in ``irpipe cite``.
+        source: where the default comes from (paper, section; released code), if it has one.
+        role: how it counts towards the key.
+        limits: pydantic's own constraints (``ge``, ``le``, ...).
+    """
+    return Field(default, description=help, json_schema_extra={"source": source, "role": role}, **limits)
+
+
+def role_of(config: type[BaseModel], name: str) -> Role:
+    """The role a setting was declared with."""
+    extra = config.model_fields[name].json_schema_extra
+    return extra["role"] if isinstance(extra, dict) else "result"  # type: ignore[return-value]
+
+
+def source_of(config: type[BaseModel], name: str) -> str | None:
+    """The source a setting's default was declared with."""
+    extra = config.model_fields[name].json_schema_extra
+    return extra["source"] if isinstance(extra, dict) else None  # type: ignore[return-value]
+
+
+def given(config: BaseModel, name: str) -> bool:
+    """Whether a setting was set by somebody, rather than left at its default."""
+    return name in config.model_fields_set
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in and out of a run. ``kept + rejected = read`` is checked by the runner."""
+
+    read: int
+    kept: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stage's ``run`` returns: how many rows, and figures that people want to see (JSON values)."""
+
+    rows: Rows
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class ProgressMaker(Protocol):
+    def __call__(self, what: str, total: int | None, unit: str) -> Progress: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run may use of its surroundings.
+
+    Attributes:
+        work: a folder of this key's own that survives a kill: shards and checkpoints go there.
+        progress: ``with context.progress("embedding", total, "prompts") as bar: bar.advance(n)``.
+        say: one line for the person who watches.
+        sources: the resolved files (or artifacts) of each external setting.
+    """
+
+    work: Path
+    progress: ProgressMaker
+    say: Callable[[str], None]
+    sources: Mapping[str, tuple[Path, ...]]
+
+
+Reads = Sequence[str] | Callable[[Any], Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The declaration of one step.
+
+    Attributes:
+        name: as in the recipe and on the command line, ``build-pairs``.
+        version: raised whenever the same settings and inputs would give another result.
+        reads: kinds of artifact it reads; a function where that depends on its settings.
+        reads_at_hand: kinds it reads only where another of its inputs was made from them.
+        writes: the kind of artifact it writes.
+        determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``.
+        config: its settings.
+        run: ``module:function``, imported only when it runs.
+    """
+
+    name: str
+    version: int
+    reads: Reads = ()
+    reads_at_hand: Sequence[str] = ()
+    writes: str
+    determinism: Literal["bitwise", "numeric"] = "bitwise"
+    config: type[Config]
+    run: str
+
+    def kinds_read(self, config: Config) -> tuple[str, ...]:
+        """The kinds this stage reads under a config, without those taken only at hand."""
+        return tuple(self.reads(config) if callable(self.reads) else self.reads)
+
+    def load_run(self) -> Callable[[Config, Mapping[str, Artifact], Path, Context], Report]:
+        """Import the stage's work."""
+        module, _, function = self.run.partition(":")
+        run: Callable[..., Report] = getattr(importlib.import_module(module), function)
+        return run
+
+    @property
+    def package(self) -> str:
+        """The package that holds the stage's code."""
+        return self.run.partition(":")[0].rpartition(".")[0]
+
+
+@cache
+def registered() -> Mapping[str, EntryPoint]:
+    """Every installed stage by name: irpipe's own and other packages' alike."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def find_stage(name: str) -> Stage:
+    """The declaration of an installed stage.
+
+    Raises:
+        RecipeError: no installed package declares a stage of that name.
+        StageError: what the package names is not a stage, or is called otherwise.
+    """
+    points = registered()
+    if name not in points:
+        raise RecipeError(
+            f"there is no stage {name!r}{did_you_mean(name, points)}",
+            mend=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
+        )
+    stage = points[name].load()
+    if not isinstance(stage, Stage) or stage.name != name:
+        raise StageError(f"the entry point {name!r} = {points[name].value!r} is not a stage of that name")
+    return stage

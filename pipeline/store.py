@@ -1,0 +1,220 @@
+"""artifacts/ on disk: where things lie, and how they are found and opened.
+
+    objects/ab/<content_id>/   manifest.json and files, read-only
+    keys/ab/<key>.json         a run's record: key -> content id
+    refs/<recipe>/<stage>.json the newest result by name
+    work/<key>/                a run in progress: out/, scratch/, attempt.json
+    locks/<key>                held by the process that runs the key
+    damaged/<content_id>       objects that failed verification
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from irpipe.pipeline.errors import DamageError, StoreError
+from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, to_json
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One immutable folder of the store."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def content_id(self) -> str:
+        return self.manifest.content_id
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+    def table(self, name: str) -> list[Path]:
+        """The Parquet files of one of its tables, in order."""
+        return [self.path / part for part in self.manifest.tables[name].files]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts and of the records of the runs that made them."""
+
+    root: Path
+
+    def object_path(self, content_id: str) -> Path:
+        return self.root / "objects" / content_id[:2] / content_id
+
+    def record_path(self, key: str) -> Path:
+        return self.root / "keys" / key[:2] / f"{key}.json"
+
+    def ref_path(self, recipe: str, stage: str) -> Path:
+        return self.root / "refs" / recipe / f"{stage}.json"
+
+    def work_path(self, key: str) -> Path:
+        return self.root / "work" / key
+
+    def lock_path(self, key: str) -> Path:
+        return self.root / "locks" / key
+
+    def lookup(self, key: str) -> Record | None:
+        """The record of a run whose artifact is at hand, or None."""
+        path = self.record_path(key)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        return record if self.holds(record.content_id) else None
+
+    def holds(self, content_id: str) -> bool:
+        """Whether an object is there with all its files at their sizes. Their bytes are `irpipe verify`'s matter."""
+        folder = self.object_path(content_id)
+        try:
+            manifest = read_manifest(folder)
+            return all((folder / entry.path).stat().st_size == entry.size for entry in manifest.files)
+        except (DamageError, OSError):
+            return False
+
+    def open(self, content_id: str) -> Artifact:
+        """An artifact by its full content id."""
+        folder = self.object_path(content_id)
+        return Artifact(folder, read_manifest(folder))
+
+    def records(self) -> Iterator[Record]:
+        """Every run's record, in the order of keys."""
+        for path in sorted(self.root.glob("keys/??/*.json")):
+            yield read_record(path)
+
+    def newest(self, recipe: str, stage: str) -> Record | None:
+        """The record behind a recipe's newest result of a stage, or None."""
+        path = self.ref_path(recipe, stage)
+        if not path.exists():
+            return None
+        try:
+            key = json.loads(path.read_text(encoding="utf-8"))["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamageError(f"the ref {recipe}/{stage} cannot be read: {error}", where=str(path)) from None
+        return read_record(self.record_path(key)) if self.record_path(key).exists() else None
+
+    def point(self, recipe: str, record: Record) -> None:
+        """Make a run's result the newest of its stage. Writes nothing where it is that already."""
+        path = self.ref_path(recipe, record.stage)
+        text = to_json({"key": record.key, "content_id": record.content_id})
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        write_durably(path, text)
+
+    def resolve(self, prefix: str) -> Record:
+        """The run whose key or content id starts with a prefix; the newest where several runs made one object.
+
+        Raises:
+            StoreError: nothing starts so, or several different artifacts do.
+        """
+        if len(prefix) < 4 or any(digit not in "0123456789abcdef" for digit in prefix):
+            raise StoreError(f"{prefix!r} is not an id", expected="at least 4 of its hex digits", mend="irpipe status")
+        found = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
+        if not found:
+            raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", mend="irpipe status")
+        if len({record.content_id for record in found}) > 1:
+            listed = ", ".join(f"{record.content_id[:12]} ({record.stage})" for record in found)
+            raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", mend="give more digits")
+        return max(found, key=lambda record: record.ended)
+
+    @contextmanager
+    def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Hold a key. The kernel frees it when the process ends, however it ends."""
+        with _flock(self.lock_path(key), fcntl.LOCK_EX, on_wait):
+            yield
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep `irpipe gc` out while artifacts are read."""
+        try:
+            with _flock(self.root / "lock", fcntl.LOCK_SH, lambda: None):
+                yield
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            yield  # nobody collects a store that cannot be written
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep everybody else out.
+
+        Raises:
+            StoreError: a run is going on.
+        """
+
+        def refuse() -> None:
+            raise StoreError("a run is using this store", where=str(self.root), mend="wait for it to end, then again")
+
+        with _flock(self.root / "lock", fcntl.LOCK_EX, refuse):
+            yield
+
+    def is_locked(self, key: str) -> bool:
+        """Whether some process runs this key now."""
+        path = self.lock_path(key)
+        if not path.exists():
+            return False
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+@contextmanager
+def _flock(path: Path, mode: int, on_wait: Callable[[], None]) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, mode)
+        yield
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves either the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(store: Path) -> Iterator[None]:
+    """Turn what a full, read-only or failing disk raises into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise StoreError(
+            f"the store cannot be written: {error.strerror or error}",
+            where=str(error.filename or store),
+            mend="free space or mend the permissions, then run the same command again: finished work is kept",
+        ) from error

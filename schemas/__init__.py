@@ -1,0 +1,1 @@
+"""What travels between stages: one file per thing, with every column's meaning."""

@@ -1,0 +1,94 @@
+"""The similarity graph of prompts: directed edges from each prompt to its k nearest others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.table import Column, Table
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+EDGES = Table(
+    "edges",
+    "Each vertex's nearest others within its set, nearest first. Vertices are rows of the table `prompts`.",
+    (
+        Column("source", pa.int32(), "The vertex that votes."),
+        Column("target", pa.int32(), "The vertex it votes for."),
+        Column("similarity", pa.float32(), "Cosine of their vectors."),
+    ),
+)
+
+VERTICES = Table("vertices", "The set of each vertex, in the order of vertices.", (Column("set", pa.int32(), "Its set."),))
+
+MAX_NETWORKX_EDGES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Out-edges in compressed rows.
+
+    Attributes:
+        offsets: (n + 1,) int64; the targets of vertex i are `targets[offsets[i]:offsets[i + 1]]`.
+        targets: (edges,) int32.
+        sets: (n,) int32, the set of each vertex.
+    """
+
+    offsets: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    sets: NDArray[np.int32]
+
+
+def read_graph(edge_files: Sequence[Path], vertex_files: Sequence[Path]) -> Graph:
+    """The whole graph without similarities: 4 bytes an edge."""
+    sets = VERTICES.read(vertex_files)["set"].to_numpy()
+    total = sum(pq.read_metadata(file).num_rows for file in edge_files)
+    targets = np.empty(total, dtype=np.int32)
+    degrees = np.zeros(len(sets), dtype=np.int64)
+    done = 0
+    for file in edge_files:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["source", "target"]):
+            targets[done : done + len(batch)] = batch["target"].to_numpy()
+            degrees += np.bincount(batch["source"].to_numpy(), minlength=len(sets))
+            done += len(batch)
+    return Graph(np.concatenate([[0], np.cumsum(degrees)]), targets, sets)
+
+
+def to_networkx(edge_files: Sequence[Path], vertices: Sequence[int] | None = None) -> nx.DiGraph[Any]:
+    """The graph, or the part of it among some vertices, for networkx.
+
+    Raises:
+        InputError: it would have more than a million edges.
+    """
+    import networkx as nx
+
+    chosen = None if vertices is None else pa.array(list(vertices), type=pa.int32())
+    filters = None if chosen is None else (pq_field("source").isin(chosen) & pq_field("target").isin(chosen))
+    count = sum(pq.read_metadata(file).num_rows for file in edge_files) if filters is None else None
+    table = None if count is not None and count > MAX_NETWORKX_EDGES else pq.read_table(list(edge_files), filters=filters)
+    if table is None or table.num_rows > MAX_NETWORKX_EDGES:
+        raise InputError(
+            f"the graph has {count if table is None else table.num_rows:,} edges; networkx takes {MAX_NETWORKX_EDGES:,} at most",
+            mend="name a subset of vertices",
+        )
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from(vertices or ())
+    rows = zip(*(table[name].to_pylist() for name in ("source", "target", "similarity")), strict=True)
+    graph.add_weighted_edges_from(rows, weight="similarity")
+    return graph
+
+
+def pq_field(name: str) -> Any:
+    """A column, in a filter on reading Parquet."""
+    import pyarrow.compute as pc
+
+    return pc.field(name)

@@ -1,0 +1,103 @@
+"""Rows that a stage dropped, each with its reason: filtered by a rule that was asked for, or bad."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from irpipe.pipeline.errors import RejectedError
+from irpipe.schemas.table import ROW_GROUP, Column, Table
+
+REJECTED = Table(
+    "rejected",
+    "What was read and not kept.",
+    (
+        Column("row", pa.int64(), "Where it stood in the input, from 0."),
+        Column("reason", pa.string(), "Why it was dropped."),
+        Column("detail", pa.string(), "What exactly was wrong.", nullable=True),
+        Column("bad", pa.bool_(), "Whether it was unusable, rather than filtered by a rule of the recipe."),
+    ),
+)
+
+# A handful of bad rows among few is no reason to stop; 5 % among many means that the input is not what we think.
+_MIN_ROWS_FOR_SHARE = 100
+_NAMED = 3
+
+
+class Rejections:
+    """Collects dropped rows in a few bytes each.
+
+    Args:
+        max_share: the run ends with an error when more than this share of at least 100 rows is bad.
+        where: the input, as a person knows it.
+    """
+
+    def __init__(self, max_share: float, where: str) -> None:
+        self._max_share, self._where = max_share, where
+        self._rows, self._codes, self._bad = array("q"), array("H"), array("B")
+        self._reasons: dict[str, int] = {}
+        self._details: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def drop(self, row: int, reason: str, detail: str | None = None) -> None:
+        """A rule of the recipe filters this row."""
+        self._add(row, reason, detail, bad=False)
+
+    def refuse(self, row: int, reason: str, detail: str | None = None) -> None:
+        """This row cannot be used."""
+        self._add(row, reason, detail, bad=True)
+
+    def _add(self, row: int, reason: str, detail: str | None, *, bad: bool) -> None:
+        if detail is not None:
+            self._details[len(self._rows)] = detail
+        self._rows.append(row)
+        self._codes.append(self._reasons.setdefault(reason, len(self._reasons)))
+        self._bad.append(bad)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each reason took, by reason."""
+        names = list(self._reasons)
+        return {names[code]: count for code, count in sorted(Counter(self._codes).items(), key=lambda item: names[item[0]])}
+
+    def check(self, read: int, kept: int) -> None:
+        """Stop where too much is bad.
+
+        Raises:
+            RejectedError: nothing was kept, or too large a share was bad; names the first three rows.
+        """
+        bad = sum(self._bad)
+        if kept and not (read >= _MIN_ROWS_FOR_SHARE and bad > self._max_share * read):
+            return
+        what = f"{bad:,} of {read:,} rows are bad" if kept else f"none of {read:,} rows can be kept"
+        wanted = [place for place in range(len(self._rows)) if self._bad[place] or not bad][:_NAMED]
+        names = list(self._reasons)
+        rows = "; ".join(
+            f"row {self._rows[place]}: {names[self._codes[place]]}"
+            + (f" ({self._details[place]})" if place in self._details else "")
+            for place in wanted
+        )
+        raise RejectedError(
+            f"{what}: {rows}" if rows else what,
+            where=self._where,
+            mend="mend the input, or allow more with max_rejected where these rows are known to be bad",
+        )
+
+    def write(self, folder: Path) -> int:
+        """Write `rejected.parquet`, in the order of rows. Returns how many."""
+        names = list(self._reasons)
+        order = sorted(range(len(self._rows)), key=self._rows.__getitem__)
+        with REJECTED.writer(folder / "rejected.parquet") as writer:
+            for start in range(0, len(order), ROW_GROUP):
+                places = order[start : start + ROW_GROUP]
+                writer.append({
+                    "row": [self._rows[place] for place in places],
+                    "reason": [names[self._codes[place]] for place in places],
+                    "detail": [self._details.get(place) for place in places],
+                    "bad": [bool(self._bad[place]) for place in places],
+                })  # fmt: skip
+        return len(order)

@@ -1,0 +1,145 @@
+"""Parquet tables whose bytes depend on nothing but their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from irpipe.pipeline.errors import InputError, did_you_mean
+
+ROW_GROUP = 1 << 17  # rows, unless a table says otherwise; fixed, so that how rows arrive does not show in the file
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: name, Arrow type, meaning, and whether it may be null."""
+
+    name: str
+    type: Any
+    doc: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's name, meaning and columns."""
+
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> Any:
+        """The Arrow schema, each column's meaning in its metadata."""
+        return pa.schema(
+            [pa.field(column.name, column.type, column.nullable, {"doc": column.doc}) for column in self.columns]
+        )
+
+    def write(self, folder: Path, columns: Mapping[str, Any]) -> int:
+        """Write the whole table into a folder at once. Returns its number of rows."""
+        with self.writer(folder / f"{self.name}.parquet") as writer:
+            writer.append(columns)
+        return writer.rows
+
+    @contextmanager
+    def writer(self, path: Path, row_group: int = ROW_GROUP) -> Iterator[TableWriter]:
+        """A writer for one Parquet file, fed in pieces of any size; memory holds one row group."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = TableWriter(path, self.schema, row_group)
+        try:
+            yield writer
+            writer.flush()
+        finally:
+            writer.close()
+
+    def read(self, files: Sequence[Path], columns: Sequence[str] | None = None) -> Any:
+        """Rows of this table as an Arrow table.
+
+        Raises:
+            InputError: a file has other columns.
+        """
+        for file in files:
+            check_columns(pq.read_schema(file).names, columns or [column.name for column in self.columns], str(file))
+        return pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+
+
+class TableWriter:
+    """Gathers rows and writes them in row groups of a fixed size."""
+
+    def __init__(self, path: Path, schema: Any, row_group: int) -> None:
+        self._schema = schema
+        self._row_group = row_group
+        # Row ids are hashes: compressing or indexing them costs time and saves nothing.
+        plain = [field.name for field in schema if pa.types.is_uint64(field.type)]
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            version="2.6",
+            compression={field.name: "none" if field.name in plain else "zstd" for field in schema},
+            use_dictionary=[field.name for field in schema if field.name not in plain],
+            write_statistics=True,
+        )
+        self._pending: list[Any] = []
+        self._waiting = 0
+        self.rows = 0
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Add rows, column by column (arrays, lists or Arrow arrays of one length)."""
+        arrays = [_array(columns[field.name], field.type) for field in self._schema]
+        self._add(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def _add(self, table: Any) -> None:
+        self._pending.append(table)
+        self._waiting += table.num_rows
+        self.rows += table.num_rows
+        if self._waiting >= self._row_group:
+            whole = pa.concat_tables(self._pending)
+            full = whole.num_rows - whole.num_rows % self._row_group
+            self._writer.write_table(whole.slice(0, full), row_group_size=self._row_group)
+            self._pending, self._waiting = [whole.slice(full)], whole.num_rows - full
+
+    def flush(self) -> None:
+        """Write what is left. An empty table still has its schema."""
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._pending), row_group_size=self._row_group)
+            self._pending, self._waiting = [], 0
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _array(values: Any, kind: Any) -> Any:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values if values.type == kind else values.cast(kind)
+    return pa.array(values, type=kind)
+
+
+def check_columns(present: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Every wanted column must be there.
+
+    Raises:
+        InputError: names the first missing one and the nearest present one.
+    """
+    for name in wanted:
+        if name not in present:
+            raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
+
+
+def open_parquet(path: Path) -> Any:
+    """A Parquet file from outside.
+
+    Raises:
+        InputError: it is missing, truncated, or no Parquet.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}", where=str(path)) from None

@@ -1,0 +1,98 @@
+"""Several rankings of the same images become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from irpipe.pipeline.hashing import row_id
+from irpipe.stages.build_pairs.expand import Rankings
+
+# Fitted strengths nearer than this are a tie: the fit itself stops at about a tenth of it.
+_SAME_STRENGTH = 1e-4
+
+
+def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[int, int], int]]:
+    """One ranking for each set of images of a prompt.
+
+    A set that only one record ranked is kept as it is. Records that ranked other images do not join.
+
+    Returns:
+        the rankings, and for `majority` the sign of each pair of an aggregate by its two row numbers:
+        1 the first is better, -1 the second, 0 as many for either, and no entry for pairs nobody untied.
+    """
+    groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
+    for rows in rankings.records():
+        images = frozenset(rankings.images[rows].tolist())
+        groups.setdefault((int(rankings.prompts[rows.start]), images), []).append(rows)
+    parts: list[dict[str, NDArray[Any]]] = []
+    names: list[str | None] = []
+    signs: dict[tuple[int, int], int] = {}
+    done = 0
+    for (prompt, _), members in groups.items():
+        first = members[0]
+        images = rankings.images[first]
+        if len(members) == 1:
+            ranking, ranks, annotator = int(rankings.rankings[first.start]), rankings.ranks[first], rankings.annotator(first.start)
+        else:
+            votes = _votes(rankings, members, images)
+            ranking = row_id("aggregate", method, sorted(int(rankings.rankings[rows.start]) for rows in members))
+            ranks, annotator = _joint_ranks(votes, method), None
+            if method == "majority":
+                signs.update(_majority(votes, done))
+        count = len(images)
+        parts.append({
+            "rankings": np.full(count, ranking, dtype=np.uint64), "prompts": np.full(count, prompt, dtype=np.uint64),
+            "images": images, "ranks": ranks,
+        })  # fmt: skip
+        names += [annotator] * count
+        done += count
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks")}
+    return Rankings.of(**columns, names=names), signs
+
+
+def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """(annotators, images) ranks without gaps, averaged over ties, in one order of images."""
+    order = {int(image): place for place, image in enumerate(images.tolist())}
+    votes = np.empty((len(members), len(images)))
+    for row, rows in enumerate(members):
+        places = [order[int(image)] for image in rankings.images[rows].tolist()]
+        votes[row, places] = rankdata(rankings.ranks[rows])
+    return votes
+
+
+def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
+    if method == "borda":
+        return rankdata(votes.sum(axis=0), method="dense").astype(np.int32)
+    if method == "bradley-terry":
+        return _bradley_terry(votes)
+    return np.full(votes.shape[1], -1, dtype=np.int32)  # a majority of pairs need not be a ranking
+
+
+def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Ranks by fitted strength (Bradley and Terry 1952), fitted by choix with a little regularisation."""
+    import choix
+
+    wins = [pair for row in votes for pair in _ordered_pairs(row)]
+    if not wins:
+        return np.ones(votes.shape[1], dtype=np.int32)
+    strengths = choix.opt_pairwise(votes.shape[1], wins, alpha=1e-2, tol=1e-8)
+    return rankdata(np.round(-strengths / _SAME_STRENGTH), method="dense").astype(np.int32)
+
+
+def _ordered_pairs(row: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    for one, two in combinations(range(len(row)), 2):
+        if row[one] != row[two]:
+            yield (one, two) if row[one] < row[two] else (two, one)
+
+
+def _majority(votes: NDArray[np.float64], start: int) -> Iterator[tuple[tuple[int, int], int]]:
+    for one, two in combinations(range(votes.shape[1]), 2):
+        opinions = np.sign(votes[:, two] - votes[:, one])
+        if opinions.any():
+            yield (start + one, start + two), int(np.sign(opinions.sum()))

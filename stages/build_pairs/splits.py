@@ -1,0 +1,135 @@
+"""Splits that no two related prompts are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from irpipe.pipeline.errors import LeakError
+from irpipe.pipeline.hashing import row_id
+from irpipe.schemas.prompts import normalise
+
+SPLITS = ("train", "validation", "test")
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two prompts (by place) that must share a split, and why."""
+
+    one: int
+    two: int
+    why: str
+
+
+def links_by_value(values: Iterable[tuple[int, Any]], why: str) -> list[Link]:
+    """Links between places with an equal value: each to the first that has it."""
+    first: dict[Any, int] = {}
+    links = []
+    for place, value in values:
+        known = first.setdefault(value, place)
+        if known != place:
+            links.append(Link(known, place, why))
+    return links
+
+
+def links_by_text(texts: Sequence[str]) -> list[Link]:
+    """Links between prompts that are equal after normalisation."""
+    return links_by_value(((place, normalise(text)) for place, text in enumerate(texts)), "the same text after normalisation")
+
+
+def links_by_vector(places: NDArray[np.int64], points: NDArray[np.float32], threshold: float) -> list[Link]:
+    """Links between prompts whose vectors are near.
+
+    Args:
+        places: (m,) the prompt of each vector.
+        points: (m, d), unit rows.
+
+    Cost: 2 m^2 d floating-point operations, in blocks.
+    """
+    links = []
+    for start in range(0, len(points), _BLOCK):
+        similarity = points[start : start + _BLOCK] @ points[start:].T
+        for one, two in zip(*np.nonzero(np.triu(similarity, 1) >= threshold), strict=True):
+            why = f"near-duplicates, cosine {similarity[one, two]:.3f}"
+            links.append(Link(int(places[start + one]), int(places[start + two]), why))
+    return links
+
+
+def components(count: int, links: Sequence[Link]) -> NDArray[np.int32]:
+    """The connected component of each prompt, (count,)."""
+    ends = np.array([(link.one, link.two) for link in links], dtype=np.int64).reshape(-1, 2)
+    graph = sparse.coo_matrix((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    labels: NDArray[np.int32] = sparse.csgraph.connected_components(graph, directed=False)[1]
+    return labels
+
+
+def cut(
+    texts: Sequence[str],
+    links: Sequence[Link],
+    given: dict[int, str],
+    shares: tuple[float, float],
+    seed: int,
+) -> NDArray[np.int8]:
+    """The split of each prompt, as its place in `SPLITS`, (n,).
+
+    Whole components go to one split. Given splits are honoured; the others are drawn in an order that depends on the
+    seed and the texts alone: the test split is filled up to its share of prompts, then the validation split, and the
+    rest trains. A component too large for what is left of a share trains.
+
+    Args:
+        given: split of the prompts whose source says one, by place.
+        shares: of validation and test, of all prompts.
+
+    Raises:
+        LeakError: related prompts have different given splits.
+    """
+    labels = components(len(texts), links)
+    check_leaks(texts, links, labels, given)
+    fixed = {int(labels[place]): SPLITS.index(split) for place, split in given.items()}
+    members: dict[int, list[int]] = {}
+    for place, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(place)
+    order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[place])) for place in members[label]))
+    sizes = [0, 0, 0]
+    for label, split in fixed.items():
+        sizes[split] += len(members[label])
+    quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
+    splits = np.empty(len(texts), dtype=np.int8)
+    for label in order:
+        choice = fixed.get(label)
+        if choice is None:
+            size = len(members[label])
+            choice = next((split for split in (2, 1) if sizes[split] + size <= quotas[split]), 0)
+            sizes[choice] += size
+        splits[members[label]] = choice
+    return splits
+
+
+def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.int32], given: dict[int, str]) -> None:
+    """Related prompts must not have different given splits.
+
+    Raises:
+        LeakError: they have; names two of them and what relates them.
+    """
+    for link in links:
+        splits = given.get(link.one), given.get(link.two)
+        if None not in splits and splits[0] != splits[1]:
+            raise _leak(texts, link.one, link.two, given, link.why)
+    first: dict[int, int] = {}
+    for place in sorted(given):
+        known = first.setdefault(int(labels[place]), place)
+        if given[known] != given[place]:
+            raise _leak(texts, known, place, given, "related through other prompts")
+
+
+def _leak(texts: Sequence[str], one: int, two: int, given: dict[int, str], why: str) -> LeakError:
+    return LeakError(
+        f"the splits {given[one]} and {given[two]} leak: {texts[one][:80]!r} and {texts[two][:80]!r} are {why}",
+        mend="mend the source's splits, or leave them out and let build-pairs cut",
+    )

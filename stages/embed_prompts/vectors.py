@@ -1,0 +1,167 @@
+"""Where vectors come from (a sentence model, hashed n-grams, a given file), and writing them in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import InputError, ModelError
+from irpipe.pipeline.stage import Context
+from irpipe.schemas.embeddings import VECTORS_FILE, unit_rows
+from irpipe.schemas.rejected import Rejections
+from irpipe.stages.embed_prompts import EmbedPromptsConfig
+
+if TYPE_CHECKING:
+    from irpipe.stages.embed_prompts.run import Pool
+
+Encoder = Callable[[list[str]], NDArray[np.float32]]
+
+_BLOCK = 1 << 16  # rows handled at once where vectors are only copied
+_MAX_FLOAT16 = 65504.0
+
+
+def write_vectors(
+    config: EmbedPromptsConfig, pool: Pool, rejections: Rejections, out: Path, context: Context
+) -> tuple[Pool, dict[str, Any]]:
+    """Write `vectors.npy`, float16 (n, d). Returns the pool (without rows that have no vector) and figures."""
+    if config.vectors is not None:
+        given = open_given(context.sources["vectors"][0], pool.rows_read)
+        pool = drop_unusable(given, pool, rejections)
+        rejections.check(pool.rows_read, len(pool.ids))
+        rows = np.array(pool.source_rows, dtype=np.int64)
+        source, shape = (lambda start, stop: np.asarray(given[rows[start:stop]])), (len(rows), given.shape[1])
+        figures: dict[str, Any] = {"embedder": "given vectors"}
+    else:
+        rejections.check(pool.rows_read, len(pool.ids))
+        shards = embed_in_shards(config, pool.texts, context)
+        source, shape = (lambda start, stop: np.asarray(shards[start:stop])), shards.shape
+        figures = {"embedder": config.embedder}
+    mean = mean_row(source, shape) if config.center else None
+    target = np.lib.format.open_memmap(out / VECTORS_FILE, mode="w+", dtype=np.float16, shape=shape)
+    with context.progress("writing vectors", shape[0], "vectors") as bar:
+        for start in range(0, shape[0], _BLOCK):
+            block = source(start, min(start + _BLOCK, shape[0]))
+            target[start : start + len(block)] = block if mean is None else unit_rows(unit_rows(block) - mean)
+            bar.advance(len(block))
+    target.flush()
+    return pool, {**figures, "dimensions": shape[1], "centred": config.center}
+
+
+def mean_row(source: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Mean of all unit vectors, (d,)."""
+    total = np.zeros(shape[1], dtype=np.float64)
+    for start in range(0, shape[0], _BLOCK):
+        total += unit_rows(source(start, min(start + _BLOCK, shape[0]))).sum(axis=0, dtype=np.float64)
+    return (total / shape[0]).astype(np.float32)
+
+
+def open_given(path: Path, rows: int) -> NDArray[Any]:
+    """An .npy of vectors, one row per input row, memory-mapped.
+
+    Raises:
+        InputError: it is no .npy, not of two dimensions, not of floats, or has another number of rows.
+    """
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a readable .npy: {error}", where="embed-prompts.vectors") from None
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise InputError(f"{path} is not a matrix of floats", where="embed-prompts.vectors", expected="(rows, dimensions)")
+    if len(vectors) != rows:
+        raise InputError(
+            f"{path} has {len(vectors):,} rows and the prompts have {rows:,}",
+            where="embed-prompts.vectors",
+            expected="one vector per input row, in the same order",
+        )
+    return vectors
+
+
+def drop_unusable(vectors: NDArray[Any], pool: Pool, rejections: Rejections) -> Pool:
+    """Refuse rows whose vector is not finite, is zero, or does not fit float16."""
+    from irpipe.stages.embed_prompts.run import take
+
+    rows = np.array(pool.source_rows, dtype=np.int64)
+    keep = np.ones(len(rows), dtype=bool)
+    for start in range(0, len(rows), _BLOCK):
+        largest = np.abs(np.asarray(vectors[rows[start : start + _BLOCK]], dtype=np.float64)).max(axis=1, initial=0)
+        keep[start : start + _BLOCK] = np.isfinite(largest) & (largest > 0) & (largest <= _MAX_FLOAT16)
+    for row in rows[~keep].tolist():
+        rejections.refuse(row, "unusable vector", "not finite, zero, or beyond float16")
+    return pool if keep.all() else take(pool, keep)
+
+
+def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Context) -> NDArray[np.float16]:
+    """Vectors of all texts, (n, d), written shard by shard so that a kill costs at most one."""
+    encode = lexical_encoder(config) if config.embedder == "lexical" else sentence_encoder(config, context)
+    path, done_path = context.work / "shards.npy", context.work / "shards.done"
+    done = int(done_path.read_text()) if done_path.exists() else 0
+    vectors: NDArray[np.float16] | None = np.load(path, mmap_mode="r+") if done else None
+    if done:
+        context.say(f"goes on after {done:,} prompts")
+    with context.progress("embedding", len(texts), "prompts") as bar:
+        bar.advance(done)
+        for start in range(done, len(texts), config.shard_size):
+            shard = encode(texts[start : start + config.shard_size])
+            if vectors is None:
+                vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(texts), shard.shape[1]))
+            vectors[start : start + len(shard)] = shard
+            vectors.flush()  # type: ignore[attr-defined]
+            draft = done_path.with_suffix(".draft")
+            draft.write_text(str(start + len(shard)))
+            draft.replace(done_path)
+            bar.advance(len(shard))
+    assert vectors is not None
+    return vectors
+
+
+def lexical_encoder(config: EmbedPromptsConfig) -> Encoder:
+    """Hashed counts of character 3- to 5-grams within words, of length 1: similar spelling, no meaning."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), n_features=config.dimensions, norm="l2")
+    return lambda texts: np.asarray(vectorizer.transform(texts).todense(), dtype=np.float32)
+
+
+def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
+    """A sentence-transformers model. Texts of like length share a batch, so little is spent on padding.
+
+    Raises:
+        ModelError: the library or the weights are not at hand.
+    """
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ModelError(
+            "embedder = 'sentence-transformers' needs the extra 'embed'",
+            mend="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
+        ) from None
+    local = context.sources.get("model", ())
+    name, _, revision = config.model.partition("@")
+    try:
+        model = SentenceTransformer(
+            str(local[0]) if local else name,
+            revision=None if local else revision,
+            device=None if config.device == "auto" else config.device,
+            model_kwargs={"dtype": getattr(torch, config.dtype), "use_safetensors": True},
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the sentence model {config.model} cannot be loaded: {str(error).splitlines()[0]}",
+            mend=f"huggingface-cli download {name}{f' --revision {revision}' if revision else ''}, or give a local folder:"
+            " --set embed-prompts.model=FOLDER; without weights: --set embed-prompts.embedder=lexical",
+        ) from None
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            vectors = model.encode(
+                texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=False
+            )
+        return vectors.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    return encode

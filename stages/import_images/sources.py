@@ -1,0 +1,137 @@
+"""Where encoded images lie: a folder with files and zips, one zip, or Parquet. Nothing is unpacked."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.table import open_parquet
+
+
+@dataclass(frozen=True)
+class Found:
+    """The bytes of an image, or why there are none."""
+
+    path: str
+    data: bytes = b""
+    fault: str | None = None
+
+
+# Columns that hold an image, and the column that holds the name it is known by (None: inside the image's struct).
+_PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
+
+
+def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    """Every wanted image once, in the order of `paths` (of the rows, where they lie in Parquet).
+
+    Raises:
+        InputError: the root is no folder, zip or Parquet file.
+    """
+    if root.is_dir():
+        tables = sorted(root.rglob("*.parquet"))
+        yield from _from_parquet(tables, paths, max_bytes) if tables else _from_folder(root, paths, max_bytes)
+    elif root.suffix == ".parquet":
+        yield from _from_parquet([root], paths, max_bytes)
+    elif zipfile.is_zipfile(root):
+        zips = _Zips()
+        yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
+    else:
+        raise InputError(f"{root} is no folder, zip or Parquet file", where="import-images.image_root")
+
+
+def _inside(path: str) -> bool:
+    """Whether a given path stays below its root, as far as its text tells."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and ":" not in parts[0]
+
+
+def _outside(path: str) -> Found:
+    return Found(path, fault="path leaves the root")
+
+
+def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    zips, real_root = _Zips(), root.resolve()
+    for path in paths:
+        file = root / path if _inside(path) else None
+        if file is None or not file.resolve().is_relative_to(real_root):
+            yield _outside(path)
+        elif file.is_file():
+            yield _read_file(file, path, max_bytes)
+        else:
+            yield _from_zip_above(root, path, zips, max_bytes)
+
+
+def _read_file(file: Path, path: str, max_bytes: int) -> Found:
+    if file.stat().st_size > max_bytes:
+        return Found(path, fault="file too large")
+    return Found(path, file.read_bytes())
+
+
+def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Found:
+    """`a/b/c.webp` may be the member `c.webp` (or `b/c.webp`) of `a/b.zip`, as ImageRewardDB publishes it."""
+    parts = PurePosixPath(path).parts
+    for depth in range(len(parts) - 1, 0, -1):
+        archive = root.joinpath(*parts[: depth - 1], f"{parts[depth - 1]}.zip")
+        if archive.is_file():
+            names = ["/".join(parts[depth:]), "/".join(parts[depth - 1 :]), path]
+            return zips.read(archive, names, path, max_bytes)
+    return Found(path, fault="missing")
+
+
+@dataclass
+class _Zips:
+    """Open archives, so that each directory is read once."""
+
+    _open: dict[Path, zipfile.ZipFile | None] = field(default_factory=dict)
+
+    def read(self, archive: Path, names: Sequence[str], path: str, max_bytes: int) -> Found:
+        if archive not in self._open:
+            try:
+                self._open[archive] = zipfile.ZipFile(archive)
+            except (zipfile.BadZipFile, OSError):
+                self._open[archive] = None
+        opened = self._open[archive]
+        if opened is None:
+            return Found(path, fault="broken zip")
+        name = next((name for name in names if name in opened.NameToInfo), None)
+        if name is None:
+            return Found(path, fault="missing")
+        if opened.getinfo(name).file_size > max_bytes:
+            return Found(path, fault="file too large")
+        try:
+            with opened.open(name) as member:
+                data = member.read(max_bytes + 1)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
+            return Found(path, fault="broken in its zip")
+        return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
+
+
+def _from_parquet(files: Sequence[Path], paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    wanted = dict.fromkeys(paths)
+    for file in files:
+        opened = open_parquet(file)
+        names = opened.schema_arrow.names
+        columns = [(image, name) for image, name in _PARQUET_IMAGES if image in names and (name is None or name in names)]
+        if not columns:
+            continue
+        read = sorted({column for pair in columns for column in pair if column is not None})
+        for batch in opened.iter_batches(batch_size=64, columns=read):
+            for row in batch.to_pylist():
+                for image, name in columns:
+                    path, data = _cell(row[image], row[name] if name else None)
+                    if path in wanted:
+                        del wanted[path]
+                        yield Found(path, fault="file too large") if len(data) > max_bytes else Found(path, data)
+    yield from (Found(path, fault="missing") for path in wanted)
+
+
+def _cell(image: Any, name: str | None) -> tuple[str | None, bytes]:
+    """Name and bytes of an image cell: a struct<bytes, path>, or bytes with the name beside."""
+    if isinstance(image, dict):
+        return name if name is not None else image.get("path"), image.get("bytes") or b""
+    return name, image or b""

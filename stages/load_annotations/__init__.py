@@ -1,0 +1,72 @@
+"""Read anybody's annotations into one canonical form.
+
+Reads: a file or folder of annotations (`path`), or those of a stage that writes annotation files.
+Writes: the tables `annotated_prompts`, `annotation_images`, `annotations`, `prompt_labels`, `ratings`, `rankings`,
+    `contradictions` and `rejected`, and `agreement.json`.
+Paper: ImageReward, section 2 and appendices A.3 and B.
+Deviates: rankings that contradict ratings are reported, where the paper's tool refused them.
+Cost: O(records); agreement O(annotators^2) per set of images that several people ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Strict, model_validator
+
+from irpipe.pipeline.stage import Config, FilePath, Stage, given, setting
+
+Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv"]
+
+
+class LoadAnnotationsConfig(Config):
+    path: FilePath | None = setting(
+        None, role="external",
+        help="Annotations: a file, or a folder whose file names say train, validation or test. Unset: the recipe's"
+        " stage that writes annotations.",
+    )  # fmt: skip
+    format: Format | None = setting(
+        None, help="Format of path; must be given with it, but for .jsonl and .csv files, which are our own formats."
+    )
+    rank_direction: Literal["lower-is-better", "higher-is-better"] = setting(
+        "lower-is-better", help="Whether rank 1 is the best or the worst image.", source="ImageReward B.3: slot 1 is best"
+    )
+    rating_scale: Annotated[tuple[float, float], Strict(False)] = setting(
+        (1.0, 7.0), help="Worst and best value of the ratings (jsonl, csv, imagerewarddb).", source="ImageReward B.2: Likert 1-7"
+    )
+    split: Literal["train", "validation", "test"] | None = setting(
+        None, help="Split of every record. Unset: what the source says, if anything."
+    )
+    label_source: Literal["human", "model"] = setting("human", help="Who made the annotations; kept with the figures.")
+    max_rejected: float = setting(0.05, ge=0, le=1, role="execution", help="Share of bad records (of at least 100) that stops the run.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoadAnnotationsConfig:
+        if self.path is None and given(self, "format"):
+            raise ValueError("format describes path, which is not given")
+        if self.path is not None and self.format is None and self.path.suffix not in (".jsonl", ".csv"):
+            raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
+        if self.rating_scale[0] == self.rating_scale[1]:
+            raise ValueError("rating_scale has no extent")
+        choices = self.format in ("hps-json", "pickapic")
+        if choices and given(self, "rank_direction"):
+            raise ValueError(f"rank_direction has no effect with {self.format}, which holds choices")
+        if (choices or self.format in ("imagereward-json", "hpdv2-json")) and given(self, "rating_scale"):
+            raise ValueError(f"rating_scale has no effect with {self.format}, which holds no ratings")
+        return self
+
+
+def _reads(config: LoadAnnotationsConfig) -> Sequence[str]:
+    return () if config.path is not None else ("annotation-files",)
+
+
+STAGE = Stage(
+    name="load-annotations",
+    version=1,
+    reads=_reads,
+    writes="annotations",
+    determinism="bitwise",
+    config=LoadAnnotationsConfig,
+    run="irpipe.stages.load_annotations.run:run",
+)

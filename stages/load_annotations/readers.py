@@ -1,0 +1,325 @@
+"""One reader per format. Each yields raw records; `check.py` says whether they are any good."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from irpipe.pipeline.errors import InputError, did_you_mean
+from irpipe.schemas.table import check_columns, open_parquet
+
+_SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validation", "val": "validation", "test": "test"}
+
+
+@dataclass
+class RawRecord:
+    """A source record as it stands, with nothing checked but its shape.
+
+    Attributes:
+        row: where it stands in the source, from 0.
+        record: what the source calls it.
+        fault: why it could not even be read, or None.
+    """
+
+    row: int
+    record: str
+    prompt: Any = None
+    annotator: Any = None
+    images: Any = None
+    ranks: Any = None
+    ratings: dict[str, Any] = field(default_factory=dict)
+    problems: Any = None
+    labels: dict[str, Any] = field(default_factory=dict)
+    split: Any = None
+    fault: tuple[str, str | None] | None = None
+
+
+def read_records(path: Path, kind: str) -> Iterator[RawRecord]:
+    """Every record of a file, or of the files of a folder in the order of their names.
+
+    Raises:
+        InputError: no file of the format, or one that is not of it.
+    """
+    if not path.is_dir():
+        yield from _READERS[kind](path, 0)
+        return
+    files = [file for file in sorted(path.rglob("*")) if file.suffix == _SUFFIXES[kind] and file.is_file()]
+    if not files:
+        raise InputError(f"{path} holds no {_SUFFIXES[kind]} file", where="load-annotations.path")
+    start = 0
+    for file in files:
+        split, last = split_of(file), start - 1
+        for record in _READERS[kind](file, start):
+            last = max(last, record.row)
+            record.split = record.split if record.split is not None else split
+            yield record
+        start = last + 1
+
+
+def split_of(file: Path) -> str | None:
+    """The split a file's name says, such as `metadata-train.parquet`."""
+    words = [word for word in re.split(r"[^a-z]+", file.stem.lower()) if word in _SPLIT_WORDS]
+    return _SPLIT_WORDS[words[0]] if words else None
+
+
+def _load_list(path: Path, wanted: Sequence[str]) -> list[Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}", where=str(path)) from None
+    if not isinstance(data, list):
+        raise InputError(f"{path} is not a JSON list of records", where=str(path))
+    first = data[0] if data else None
+    if not isinstance(first, dict):
+        raise InputError(f"{path} holds no records", where=str(path))
+    for name in wanted:
+        if name not in first:
+            raise InputError(f"its records have no field {name!r}{did_you_mean(name, first)}", where=str(path))
+    return data
+
+
+def _items(data: list[Any], start: int, wanted: Sequence[str]) -> Iterator[tuple[RawRecord, dict[str, Any]]]:
+    for row, item in enumerate(data, start):
+        record = RawRecord(row, str(row))
+        if not isinstance(item, dict):
+            record.fault = ("not an object", repr(item)[:80])
+        elif missing := [name for name in wanted if name not in item]:
+            record.fault = ("missing field", ", ".join(missing))
+        yield record, item if isinstance(item, dict) else {}
+
+
+def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
+    """`train.json` and its like: id, prompt, generations, ranking (lower is better)."""
+    wanted = ("id", "prompt", "generations", "ranking")
+    for record, item in _items(_load_list(path, wanted), start, wanted):
+        record.record = str(item.get("id", record.record))
+        record.prompt, record.images, record.ranks = item.get("prompt"), item.get("generations"), item.get("ranking")
+        yield record
+
+
+def _hps(path: Path, start: int) -> Iterator[RawRecord]:
+    """HPS v1: one chosen image per prompt; of the others nothing is known but that they were not chosen."""
+    wanted = ("human_preference", "prompt", "file_path")
+    for record, item in _items(_load_list(path, wanted), start, wanted):
+        record.record = str(item.get("id", record.record))
+        record.prompt, record.images = item.get("prompt"), item.get("file_path")
+        record.annotator = item.get("user_hash")
+        chosen = item.get("human_preference")
+        if record.fault is None and isinstance(record.images, list):
+            if type(chosen) is not int or not 0 <= chosen < len(record.images):
+                record.fault = ("choice is no image's index", repr(chosen))
+            else:
+                record.ranks = [1 if place == chosen else 2 for place in range(len(record.images))]
+        yield record
+
+
+def _hpdv2(path: Path, start: int) -> Iterator[RawRecord]:
+    """HPD v2: train (human_preference, 1 is preferred) or test (rank and raw_annotations, lower is better)."""
+    data = _load_list(path, ("prompt",))
+    train = "human_preference" in data[0]
+    wanted = ("prompt", "file_path", "human_preference") if train else ("prompt", "image_path", "rank")
+    check_columns(list(data[0]), wanted, str(path))
+    for record, item in _items(data, start, wanted):
+        record.prompt, record.images = item.get("prompt"), item.get("file_path" if train else "image_path")
+        if record.fault is not None:
+            yield record
+        elif train:
+            marks = item["human_preference"]
+            if not isinstance(marks, list) or any(mark not in (0, 1) for mark in marks):
+                record.fault = ("preference is not 0 or 1", repr(marks)[:80])
+            else:
+                record.ranks = [2 - int(mark) for mark in marks]
+            yield record
+        elif item.get("raw_annotations"):
+            yield from _hpdv2_votes(record, item["raw_annotations"])
+        else:
+            record.ranks = _places(item["rank"])
+            yield record
+
+
+def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
+    for place, vote in enumerate(votes if isinstance(votes, list) else [votes]):
+        single = RawRecord(record.row, f"{record.record}/{place}", record.prompt, None, record.images)
+        if isinstance(vote, dict) and "rank" in vote:
+            single.annotator, single.ranks = vote.get("user_hash"), vote["rank"]
+        else:
+            single.fault = ("raw annotation without rank", repr(vote)[:80])
+        yield single
+
+
+def _places(values: Any) -> Any:
+    """Averaged ranks as whole ones in the same order; anything else as it is, for the check to refuse."""
+    if not isinstance(values, list) or not all(isinstance(value, int | float) and value == value for value in values):
+        return values
+    order = sorted(set(values))
+    return [order.index(value) + 1 for value in values]
+
+
+_RATING_COLUMNS = {"overall": "overall_rating", "alignment": "image_text_alignment_rating", "fidelity": "fidelity_rating"}
+
+
+def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
+    """ImageRewardDB's metadata: one row per image, joined by prompt_id. Direction: lower rank is better."""
+    columns = ["image_path", "prompt_id", "prompt", "classification", "rank", *_RATING_COLUMNS.values()]
+    amount = "image_amount_in_total"
+    file = open_parquet(path)
+    check_columns(file.schema_arrow.names, [*columns, amount], str(path))
+    groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    row = start
+    for batch in file.iter_batches(columns=[*columns, amount]):
+        for item in batch.to_pylist():
+            groups.setdefault(item["prompt_id"], []).append((row, item))
+            row += 1
+    for name, members in groups.items():
+        items = [item for _, item in members]
+        record = RawRecord(members[0][0], str(name), items[0]["prompt"])
+        record.images, record.ranks = [item["image_path"] for item in items], [item["rank"] for item in items]
+        record.ratings = {aspect: [item[column] for item in items] for aspect, column in _RATING_COLUMNS.items()}
+        record.labels = {"category": items[0]["classification"]}
+        if len({item["prompt"] for item in items}) > 1:
+            record.fault = ("one prompt_id, several prompts", str(name))
+        elif any(item[amount] is not None and item[amount] != len(items) for item in items):
+            record.fault = ("rows do not add up to image_amount_in_total", f"{len(items)} of {items[0][amount]}")
+        yield record
+
+
+def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
+    """Pick-a-Pic: two images a row, label 1, 0 or 0.5 each (a tie)."""
+    columns = ["caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label", "ranking_id", "user_id"]
+    file = open_parquet(path)
+    check_columns(file.schema_arrow.names, columns, str(path))
+    row = start
+    for batch in file.iter_batches(columns=columns):
+        for item in batch.to_pylist():
+            record = RawRecord(row, str(item["ranking_id"]), item["caption"], str(item["user_id"]))
+            record.images = [item["image_0_uid"], item["image_1_uid"]]
+            labels = (item["label_0"], item["label_1"])
+            if not item["has_label"]:
+                record.fault = ("no label", None)
+            elif labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+                record.fault = ("labels are no choice", repr(labels))
+            else:
+                record.ranks = [1 if label >= max(labels) else 2 for label in labels]
+            yield record
+            row += 1
+
+
+_JSONL_FIELDS = {
+    "ranking_id", "prompt_id", "prompt", "annotator", "images", "ranking",
+    "overall", "alignment", "fidelity", "problems", "labels", "split",
+}  # fmt: skip
+
+
+def _jsonl(path: Path, start: int) -> Iterator[RawRecord]:
+    """Our own: one line per (prompt, annotator). docs/formats.md describes it."""
+    with path.open(encoding="utf-8") as file:
+        for row, line in enumerate(file, start):
+            try:
+                item = json.loads(line)
+            except ValueError:
+                yield RawRecord(row, str(row), fault=("not JSON", line[:80].rstrip()))
+                continue
+            yield _own(row, item)
+
+
+def _own(row: int, item: Any) -> RawRecord:
+    record = RawRecord(row, str(row))
+    if not isinstance(item, dict):
+        record.fault = ("not an object", repr(item)[:80])
+        return record
+    unknown = [name for name in item if name not in _JSONL_FIELDS]
+    missing = [name for name in ("prompt", "images") if name not in item]
+    if unknown or missing:
+        word = "unknown field" if unknown else "missing field"
+        name = (unknown or missing)[0]
+        record.fault = (word, f"{name}{did_you_mean(name, _JSONL_FIELDS if unknown else item)}")
+    record.record = str(item.get("ranking_id", row))
+    record.prompt, record.annotator, record.images = item.get("prompt"), item.get("annotator"), item.get("images")
+    record.ranks, record.problems, record.split = item.get("ranking"), item.get("problems"), item.get("split")
+    record.ratings = {aspect: item[aspect] for aspect in _RATING_COLUMNS if aspect in item}
+    labels = item.get("labels") or {}
+    if not isinstance(labels, dict):
+        record.fault = ("labels are no object", repr(labels)[:80])
+    else:
+        record.labels = labels
+    return record
+
+
+def _csv(path: Path, start: int) -> Iterator[RawRecord]:
+    """Our own: one row per image of a record, joined by ranking_id and annotator. docs/formats.md describes it."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        names = list(reader.fieldnames or ())
+        check_columns(names, ["ranking_id", "prompt", "image", "rank"], str(path))
+        known = {"ranking_id", "prompt", "annotator", "image", "rank", *_RATING_COLUMNS, "problems", "category", "intent_unclear", "unsafe", "split"}
+        for name in names:
+            if name not in known:
+                raise InputError(f"unknown column {name!r}{did_you_mean(name, known)}", where=str(path))
+        groups: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
+        for row, item in enumerate(reader, start):
+            groups.setdefault((item["ranking_id"], item.get("annotator") or ""), []).append((row, item))
+    for (name, annotator), members in groups.items():
+        items = [item for _, item in members]
+        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator or None)
+        record.images, record.ranks = [item["image"] for item in items], [_number(item["rank"]) for item in items]
+        record.ratings = {aspect: [_number(item[aspect]) for item in items] for aspect in _RATING_COLUMNS if aspect in names}
+        record.problems = [_words(item.get("problems")) for item in items] if "problems" in names else None
+        record.labels = _csv_labels(items[0])
+        record.split = items[0].get("split") or None
+        if any(item["prompt"] != items[0]["prompt"] for item in items):
+            record.fault = ("one ranking_id, several prompts", name)
+        yield record
+
+
+def _csv_labels(item: dict[str, str]) -> dict[str, Any]:
+    labels: dict[str, Any] = {}
+    if item.get("category"):
+        labels["category"] = item["category"]
+    if item.get("intent_unclear"):
+        labels["intent_unclear"] = {"true": True, "false": False}.get(item["intent_unclear"].lower(), item["intent_unclear"])
+    if item.get("unsafe"):
+        labels["unsafe"] = _words(item["unsafe"])
+    return labels
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(";") if word.strip()]
+
+
+def _number(text: str | None) -> Any:
+    """A number of a CSV cell; None where it is empty; the text itself where it is no number, for the check to refuse."""
+    if text is None or not text.strip():
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+_READERS = {
+    "imagereward-json": _imagereward,
+    "imagerewarddb": _imagerewarddb,
+    "hps-json": _hps,
+    "hpdv2-json": _hpdv2,
+    "pickapic": _pickapic,
+    "jsonl": _jsonl,
+    "csv": _csv,
+}
+_SUFFIXES = {
+    "imagereward-json": ".json",
+    "imagerewarddb": ".parquet",
+    "hps-json": ".json",
+    "hpdv2-json": ".json",
+    "pickapic": ".parquet",
+    "jsonl": ".jsonl",
+    "csv": ".csv",
+}
+FORMATS: Iterable[str] = tuple(_READERS)

@@ -1,0 +1,149 @@
+"""The work of `load-annotations`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.annotations import (
+    ANNOTATED_PROMPTS,
+    ANNOTATION_IMAGES,
+    ANNOTATIONS,
+    ASPECTS,
+    CONTRADICTIONS,
+    PROMPT_LABELS,
+    RANKINGS,
+    RATINGS,
+    image_id,
+    ranking_id,
+)
+from irpipe.schemas.prompts import prompt_id
+from irpipe.schemas.rejected import Rejections
+from irpipe.stages.load_annotations import LoadAnnotationsConfig
+from irpipe.stages.load_annotations.agreement import agreement
+from irpipe.stages.load_annotations.check import BadRecord, Record, check
+from irpipe.stages.load_annotations.readers import read_records
+
+Columns = dict[str, list[Any]]
+
+
+def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    path = context.sources["path"][0] if config.path else inputs["annotation-files"].file("annotations.jsonl")
+    kind = config.format or path.suffix.removeprefix(".")
+    rejections = Rejections(config.max_rejected, path.name)
+    records, read = gather(config, path, kind, rejections, context)
+    rejections.check(read, len(records))
+    rejected = rejections.write(out)
+    write_tables(records, kind, out)
+    against = write_contradictions(records, kind, out)
+    found = agreement(records)
+    (out / "agreement.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    found.pop("by_annotator", None)
+    metrics = {
+        "records": len(records),
+        "prompts": len({record.prompt for record in records}),
+        "annotators": len({record.annotator for record in records if record.annotator is not None}),
+        "label_source": config.label_source,
+        "contradictions": against,
+        "rejected_for": rejections.counts(),
+        "agreement": found,
+    }
+    return Report(Rows(read, len(records), rejected), metrics)
+
+
+def gather(
+    config: LoadAnnotationsConfig, path: Path, kind: str, rejections: Rejections, context: Context
+) -> tuple[list[Record], int]:
+    """All usable records, and how many were read."""
+    records: list[Record] = []
+    seen: set[tuple[str, str | None]] = set()
+    read = 0
+    with context.progress("reading annotations", None, "records") as bar:
+        for raw in read_records(path, kind):
+            read += 1
+            bar.advance(1)
+            raw.split = config.split or raw.split
+            try:
+                record = check(raw, higher_is_better=config.rank_direction == "higher-is-better", scale=config.rating_scale)
+            except BadRecord as error:
+                rejections.refuse(raw.row, error.reason, error.detail)
+                continue
+            if (record.record, record.annotator) in seen:
+                rejections.refuse(raw.row, "record stands twice", f"{record.record} by {record.annotator or 'nobody named'}")
+                continue
+            seen.add((record.record, record.annotator))
+            records.append(record)
+    return records, read
+
+
+def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
+    """The canonical tables, in the order of records.
+
+    Raises:
+        StageError: two different things have one id (chance: n^2 / 2^65).
+    """
+    prompts: dict[int, str] = {}
+    images: dict[int, tuple[int, str]] = {}
+    tables: dict[str, Columns] = {table.name: {} for table in (ANNOTATIONS, PROMPT_LABELS, RATINGS, RANKINGS)}
+    for record in records:
+        prompt, ranking = prompt_id(record.prompt), ranking_id(kind, record.record, record.annotator)
+        _unique(prompts, prompt, record.prompt)
+        _add(tables["annotations"], ranking_id=ranking, prompt_id=prompt, source_row=record.row,
+             annotator=record.annotator, split=record.split)  # fmt: skip
+        if record.category is not None or record.intent_unclear is not None or record.unsafe:
+            _add(tables["prompt_labels"], ranking_id=ranking, prompt_id=prompt, category=record.category,
+                 intent_unclear=record.intent_unclear, unsafe=list(record.unsafe))  # fmt: skip
+        for place, path in enumerate(record.images):
+            image = image_id(prompt, path)
+            _unique(images, image, (prompt, path))
+            if record.ranks[place] is not None:
+                _add(tables["rankings"], ranking_id=ranking, prompt_id=prompt, image_id=image,
+                     rank=record.ranks[place], annotator=record.annotator)  # fmt: skip
+            ratings = {aspect: record.ratings[aspect][place] for aspect in ASPECTS}
+            if record.problems[place] or any(value is not None for value in ratings.values()):
+                _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[place]))
+    ANNOTATED_PROMPTS.write(out, {"prompt_id": list(prompts), "prompt": list(prompts.values())})
+    owners, paths = [prompt for prompt, _ in images.values()], [path for _, path in images.values()]
+    ANNOTATION_IMAGES.write(out, {"image_id": list(images), "prompt_id": owners, "path": paths})
+    for table in (ANNOTATIONS, PROMPT_LABELS, RATINGS, RANKINGS):
+        table.write(out, tables[table.name] or {column.name: [] for column in table.columns})
+
+
+def _unique(known: dict[int, Any], identity: int, value: Any) -> None:
+    if known.setdefault(identity, value) != value:
+        raise StageError(f"{known[identity]!r} and {value!r} have the same id")
+
+
+def _add(columns: Columns, **values: Any) -> None:
+    for name, value in values.items():
+        columns.setdefault(name, []).append(value)
+
+
+def write_contradictions(records: Sequence[Record], kind: str, out: Path) -> dict[str, Any]:
+    """Pairs whose overall ratings say the opposite of their ranks: a table, and how many of how many."""
+    columns: Columns = {column.name: [] for column in CONTRADICTIONS.columns}
+    compared = 0
+    affected: Counter[str] = Counter()
+    for record in records:
+        prompt = prompt_id(record.prompt)
+        overall = record.ratings["overall"]
+        for one, two in combinations(range(len(record.images)), 2):
+            ranks = record.ranks[one], record.ranks[two]
+            if None in (*ranks, overall[one], overall[two]) or ranks[0] == ranks[1]:
+                continue
+            compared += 1
+            better, worse = (one, two) if ranks[0] < ranks[1] else (two, one)  # type: ignore[operator]
+            if overall[better] < overall[worse]:  # type: ignore[operator]
+                affected[record.record] += 1
+                _add(columns, ranking_id=ranking_id(kind, record.record, record.annotator),
+                     better=image_id(prompt, record.images[better]), worse=image_id(prompt, record.images[worse]),
+                     overall_better=overall[better], overall_worse=overall[worse])  # fmt: skip
+    count = CONTRADICTIONS.write(out, columns)
+    return {"pairs": count, "of": compared, "records": len(affected)}

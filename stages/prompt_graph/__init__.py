@@ -1,0 +1,54 @@
+"""Connect each prompt to its k nearest others by cosine.
+
+Reads: the vectors of `embed-prompts`.
+Writes: the tables `edges` and `vertices`.
+Paper: ImageReward, appendix A.1; Su et al. 2022 (fast vote-k), section 3.
+Deviates: a prompt never counts as its own neighbour, also among exact duplicates, where the released code drops
+    whichever comes first.
+Cost: exact O(n^2 d / sets) time; memory O(n d / sets) floats.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from irpipe.pipeline.stage import Config, Stage, given, setting
+
+
+class PromptGraphConfig(Config):
+    k: int = setting(150, ge=1, le=2000, help="Nearest others of each prompt.", source="ImageReward A.1; Su et al. 2022, all call sites")
+    sets: int = setting(
+        1, ge=1, help="Random sets that are searched apart; 1: the whole pool.",
+        source="ImageReward A.1 divides 1.8 M prompts into 100 sets",
+    )  # fmt: skip
+    seed: int = setting(0, ge=0, help="Seed of the division into sets.")
+    index: Literal["auto", "exact", "clusters"] = setting(
+        "auto",
+        help="exact: every pair is compared. clusters: each cluster of prompts is compared with the clusters nearest"
+        " to it, and the recall is measured. auto: exact up to exact_up_to prompts a set.",
+    )
+    exact_up_to: int = setting(50_000, ge=1, help="Largest set that auto searches exactly.")
+    probes: int = setting(48, ge=1, help="Clusters that each cluster is compared with; more cost more and find more.")
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> PromptGraphConfig:
+        if self.sets == 1 and given(self, "seed") and self.index == "exact":
+            raise ValueError("seed has no effect with sets = 1 and index = 'exact'")
+        if self.index != "auto" and given(self, "exact_up_to"):
+            raise ValueError("exact_up_to has no effect unless index = 'auto'")
+        if self.index == "exact" and given(self, "probes"):
+            raise ValueError("probes has no effect with index = 'exact'")
+        return self
+
+
+STAGE = Stage(
+    name="prompt-graph",
+    version=1,
+    reads=("embeddings",),
+    writes="prompt-graph",
+    determinism="bitwise",
+    config=PromptGraphConfig,
+    run="irpipe.stages.prompt_graph.run:run",
+)

@@ -1,0 +1,67 @@
+"""The work of `prompt-graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.graph import EDGES, VERTICES
+from irpipe.stages.prompt_graph import PromptGraphConfig
+from irpipe.stages.prompt_graph.search import Neighbours, exact, recall_of, through_clusters
+
+
+def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    vectors = open_vectors(inputs["embeddings"].file(VECTORS_FILE))
+    if config.sets > len(vectors):
+        raise InputError(f"{len(vectors)} prompts cannot be divided into {config.sets} sets", where="prompt-graph.sets")
+    set_of = divide(len(vectors), config.sets, config.seed)
+    VERTICES.write(out, {"set": set_of})
+    recalls: list[float] = []
+    edges = 0
+    with EDGES.writer(out / "edges.parquet") as writer, context.progress("searching", len(vectors), "prompts") as bar:
+        for number in range(config.sets):
+            members = np.flatnonzero(set_of == number)
+            for found in search(config, unit_rows(vectors, members), recalls):
+                writer.append(as_edges(members, found))
+                edges += found.targets.size
+                bar.advance(len(found.sources))
+    recall = float(np.mean(recalls)) if recalls else 1.0
+    metrics = {"vertices": len(vectors), "edges": edges, "sets": config.sets, "recall": round(recall, 4)}
+    return Report(Rows(len(vectors), len(vectors), 0), metrics)
+
+
+def divide(count: int, sets: int, seed: int) -> NDArray[np.int32]:
+    """The set of each vertex, (count,): a random division into sets whose sizes differ by one at most."""
+    set_of = np.empty(count, dtype=np.int32)
+    set_of[np.random.default_rng(seed).permutation(count)] = np.arange(count, dtype=np.int64) * sets // count
+    return set_of
+
+
+def search(config: PromptGraphConfig, points: NDArray[np.float32], recalls: list[float]) -> Iterator[Neighbours]:
+    """The neighbours of every point of one set, in blocks, in order of the points."""
+    k = min(config.k, len(points) - 1)
+    if k == 0:
+        return
+    if config.index == "exact" or (config.index == "auto" and len(points) <= config.exact_up_to):
+        yield from exact(points, k)
+        return
+    found = through_clusters(points, k, config.probes, config.seed)
+    recalls.append(recall_of(found, points, config.seed))
+    yield found
+
+
+def as_edges(members: NDArray[np.int64], found: Neighbours) -> dict[str, NDArray[np.generic]]:
+    """Rows of the table `edges`."""
+    k = found.targets.shape[1]
+    return {
+        "source": np.repeat(members[found.sources], k).astype(np.int32),
+        "target": members[found.targets.ravel()].astype(np.int32),
+        "similarity": found.similarities.ravel(),
+    }

@@ -1,0 +1,79 @@
+"""How well a selection stands for the pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.pipeline.stage import Context
+from irpipe.schemas.embeddings import unit_rows
+
+_BLOCK = 8192
+
+
+def nearest_selected(vectors: NDArray[Any], picks: NDArray[np.int64], what: str, context: Context) -> NDArray[np.float32]:
+    """Similarity of every prompt to its nearest selected one, (n,). A selected prompt's is 1.
+
+    Cost: 2 n count d floating-point operations.
+    """
+    chosen = unit_rows(vectors, picks).T.copy()
+    nearest = np.empty(len(vectors), dtype=np.float32)
+    with context.progress(what, len(vectors), "prompts") as bar:
+        for start in range(0, len(vectors), _BLOCK):
+            block = unit_rows(vectors, slice(start, start + _BLOCK))
+            nearest[start : start + len(block)] = (block @ chosen).max(axis=1)
+            bar.advance(len(block))
+    return nearest
+
+
+def nearest_other(vectors: NDArray[Any], picks: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Similarity of every selected prompt to its nearest other selected one, (count,)."""
+    chosen = unit_rows(vectors, picks)
+    nearest = np.full(len(picks), np.nan, dtype=np.float32)
+    if len(picks) < 2:
+        return nearest
+    for start in range(0, len(picks), _BLOCK):
+        block = chosen[start : start + _BLOCK] @ chosen.T
+        rows = np.arange(len(block))
+        block[rows, start + rows] = -np.inf
+        nearest[start : start + len(block)] = block.max(axis=1)
+    return nearest
+
+
+def figures(coverage: NDArray[np.float32], redundancy: NDArray[np.float32]) -> dict[str, float | None]:
+    """What the record tells of a selection: mean and 5th percentile of coverage, mean of redundancy."""
+    return {
+        "coverage_mean": round(float(coverage.mean(dtype=np.float64)), 4),
+        "coverage_p5": round(float(np.percentile(coverage, 5)), 4),
+        "redundancy_mean": round(float(redundancy.mean(dtype=np.float64)), 4) if len(redundancy) > 1 else None,
+    }
+
+
+def plot(
+    path: Path,
+    method: str,
+    coverage: tuple[NDArray[np.float32], NDArray[np.float32]],
+    redundancy: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> None:
+    """Coverage and redundancy of a selection (first) against a random one (second), as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = (
+        "Coverage: every prompt's similarity\nto its nearest selected one (right is better)",
+        "Redundancy: every selected prompt's similarity\nto its nearest other (left is better)",
+    )
+    for axis, title, pair in zip(axes, titles, (coverage, redundancy), strict=True):
+        for values, name, colour in zip(pair, (method, "random"), ("#1b6ca8", "#b0b0b0"), strict=True):
+            kept = np.sort(values[np.isfinite(values)])
+            axis.plot(kept, np.linspace(0, 1, len(kept)), label=name, color=colour, linewidth=2)
+        axis.set(title=title, xlabel="cosine", ylabel="share of prompts below", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,198 @@
+"""The work of `select-prompts`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.graph import read_graph
+from irpipe.schemas.prompts import PROMPTS, SELECTED_PROMPTS, normalise
+from irpipe.schemas.rejected import Rejections
+from irpipe.schemas.table import open_parquet
+from irpipe.stages.select_prompts import SelectPromptsConfig
+from irpipe.stages.select_prompts.coverage import figures, nearest_other, nearest_selected, plot
+from irpipe.stages.select_prompts.votek import Ballot, vote_k
+
+Selection = tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.int32] | None]
+
+
+def run(config: SelectPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    pool = PROMPTS.read(inputs["embeddings"].table("prompts"))
+    vectors = open_vectors(inputs["embeddings"].file(VECTORS_FILE))
+    allowed, excluded = candidates(pool, context.sources.get("exclude", ()))
+    if config.count > len(allowed):
+        raise InputError(
+            f"{config.count:,} prompts are asked for and {len(allowed):,} can be selected",
+            where="select-prompts.count",
+            mend=f"--set select-prompts.count={len(allowed)}",
+        )
+    picks, scores, sets = select(config, vectors, allowed, inputs, context)
+    SELECTED_PROMPTS.write(out, selected_columns(pool, picks, scores, sets))
+    rejections = Rejections(1.0, "embed-prompts")
+    for row in np.setdiff1d(np.arange(pool.num_rows), picks).tolist():
+        rejections.drop(row, "excluded" if excluded[row] else "not selected")
+    rejections.write(out)
+    metrics = compare(config, vectors, picks, allowed, out, context)
+    if scores is not None:
+        metrics["picks_without_votes"] = int((scores == 0).sum())
+    metrics["excluded"] = int(excluded.sum())
+    return Report(Rows(pool.num_rows, len(picks), pool.num_rows - len(picks)), metrics)
+
+
+def candidates(pool: Any, exclude: tuple[Path, ...]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows that may be selected, and a mask of the excluded ones."""
+    forbidden = {normalise(text) for path in exclude for text in prompts_of(path)}
+    texts = pool["prompt"].to_pylist() if forbidden else []
+    excluded = np.array([normalise(text) in forbidden for text in texts] or np.zeros(pool.num_rows), dtype=bool)
+    return np.flatnonzero(~excluded), excluded
+
+
+def prompts_of(path: Path) -> Iterator[str]:
+    """The prompts of a file, or of an artifact's tables: text, JSON, JSONL, CSV or Parquet with a field `prompt`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir():
+        tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in pq.read_schema(file).names]
+        if not tables:
+            raise InputError(f"{path} has no table with a column 'prompt'", where="select-prompts.exclude")
+        for file in tables:
+            yield from prompts_of(file)
+    elif path.suffix == ".parquet":
+        if "prompt" not in open_parquet(path).schema_arrow.names:
+            raise InputError(f"{path} has no column 'prompt'", where="select-prompts.exclude")
+        yield from pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+    elif path.suffix == ".txt":
+        yield from path.read_text(encoding="utf-8").splitlines()
+    else:
+        yield from (_prompt_field(record, path) for record in _records(path))
+
+
+def _records(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                yield from csv.DictReader(file)
+            elif path.suffix == ".json":
+                yield from json.load(file)
+            else:
+                yield from (json.loads(line) for line in file)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}", where="select-prompts.exclude") from None
+
+
+def _prompt_field(record: Any, path: Path) -> str:
+    text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{path} has a record without a field 'prompt'", where="select-prompts.exclude")
+    return text
+
+
+def select(
+    config: SelectPromptsConfig,
+    vectors: NDArray[Any],
+    allowed: NDArray[np.int64],
+    inputs: Mapping[str, Artifact],
+    context: Context,
+) -> Selection:
+    """Rows in the order of selection; for vote-k also their scores and sets."""
+    if config.method == "random":
+        return random_rows(allowed, config.count, config.seed), None, None
+    if config.method == "k-center":
+        return k_center(vectors, allowed, config.count, context), None, None
+    graph = read_graph(inputs["prompt-graph"].table("edges"), inputs["prompt-graph"].table("vertices"))
+    ballot = Ballot(graph, config.rho)
+    picks: list[int] = []
+    scores: list[float] = []
+    with context.progress("selecting", config.count, "prompts") as bar:
+        for members, count in shares(graph.sets, allowed, config.count):
+            set_picks, set_scores = vote_k(ballot, members, count)
+            picks += set_picks
+            scores += set_scores
+            bar.advance(count)
+    rows = np.array(picks, dtype=np.int64)
+    return rows, np.array(scores), graph.sets[rows]
+
+
+def shares(
+    sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """The candidates of each set and how many of them are to be picked: as equal as the sets' sizes let them be."""
+    members = [allowed[sets[allowed] == number] for number in range(int(sets.max()) + 1)]
+    wanted = [0] * len(members)
+    left = count
+    while left:
+        open_sets = [number for number, rows in enumerate(members) if wanted[number] < len(rows)]
+        each, extra = divmod(left, len(open_sets))
+        for place, number in enumerate(open_sets):
+            more = min(each + (place < extra), len(members[number]) - wanted[number])
+            wanted[number] += more
+            left -= more
+    yield from ((rows, number) for rows, number in zip(members, wanted, strict=True) if number)
+
+
+def random_rows(allowed: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """A random sample without replacement, in random order."""
+    return np.random.default_rng(seed).permutation(allowed)[:count]
+
+
+def k_center(vectors: NDArray[Any], allowed: NDArray[np.int64], count: int, context: Context) -> NDArray[np.int64]:
+    """Farthest first (Gonzalez 1985): from the prompt nearest to the mean, always the one least like its nearest pick.
+
+    Cost: 2 n count d floating-point operations, one pass over the vectors a pick; float32 vectors in memory.
+    """
+    points = unit_rows(vectors, allowed)
+    picks = [int((points @ points.mean(axis=0)).argmax())]
+    nearest = np.full(len(points), -np.inf, dtype=np.float32)
+    with context.progress("selecting", count, "prompts") as bar:
+        while len(picks) < count:
+            np.maximum(nearest, points @ points[picks[-1]], out=nearest)
+            nearest[picks[-1]] = np.inf
+            picks.append(int(nearest.argmin()))
+            bar.advance(1)
+    return allowed[np.array(picks)]
+
+
+def selected_columns(
+    pool: Any, picks: NDArray[np.int64], scores: NDArray[np.float64] | None, sets: NDArray[np.int32] | None
+) -> dict[str, Any]:
+    """Columns of the table `selected_prompts`."""
+    rows = pool.take(picks)
+    nothing = [None] * len(picks)
+    return {
+        "pick": np.arange(len(picks)),
+        "prompt_id": rows["prompt_id"],
+        "prompt": rows["prompt"],
+        "source_row": rows["source_row"],
+        "vote_score": nothing if scores is None else scores,
+        "set": nothing if sets is None else sets,
+    }
+
+
+def compare(
+    config: SelectPromptsConfig,
+    vectors: NDArray[Any],
+    picks: NDArray[np.int64],
+    allowed: NDArray[np.int64],
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    """Coverage and redundancy against random selection of the same size, as figures and as a plot."""
+    chance = random_rows(allowed, len(picks), config.seed)
+    coverage = nearest_selected(vectors, picks, "coverage", context), nearest_selected(vectors, chance, "random's", context)
+    redundancy = nearest_other(vectors, picks), nearest_other(vectors, chance)
+    plot(out / "coverage.png", config.method, coverage, redundancy)
+    ours, theirs = (figures(coverage[place], redundancy[place]) for place in (0, 1))
+    return {"selected": len(picks), **ours, **{f"random_{name}": value for name, value in theirs.items()}}
