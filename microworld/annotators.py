@@ -24,9 +24,7 @@ class Annotator:
 
 def crowd(count: int, rng: np.random.Generator) -> list[Annotator]:
     """People who differ a little in care and in strictness."""
-    return [
-        Annotator(f"annotator-{number}", float(rng.uniform(0.2, 0.5)), float(rng.normal(0, 0.3))) for number in range(count)
-    ]
+    return [Annotator(f"annotator-{number}", float(rng.uniform(0.2, 0.5)), float(rng.normal(0, 0.3))) for number in range(count)]
 
 
 def annotate(person: Annotator, worth: NDArray[np.float64], rng: np.random.Generator) -> dict[str, Any]:

@@ -97,13 +97,13 @@ def _publish(store: Store, work: Path, record: Record) -> None:
         set_aside(store, record.content_id)
     if not target.exists() and out.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(out, target)
+        out.rename(target)
         sync_folder(target.parent)
         _close_folders(target)
     if target.exists():
         path = store.record_path(record.key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(work / _RECORD_FILE, path)
+        (work / _RECORD_FILE).replace(path)
         sync_folder(path.parent)
     shutil.rmtree(work)
 
@@ -121,19 +121,17 @@ def set_aside(store: Store, content_id: str) -> Path:
     """Move a damaged object out of the way, so that the next run makes it again."""
     source, target = store.object_path(content_id), store.root / "damaged" / content_id
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.chmod(0o755)
+    source.chmod(0o700)
     if target.exists():
         remove(target)
-    os.rename(source, target)
+    source.rename(target)
     return target
 
 
 def remove(folder: Path) -> None:
     """Delete a folder whose folders are read-only."""
-    for path, names, _ in os.walk(folder):
-        os.chmod(path, 0o755)
-        for name in names:
-            os.chmod(os.path.join(path, name), 0o755)
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        path.chmod(0o700)
     shutil.rmtree(folder)
 
 

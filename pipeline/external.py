@@ -137,9 +137,7 @@ class Memory:
         if not self._path.exists():
             return None
         with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as connection:
-            row = connection.execute(
-                "SELECT digest FROM digests WHERE path = ? AND signature = ?", (path, signature)
-            ).fetchone()
+            row = connection.execute("SELECT digest FROM digests WHERE path = ? AND signature = ?", (path, signature)).fetchone()
         return None if row is None else str(row[0])
 
     def _store(self, path: str, signature: bytes, fresh: str) -> None:

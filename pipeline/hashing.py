@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(encode(value)).hexdigest()
 
 
-def stage_key(
-    stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], external: Mapping[str, Any]
-) -> str:
+def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], external: Mapping[str, Any]) -> str:
     """What a run would be, known before it.
 
     Args:
@@ -89,9 +87,9 @@ def content_id(files: Iterable[tuple[str, int, str]]) -> str:
     return digest(["content", SCHEME, sorted([path, size, sha] for path, size, sha in files)])
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, the same as ``sha256sum`` prints."""
-    with open(path, "rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         sha = hashlib.sha256()
         while chunk := file.read(_READ_BYTES):
             sha.update(chunk)

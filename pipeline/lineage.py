@@ -138,7 +138,7 @@ def _id_tables(store: Store, records: Iterable[Record]) -> Iterator[tuple[Record
 
 def readable(row: Mapping[str, Any], id_columns: Iterable[str]) -> dict[str, Any]:
     """Row ids as 16 hex digits, bytes as their number."""
-    shown = {name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value for name, value in row.items()}
+    shown: dict[str, Any] = {name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value for name, value in row.items()}
     for name, value in shown.items():
         if isinstance(value, dict):
             shown[name] = readable(value, ())

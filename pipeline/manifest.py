@@ -155,8 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
             content_id=data["content_id"],
             files=tuple(FileEntry(**entry) for entry in data["files"]),
             tables={
-                name: TableEntry(tuple(entry["files"]), entry["rows"], entry["columns"])
-                for name, entry in data["tables"].items()
+                name: TableEntry(tuple(entry["files"]), entry["rows"], entry["columns"]) for name, entry in data["tables"].items()
             },
         )
     except (KeyError, TypeError) as error:

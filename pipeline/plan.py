@@ -77,9 +77,7 @@ class Planner:
     def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
         """One stage, given what its upstream stages made."""
         stage = node.stage
-        externals = resolve(
-            stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember
-        )
+        externals = resolve(stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember)
         inputs = {kind: made[name] for kind, name in node.upstream.items() if name in made}
         missing = [name for name in node.upstream.values() if name not in made]
         notes = list(self._replaced(node))
@@ -170,9 +168,7 @@ def shown_config(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _differences(
-    node: Node, record: Record, inputs: Mapping[str, InputEntry], externals: Externals
-) -> Iterator[str]:
+def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], externals: Externals) -> Iterator[str]:
     stage, config = node.stage, shown_config(node.config)
     if stage.version != record.stage_version:
         yield f"{stage.name} version {record.stage_version} -> {stage.version}"

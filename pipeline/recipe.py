@@ -168,7 +168,7 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     plain = {name: value for name, value in document.items() if not isinstance(value, dict)}
     name, store = plain.pop("recipe", None), plain.pop("store", "artifacts")
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise RecipeError('the recipe has no name of letters, digits, - and _', where=str(path), expected='recipe = "micro"')
+        raise RecipeError("the recipe has no name of letters, digits, - and _", where=str(path), expected='recipe = "micro"')
     if not isinstance(store, str):
         raise RecipeError(f"store = {store!r} is not a path", where=str(path))
     if plain:

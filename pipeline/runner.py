@@ -95,9 +95,7 @@ class Runner:
         write_durably(attempt_file, to_json(attempt))
         started, clock = _now(), time.monotonic()
         inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
-        context = Context(
-            scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths
-        )
+        context = Context(scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths)
         try:
             report = stage.load_run()(step.node.config, inputs, out, context)
             _check(step.name, report)
@@ -126,9 +124,7 @@ class Runner:
             except OSError:
                 self.planner.watcher.say("  the reason could not be written beside the kept work")
 
-    def _record(
-        self, step: Step, key: str, manifest: Manifest, report: Report, started: str, clock: float
-    ) -> Record:
+    def _record(self, step: Step, key: str, manifest: Manifest, report: Report, started: str, clock: float) -> Record:
         rows = report.rows
         return Record(
             key=key,

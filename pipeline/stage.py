@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -39,17 +40,17 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
-def setting(default: Any = ..., *, help: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
+def setting(default: Any = ..., *, meaning: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
     """A field of a `Config`.
 
     Args:
         default: the default, or nothing for a setting that must be given.
-        help: what it means, with its unit and special values, as people read it in ``irpipe cite``.
+        meaning: what it means, with its unit and special values, as people read it in ``irpipe cite``.
         source: where the default comes from (paper, section; released code), if it has one.
         role: how it counts towards the key.
         limits: pydantic's own constraints (``ge``, ``le``, ...).
     """
-    return Field(default, description=help, json_schema_extra={"source": source, "role": role}, **limits)
+    return Field(default, description=meaning, json_schema_extra={"source": source, "role": role}, **limits)
 
 
 def role_of(config: type[BaseModel], name: str) -> Role:
@@ -87,7 +88,7 @@ class Report:
 
 
 class ProgressMaker(Protocol):
-    def __call__(self, what: str, total: int | None, unit: str) -> Progress: ...
+    def __call__(self, what: str, total: int | None, unit: str) -> AbstractContextManager[Progress]: ...
 
 
 @dataclass(frozen=True)

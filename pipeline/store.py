@@ -1,11 +1,11 @@
 """artifacts/ on disk: where things lie, and how they are found and opened.
 
-    objects/ab/<content_id>/   manifest.json and files, read-only
-    keys/ab/<key>.json         a run's record: key -> content id
-    refs/<recipe>/<stage>.json the newest result by name
-    work/<key>/                a run in progress: out/, scratch/, attempt.json
-    locks/<key>                held by the process that runs the key
-    damaged/<content_id>       objects that failed verification
+objects/ab/<content_id>/   manifest.json and files, read-only
+keys/ab/<key>.json         a run's record: key -> content id
+refs/<recipe>/<stage>.json the newest result by name
+work/<key>/                a run in progress: out/, scratch/, attempt.json
+locks/<key>                held by the process that runs the key
+damaged/<content_id>       objects that failed verification
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
+    draft.replace(path)
     sync_folder(path.parent)
 
 

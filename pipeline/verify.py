@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from irpipe.pipeline.commit import set_aside
 from irpipe.pipeline.errors import DamageError
-from irpipe.pipeline.hashing import file_digest
-from irpipe.pipeline.manifest import content_id, list_files, read_manifest
+from irpipe.pipeline.hashing import content_id, file_digest
+from irpipe.pipeline.manifest import list_files, read_manifest
 from irpipe.pipeline.plan import Planner
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.runner import Runner

@@ -29,4 +29,5 @@ def unit_rows(vectors: NDArray[Any], rows: Any = slice(None)) -> NDArray[np.floa
     """
     block = np.asarray(vectors[rows], dtype=np.float32)
     lengths = np.linalg.norm(block, axis=1, keepdims=True)
-    return np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
+    units: NDArray[np.float32] = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
+    return units

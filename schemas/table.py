@@ -37,9 +37,7 @@ class Table:
     @property
     def schema(self) -> Any:
         """The Arrow schema, each column's meaning in its metadata."""
-        return pa.schema(
-            [pa.field(column.name, column.type, column.nullable, {"doc": column.doc}) for column in self.columns]
-        )
+        return pa.schema([pa.field(column.name, column.type, column.nullable, {"doc": column.doc}) for column in self.columns])
 
     def write(self, folder: Path, columns: Mapping[str, Any]) -> int:
         """Write the whole table into a folder at once. Returns its number of rows."""

@@ -18,35 +18,24 @@ class ExportKind(StrEnum):
 def export(
     identifier: IdArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
-    to: Annotated[ExportKind, typer.Option("--to", help="files: the artifact's files and the records of its lineage.")] = ExportKind.files,
+    to: Annotated[
+        ExportKind, typer.Option("--to", help="files: the artifact's files and the records of its lineage.")
+    ] = ExportKind.files,
 ) -> None:
     """Copy an artifact out of the store, with the records of everything it was made from.
 
     Example: irpipe export build-pairs my-pairs
     """
-    import shutil
+    from irpipe.pipeline.export import export_files
 
-    from irpipe.pipeline.errors import StoreError
-    from irpipe.pipeline.lineage import lineage
-    from irpipe.pipeline.manifest import record_json
-
+    exporters = {ExportKind.files: export_files}
     _, store, record = find(identifier)
-    if folder.exists():
-        raise StoreError(f"{folder} exists already", mend="name a folder that does not exist yet")
-    artifact = store.open(record.content_id)
-    for file in artifact.manifest.files:
-        target = folder / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.file(file.path), target)
-    shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
-    (folder / "lineage").mkdir()
-    for run in (*lineage(store, record).ancestors, record):
-        (folder / "lineage" / f"{run.stage}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
+    exporters[to](store, record, folder)
     print(folder)
 
 
 def verify(
-    rerun: Annotated[bool, typer.Option("--rerun", help="Also run every stage again and compare what comes out.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also run every stage again, and compare.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Hash every artifact again. Damaged ones are named and moved aside; the next run makes them again.
@@ -75,8 +64,11 @@ def verify(
         for fault in faults:
             print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.content_id[:12]}: {fault.what}; moved aside")
         for run in reruns:
-            print(f"{run.stage}: {'the same' if run.same else f'{run.before[:12]} before, {run.after[:12]} now'} ({run.determinism})")
-        print(f"{checked} artifacts checked, {len(faults)} damaged" + (f", {len(differ)} came out otherwise" if rerun else ""))
+            print(
+                f"{run.stage}: {'the same' if run.same else f'{run.before[:12]} before, {run.after[:12]} now'} ({run.determinism})"
+            )
+        otherwise = f", {len(differ)} came out otherwise" if rerun else ""
+        print(f"{checked} artifacts checked, {len(faults)} damaged{otherwise}")
     if faults or differ:
         raise typer.Exit(1)
 

@@ -52,7 +52,9 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
 
 def lineage(
     identifier: IdArgument,
-    format_: Annotated[LineageFormat, typer.Option("--format", help="Text, or source for Graphviz or Mermaid.")] = LineageFormat.text,
+    format_: Annotated[
+        LineageFormat, typer.Option("--format", help="Text, or source for Graphviz or Mermaid.")
+    ] = LineageFormat.text,
     json_: JsonOption = False,
 ) -> None:
     """Show what an artifact was made from, and what was made from it.
@@ -145,7 +147,9 @@ def _compare(one: Record, two: Record) -> list[tuple[str, str, Any, Any]]:
     return rows
 
 
-def sql(query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False) -> None:
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False
+) -> None:
     """Ask the newest tables of the recipe a question in SQL. `SHOW ALL TABLES` lists them.
 
     Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"

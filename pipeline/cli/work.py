@@ -34,7 +34,9 @@ def init(
         with Path(RECIPE_FILE).open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RecipeError(f"{RECIPE_FILE} is here already", mend=f"edit it, or delete it and run irpipe init --recipe {recipe}") from None
+        raise RecipeError(
+            f"{RECIPE_FILE} is here already", mend=f"edit it, or delete it and run irpipe init --recipe {recipe}"
+        ) from None
     print(f"{RECIPE_FILE} written: the recipe {recipe!r}. Next: irpipe plan build-pairs")
 
 
@@ -45,7 +47,9 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run this stage although its result is at hand.")] = False,
     strict_code: StrictOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON event a line; the last has key, content_id and metrics.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON event a line; the last has key, content_id and metrics.")
+    ] = False,
 ) -> None:
     """Make a stage's artifact: run what is missing upstream, reuse the rest, and say which and why.
 

@@ -25,32 +25,34 @@ Problem = Literal[
 class BuildPairsConfig(Config):
     aggregate: Literal["none", "majority", "borda", "bradley-terry"] = setting(
         "none",
-        help="What becomes of several rankings of the same images: none keeps each one's pairs; majority votes on every"
+        meaning="What becomes of several rankings of the same images: none keeps each one's pairs; majority votes on every"
         " pair; borda ranks by mean rank; bradley-terry by fitted strength.",
         source="ImageReward has one annotator a prompt",
     )
     drop_labels: Annotated[tuple[Label, ...], Strict(False)] = setting(
         ("intent_unclear", "sexual", "violent", "defames_groups", "personal_information"),
-        help="Prompts that any annotator labelled so make no pairs.",
+        meaning="Prompts that any annotator labelled so make no pairs.",
         source="ImageReward B.1",
     )
     drop_image_problems: Annotated[tuple[Problem, ...], Strict(False)] = setting(
-        (), help="Images with such a problem, by any annotator, make no pairs."
+        (), meaning="Images with such a problem, by any annotator, make no pairs."
     )
     use_images: bool = setting(
-        False, help="Read the images artifact: images it lacks make no pairs, and equal bytes count as one image."
+        False, meaning="Read the images artifact: images it lacks make no pairs, and equal bytes count as one image."
     )
     weighting: Literal["pair", "prompt"] = setting(
-        "pair", help="pair: every pair weighs 1. prompt: every prompt does.", source="ImageReward weighs pairs"
+        "pair", meaning="pair: every pair weighs 1. prompt: every prompt does.", source="ImageReward weighs pairs"
     )
     near_duplicate: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = setting(
-        0.95, help="Prompts whose vectors' cosine is at least this share a split, where vectors are at hand; or off."
+        0.95, meaning="Prompts whose vectors' cosine is at least this share a split, where vectors are at hand; or off."
     )
     validation_share: float = setting(
-        0.046, ge=0, lt=1, help="Share of prompts in the validation split.", source="412 of 8,878 (ImageRewardDB)"
+        0.046, ge=0, lt=1, meaning="Share of prompts in the validation split.", source="412 of 8,878 (ImageRewardDB)"
     )
-    test_share: float = setting(0.052, ge=0, lt=1, help="Share of prompts in the test split.", source="466 of 8,878 (ImageReward 4.1)")
-    seed: int = setting(0, ge=0, help="Seed of the cut into splits.")
+    test_share: float = setting(
+        0.052, ge=0, lt=1, meaning="Share of prompts in the test split.", source="466 of 8,878 (ImageReward 4.1)"
+    )
+    seed: int = setting(0, ge=0, meaning="Seed of the cut into splits.")
 
     @model_validator(mode="after")
     def _shares(self) -> BuildPairsConfig:

@@ -28,8 +28,8 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
     """
     groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
     for rows in rankings.records():
-        images = frozenset(rankings.images[rows].tolist())
-        groups.setdefault((int(rankings.prompts[rows.start]), images), []).append(rows)
+        image_set = frozenset(rankings.images[rows].tolist())
+        groups.setdefault((int(rankings.prompts[rows.start]), image_set), []).append(rows)
     parts: list[dict[str, NDArray[Any]]] = []
     names: list[str | None] = []
     signs: dict[tuple[int, int], int] = {}
@@ -38,7 +38,11 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         first = members[0]
         images = rankings.images[first]
         if len(members) == 1:
-            ranking, ranks, annotator = int(rankings.rankings[first.start]), rankings.ranks[first], rankings.annotator(first.start)
+            ranking, ranks, annotator = (
+                int(rankings.rankings[first.start]),
+                rankings.ranks[first],
+                rankings.annotator(first.start),
+            )
         else:
             votes = _votes(rankings, members, images)
             ranking = row_id("aggregate", method, sorted(int(rankings.rankings[rows.start]) for rows in members))
@@ -68,7 +72,7 @@ def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint
 
 def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
     if method == "borda":
-        return rankdata(votes.sum(axis=0), method="dense").astype(np.int32)
+        return dense(votes.sum(axis=0))
     if method == "bradley-terry":
         return _bradley_terry(votes)
     return np.full(votes.shape[1], -1, dtype=np.int32)  # a majority of pairs need not be a ranking
@@ -82,7 +86,13 @@ def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
     if not wins:
         return np.ones(votes.shape[1], dtype=np.int32)
     strengths = choix.opt_pairwise(votes.shape[1], wins, alpha=1e-2, tol=1e-8)
-    return rankdata(np.round(-strengths / _SAME_STRENGTH), method="dense").astype(np.int32)
+    return dense(np.round(-strengths / _SAME_STRENGTH))
+
+
+def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Ranks without gaps, the least value first."""
+    ranks: NDArray[np.int32] = rankdata(values, method="dense").astype(np.int32)
+    return ranks
 
 
 def _ordered_pairs(row: NDArray[np.float64]) -> Iterator[tuple[int, int]]:

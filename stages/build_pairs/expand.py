@@ -48,6 +48,17 @@ class Rankings:
         annotators = names if isinstance(names, pa.DictionaryArray) else pa.array(names, pa.string()).dictionary_encode()
         return cls(rankings, prompts, images, ranks, annotators, starts)
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Self]) -> Self:
+        """Several blocks as one."""
+        return cls.of(
+            np.concatenate([block.rankings for block in blocks]),
+            np.concatenate([block.prompts for block in blocks]),
+            np.concatenate([block.images for block in blocks]),
+            np.concatenate([block.ranks for block in blocks]),
+            [name for block in blocks for name in block.annotators.to_pylist()],
+        )
+
     def records(self) -> Iterator[slice]:
         """The rows of each ranking."""
         for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):

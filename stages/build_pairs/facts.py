@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from irpipe.pipeline.errors import LeakError, RecipeError
-from irpipe.pipeline.stage import Context, given
+from irpipe.pipeline.stage import given
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS, ANNOTATION_IMAGES, ANNOTATIONS, PROMPT_LABELS, RATINGS
 from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
@@ -89,7 +89,7 @@ class Facts:
         return same
 
 
-def gather_facts(config: BuildPairsConfig, inputs: Mapping[str, Artifact], context: Context) -> Facts:
+def gather_facts(config: BuildPairsConfig, inputs: Mapping[str, Artifact]) -> Facts:
     """Read what is known and cut the splits.
 
     Raises:

@@ -52,8 +52,10 @@ class Candidates:
 
 def run(config: BuildPairsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     annotations = inputs["annotations"]
-    facts = gather_facts(config, inputs, context)
-    PROMPT_SPLITS.write(out, {"prompt_id": facts.prompt_ids, "split": dictionary(facts.splits, _SPLITS), "component": facts.components})
+    facts = gather_facts(config, inputs)
+    PROMPT_SPLITS.write(
+        out, {"prompt_id": facts.prompt_ids, "split": dictionary(facts.splits, _SPLITS), "component": facts.components}
+    )
     weights = weigh(config, annotations, facts) if config.weighting == "prompt" else np.ones(len(facts.prompt_ids))
     counts = np.zeros(len(REASONS), dtype=np.int64)
     by_split = np.zeros(len(SPLITS), dtype=np.int64)
@@ -98,11 +100,7 @@ def candidates(config: BuildPairsConfig, annotations: Artifact, facts: Facts) ->
         return
     whole = list(blocks)  # a set of images may have been ranked anywhere: memory O(rankings)
     if whole:
-        joined = Rankings.of(
-            *(np.concatenate([getattr(block, name) for block in whole]) for name in ("rankings", "prompts", "images", "ranks")),
-            names=[name for block in whole for name in block.annotators.to_pylist()],
-        )
-        yield examine(*aggregates(joined, config.aggregate), facts)
+        yield examine(*aggregates(Rankings.joined(whole), config.aggregate), facts)
 
 
 def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts) -> Candidates:

@@ -21,52 +21,54 @@ MPNET = "sentence-transformers/all-mpnet-base-v2@e8c3b32edf5434bc2275fc9bab85f82
 
 class EmbedPromptsConfig(Config):
     path: FilePath | None = setting(
-        None, role="external", help="File of prompts. Unset: the recipe's stage that writes prompts."
+        None, role="external", meaning="File of prompts. Unset: the recipe's stage that writes prompts."
     )
     format: Literal["diffusiondb", "jsonl", "csv", "parquet", "text"] | None = setting(
-        None, help="Format of path. Unset: guessed from its ending (and, for Parquet, its columns)."
+        None, meaning="Format of path. Unset: guessed from its ending (and, for Parquet, its columns)."
     )
-    prompt_column: str = setting("prompt", help="Name of the column or field that holds the prompt.")
+    prompt_column: str = setting("prompt", meaning="Name of the column or field that holds the prompt.")
     duplicates: Literal["exact", "normalised", "keep"] = setting(
         "normalised",
-        help="Which prompts count as one: equal after Unicode NFC and white space (exact), after case and"
+        meaning="Which prompts count as one: equal after Unicode NFC and white space (exact), after case and"
         " punctuation as well (normalised), or none (keep).",
     )
-    min_characters: int = setting(1, ge=1, help="Shorter prompts are dropped; empty ones always are.")
-    max_characters: int | None = setting(None, ge=1, help="Longer prompts are dropped. Unset: none is too long.")
+    min_characters: int = setting(1, ge=1, meaning="Shorter prompts are dropped; empty ones always are.")
+    max_characters: int | None = setting(None, ge=1, meaning="Longer prompts are dropped. Unset: none is too long.")
     max_prompt_nsfw: float | None = setting(
-        None, ge=0, le=2, help="Rows whose prompt_nsfw is higher are dropped (DiffusionDB). Unset: no limit."
+        None, ge=0, le=2, meaning="Rows whose prompt_nsfw is higher are dropped (DiffusionDB). Unset: no limit."
     )
     max_image_nsfw: float | None = setting(
-        None, ge=0, le=2, help="Rows whose image_nsfw is higher are dropped; 1.0 drops just the blurred ones, which have 2.0."
+        None, ge=0, le=2, meaning="Rows whose image_nsfw is higher are dropped; 1.0 drops just the blurred ones, which have 2.0."
     )
-    keep_unscored: bool = setting(True, help="Whether rows without an NSFW score pass the limits.")
+    keep_unscored: bool = setting(True, meaning="Whether rows without an NSFW score pass the limits.")
     min_images: int = setting(
-        1, ge=1, help="Least number of rows with the same prompt.", source="ImageReward 2.1 has 4-9 images a prompt"
+        1, ge=1, meaning="Least number of rows with the same prompt.", source="ImageReward 2.1 has 4-9 images a prompt"
     )
     embedder: Literal["sentence-transformers", "lexical"] = setting(
-        "sentence-transformers", help="lexical: hashed character n-grams; needs no weights.", source="ImageReward A.1"
+        "sentence-transformers", meaning="lexical: hashed character n-grams; needs no weights.", source="ImageReward A.1"
     )
     model: str = setting(
-        MPNET, role="model", help="Sentence model: hub/name@revision, or a local folder.",
+        MPNET, role="model", meaning="Sentence model: hub/name@revision, or a local folder.",
         source="the paper cites Sentence-BERT and MPNet and names no model",
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "bfloat16", help="Precision of the sentence model. Vectors are float16 at rest."
+        "bfloat16", meaning="Precision of the sentence model. Vectors are float16 at rest."
     )
-    dimensions: int = setting(512, ge=8, le=1 << 16, help="Length of lexical vectors.")
+    dimensions: int = setting(512, ge=8, le=1 << 16, meaning="Length of lexical vectors.")
     vectors: FilePath | None = setting(
-        None, role="external", help="An .npy of given vectors, one row per input row, instead of an embedder."
+        None, role="external", meaning="An .npy of given vectors, one row per input row, instead of an embedder."
     )
     center: bool = setting(
         False,
-        help="Subtract the mean vector before vectors are compared.",
+        meaning="Subtract the mean vector before vectors are compared.",
         source="Su et al. 2022 (fast vote-k) centre in code; ImageReward is silent",
     )
-    batch_size: int = setting(32, ge=1, help="Prompts a batch; batches are cut inside a shard, by length.")
-    shard_size: int = setting(4096, ge=1, help="Prompts a shard: a kill costs at most one.")
-    max_rejected: float = setting(0.05, ge=0, le=1, role="execution", help="Share of bad rows (of at least 100) that stops the run.")
-    device: str = setting("auto", role="execution", help="Where the sentence model runs: auto, cpu, cuda, cuda:1, mps.")
+    batch_size: int = setting(32, ge=1, meaning="Prompts a batch; batches are cut inside a shard, by length.")
+    shard_size: int = setting(4096, ge=1, meaning="Prompts a shard: a kill costs at most one.")
+    max_rejected: float = setting(
+        0.05, ge=0, le=1, role="execution", meaning="Share of bad rows (of at least 100) that stops the run."
+    )
+    device: str = setting("auto", role="execution", meaning="Where the sentence model runs: auto, cpu, cuda, cuda:1, mps.")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> EmbedPromptsConfig:

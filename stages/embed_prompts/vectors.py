@@ -29,34 +29,33 @@ def write_vectors(
 ) -> tuple[Pool, dict[str, Any]]:
     """Write `vectors.npy`, float16 (n, d). Returns the pool (without rows that have no vector) and figures."""
     if config.vectors is not None:
-        given = open_given(context.sources["vectors"][0], pool.rows_read)
-        pool = drop_unusable(given, pool, rejections)
+        vectors: NDArray[Any] = open_given(context.sources["vectors"][0], pool.rows_read)
+        pool = drop_unusable(vectors, pool, rejections)
         rejections.check(pool.rows_read, len(pool.ids))
         rows = np.array(pool.source_rows, dtype=np.int64)
-        source, shape = (lambda start, stop: np.asarray(given[rows[start:stop]])), (len(rows), given.shape[1])
-        figures: dict[str, Any] = {"embedder": "given vectors"}
     else:
         rejections.check(pool.rows_read, len(pool.ids))
-        shards = embed_in_shards(config, pool.texts, context)
-        source, shape = (lambda start, stop: np.asarray(shards[start:stop])), shards.shape
-        figures = {"embedder": config.embedder}
-    mean = mean_row(source, shape) if config.center else None
-    target = np.lib.format.open_memmap(out / VECTORS_FILE, mode="w+", dtype=np.float16, shape=shape)
-    with context.progress("writing vectors", shape[0], "vectors") as bar:
-        for start in range(0, shape[0], _BLOCK):
-            block = source(start, min(start + _BLOCK, shape[0]))
-            target[start : start + len(block)] = block if mean is None else unit_rows(unit_rows(block) - mean)
-            bar.advance(len(block))
+        vectors = embed_in_shards(config, pool.texts, context)
+        rows = np.arange(len(vectors))
+    mean = mean_row(vectors, rows) if config.center else None
+    shape = (len(rows), vectors.shape[1])
+    target = np.lib.format.open_memmap(out / VECTORS_FILE, "w+", np.float16, shape)
+    with context.progress("writing vectors", len(rows), "vectors") as bar:
+        for start in range(0, len(rows), _BLOCK):
+            some = rows[start : start + _BLOCK]
+            target[start : start + len(some)] = vectors[some] if mean is None else unit_rows(unit_rows(vectors, some) - mean)
+            bar.advance(len(some))
     target.flush()
-    return pool, {**figures, "dimensions": shape[1], "centred": config.center}
+    embedder = "given vectors" if config.vectors is not None else config.embedder
+    return pool, {"embedder": embedder, "dimensions": vectors.shape[1], "centred": config.center}
 
 
-def mean_row(source: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Mean of all unit vectors, (d,)."""
-    total = np.zeros(shape[1], dtype=np.float64)
-    for start in range(0, shape[0], _BLOCK):
-        total += unit_rows(source(start, min(start + _BLOCK, shape[0]))).sum(axis=0, dtype=np.float64)
-    return (total / shape[0]).astype(np.float32)
+def mean_row(vectors: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Mean of the unit vectors of some rows, (d,)."""
+    total = np.zeros(vectors.shape[1], dtype=np.float64)
+    for start in range(0, len(rows), _BLOCK):
+        total += unit_rows(vectors, rows[start : start + _BLOCK]).sum(axis=0, dtype=np.float64)
+    return (total / len(rows)).astype(np.float32)
 
 
 def open_given(path: Path, rows: int) -> NDArray[Any]:
@@ -99,7 +98,7 @@ def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Conte
     encode = lexical_encoder(config) if config.embedder == "lexical" else sentence_encoder(config, context)
     path, done_path = context.work / "shards.npy", context.work / "shards.done"
     done = int(done_path.read_text()) if done_path.exists() else 0
-    vectors: NDArray[np.float16] | None = np.load(path, mmap_mode="r+") if done else None
+    vectors: np.memmap[Any, Any] | None = np.load(path, mmap_mode="r+", allow_pickle=False) if done else None
     if done:
         context.say(f"goes on after {done:,} prompts")
     with context.progress("embedding", len(texts), "prompts") as bar:
@@ -109,7 +108,7 @@ def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Conte
             if vectors is None:
                 vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(texts), shard.shape[1]))
             vectors[start : start + len(shard)] = shard
-            vectors.flush()  # type: ignore[attr-defined]
+            vectors.flush()
             draft = done_path.with_suffix(".draft")
             draft.write_text(str(start + len(shard)))
             draft.replace(done_path)

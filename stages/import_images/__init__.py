@@ -14,12 +14,14 @@ from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 class ImportImagesConfig(Config):
     image_root: FilePath = setting(
-        role="external", help="Folder (or zip, or Parquet file) that the annotations' image paths are relative to."
+        role="external", meaning="Folder (or zip, or Parquet file) that the annotations' image paths are relative to."
     )
-    max_pixels: int = setting(50_000_000, ge=1, help="Larger images are rejected unread.")
-    max_bytes: int = setting(100_000_000, ge=1, help="Larger files are rejected unread, also inside zips.")
-    max_rejected: float = setting(0.05, ge=0, le=1, role="execution", help="Share of bad images (of at least 100) that stops the run.")
-    num_workers: int = setting(4, ge=1, le=256, role="execution", help="Threads that decode.")
+    max_pixels: int = setting(50_000_000, ge=1, meaning="Larger images are rejected unread.")
+    max_bytes: int = setting(100_000_000, ge=1, meaning="Larger files are rejected unread, also inside zips.")
+    max_rejected: float = setting(
+        0.05, ge=0, le=1, role="execution", meaning="Share of bad images (of at least 100) that stops the run."
+    )
+    num_workers: int = setting(4, ge=1, le=256, role="execution", meaning="Threads that decode.")
 
 
 STAGE = Stage(

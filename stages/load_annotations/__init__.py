@@ -23,23 +23,27 @@ Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", 
 class LoadAnnotationsConfig(Config):
     path: FilePath | None = setting(
         None, role="external",
-        help="Annotations: a file, or a folder whose file names say train, validation or test. Unset: the recipe's"
+        meaning="Annotations: a file, or a folder whose file names say train, validation or test. Unset: the recipe's"
         " stage that writes annotations.",
     )  # fmt: skip
     format: Format | None = setting(
-        None, help="Format of path; must be given with it, but for .jsonl and .csv files, which are our own formats."
+        None, meaning="Format of path; must be given with it, but for .jsonl and .csv files, which are our own formats."
     )
     rank_direction: Literal["lower-is-better", "higher-is-better"] = setting(
-        "lower-is-better", help="Whether rank 1 is the best or the worst image.", source="ImageReward B.3: slot 1 is best"
+        "lower-is-better", meaning="Whether rank 1 is the best or the worst image.", source="ImageReward B.3: slot 1 is best"
     )
     rating_scale: Annotated[tuple[float, float], Strict(False)] = setting(
-        (1.0, 7.0), help="Worst and best value of the ratings (jsonl, csv, imagerewarddb).", source="ImageReward B.2: Likert 1-7"
+        (1.0, 7.0),
+        meaning="Worst and best value of the ratings (jsonl, csv, imagerewarddb).",
+        source="ImageReward B.2: Likert 1-7",
     )
     split: Literal["train", "validation", "test"] | None = setting(
-        None, help="Split of every record. Unset: what the source says, if anything."
+        None, meaning="Split of every record. Unset: what the source says, if anything."
     )
-    label_source: Literal["human", "model"] = setting("human", help="Who made the annotations; kept with the figures.")
-    max_rejected: float = setting(0.05, ge=0, le=1, role="execution", help="Share of bad records (of at least 100) that stops the run.")
+    label_source: Literal["human", "model"] = setting("human", meaning="Who made the annotations; kept with the figures.")
+    max_rejected: float = setting(
+        0.05, ge=0, le=1, role="execution", meaning="Share of bad records (of at least 100) that stops the run."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> LoadAnnotationsConfig:

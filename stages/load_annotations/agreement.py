@@ -84,7 +84,9 @@ def kendalls_w(ranks: NDArray[np.float64]) -> float:
     m, n = ranks.shape
     sums = ranks.sum(axis=0)
     deviation = float(((sums - sums.mean()) ** 2).sum())
-    ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1].astype(float) for row in ranks))
+    ties = sum(
+        float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1].astype(float) for row in ranks)
+    )
     bound = m**2 * (n**3 - n) - m * ties
     return 12 * deviation / bound if bound > 0 else 1.0
 

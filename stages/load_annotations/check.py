@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Record:
     annotator: str | None
     images: Sequence[str]
     ranks: Sequence[int | None]
-    ratings: dict[str, Sequence[float | None]]
+    ratings: Mapping[str, Sequence[float | None]]
     problems: Sequence[Sequence[str]]
     category: str | None
     intent_unclear: bool | None
@@ -36,7 +36,7 @@ class Record:
     split: str | None
 
 
-class BadRecord(Exception):
+class BadRecordError(Exception):
     """Why a record cannot be used: a reason and a detail."""
 
     def __init__(self, reason: str, detail: str | None = None) -> None:
@@ -48,21 +48,21 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
     """The canonical form of a raw record.
 
     Raises:
-        BadRecord: it cannot be used.
+        BadRecordError: it cannot be used.
     """
     if raw.fault is not None:
-        raise BadRecord(*raw.fault)
+        raise BadRecordError(*raw.fault)
     if not isinstance(raw.prompt, str) or not clean(raw.prompt):
-        raise BadRecord("no prompt", repr(raw.prompt)[:80])
+        raise BadRecordError("no prompt", repr(raw.prompt)[:80])
     images = _images(raw.images)
     ranks = _ranks(raw.ranks, len(images), higher_is_better)
     ratings = {aspect: _ratings(aspect, raw.ratings.get(aspect), len(images), scale) for aspect in ASPECTS}
     problems = _problems(raw.problems, len(images))
     if all(rank is None for rank in ranks) and all(value is None for values in ratings.values() for value in values):
-        raise BadRecord("neither ranks nor ratings")
+        raise BadRecordError("neither ranks nor ratings")
     category, unclear, unsafe = _labels(raw.labels)
     if raw.split is not None and raw.split not in SPLITS:
-        raise BadRecord("unknown split", f"{raw.split}{did_you_mean(str(raw.split), SPLITS)}")
+        raise BadRecordError("unknown split", f"{raw.split}{did_you_mean(str(raw.split), SPLITS)}")
     annotator = None if raw.annotator is None else str(raw.annotator)
     return Record(
         raw.row, raw.record, clean(raw.prompt), annotator, images, ranks, ratings, problems, category, unclear, unsafe, raw.split
@@ -71,12 +71,12 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
 
 def _images(images: Any) -> list[str]:
     if not isinstance(images, list) or any(not isinstance(path, str) or not path for path in images):
-        raise BadRecord("images are no list of paths", repr(images)[:80])
+        raise BadRecordError("images are no list of paths", repr(images)[:80])
     if len(images) < 2:
-        raise BadRecord("fewer than two images", str(len(images)))
+        raise BadRecordError("fewer than two images", str(len(images)))
     twice = next((path for path in images if images.count(path) > 1), None)
     if twice is not None:
-        raise BadRecord("an image stands twice", twice)
+        raise BadRecordError("an image stands twice", twice)
     return images
 
 
@@ -84,12 +84,14 @@ def _ranks(ranks: Any, count: int, higher_is_better: bool) -> list[int | None]:
     if ranks is None:
         return [None] * count
     if not isinstance(ranks, list) or len(ranks) != count:
-        raise BadRecord("ranks and images differ in number", f"{len(ranks) if isinstance(ranks, list) else ranks!r}, {count}")
+        raise BadRecordError(
+            "ranks and images differ in number", f"{len(ranks) if isinstance(ranks, list) else ranks!r}, {count}"
+        )
     for rank in ranks:
         if rank is not None and (type(rank) is not int and not (type(rank) is float and rank.is_integer())):
-            raise BadRecord("a rank is no whole number", repr(rank))
+            raise BadRecordError("a rank is no whole number", repr(rank))
         if rank is not None and not 0 <= rank < 1 << 31:
-            raise BadRecord("a rank is negative or beyond 32 bits", repr(rank))
+            raise BadRecordError("a rank is negative or beyond 32 bits", repr(rank))
     whole = [None if rank is None else int(rank) for rank in ranks]
     if not higher_is_better:
         return whole
@@ -101,15 +103,15 @@ def _ratings(aspect: str, values: Any, count: int, scale: tuple[float, float]) -
     if values is None:
         return [None] * count
     if not isinstance(values, list) or len(values) != count:
-        raise BadRecord("ratings and images differ in number", aspect)
+        raise BadRecordError("ratings and images differ in number", aspect)
     low, high = min(scale), max(scale)
     for value in values:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise BadRecord("a rating is no number", f"{aspect} {value!r}")
+            raise BadRecordError("a rating is no number", f"{aspect} {value!r}")
         if not low <= value <= high:
-            raise BadRecord("a rating is off the scale", f"{aspect} {value!r}, scale {scale[0]:g} to {scale[1]:g}")
+            raise BadRecordError("a rating is off the scale", f"{aspect} {value!r}, scale {scale[0]:g} to {scale[1]:g}")
     return [None if value is None else (value - scale[0]) / (scale[1] - scale[0]) for value in values]
 
 
@@ -117,7 +119,7 @@ def _problems(problems: Any, count: int) -> list[list[str]]:
     if problems is None:
         return [[] for _ in range(count)]
     if not isinstance(problems, list) or len(problems) != count or any(not isinstance(item, list) for item in problems):
-        raise BadRecord("problems and images differ in number")
+        raise BadRecordError("problems and images differ in number")
     for item in problems:
         _known(item, PROBLEMS, "unknown problem")
     return problems
@@ -127,11 +129,11 @@ def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]
     _known(labels, ("category", "intent_unclear", "unsafe"), "unknown label")
     category, unclear, unsafe = labels.get("category"), labels.get("intent_unclear"), labels.get("unsafe") or []
     if category is not None and not isinstance(category, str):
-        raise BadRecord("category is no text", repr(category))
+        raise BadRecordError("category is no text", repr(category))
     if unclear is not None and not isinstance(unclear, bool):
-        raise BadRecord("intent_unclear is neither true nor false", repr(unclear))
+        raise BadRecordError("intent_unclear is neither true nor false", repr(unclear))
     if not isinstance(unsafe, list):
-        raise BadRecord("unsafe is no list", repr(unsafe))
+        raise BadRecordError("unsafe is no list", repr(unsafe))
     _known(unsafe, UNSAFE, "unknown unsafe flag")
     return category, unclear, unsafe
 
@@ -139,4 +141,4 @@ def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]
 def _known(words: Any, known: Sequence[str], reason: str) -> None:
     for word in words:
         if word not in known:
-            raise BadRecord(reason, f"{word}{did_you_mean(str(word), known)}")
+            raise BadRecordError(reason, f"{word}{did_you_mean(str(word), known)}")

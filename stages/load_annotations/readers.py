@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
 
 def _places(values: Any) -> Any:
     """Averaged ranks as whole ones in the same order; anything else as it is, for the check to refuse."""
-    if not isinstance(values, list) or not all(isinstance(value, int | float) and value == value for value in values):
+    if not isinstance(values, list) or not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
         return values
     order = sorted(set(values))
     return [order.index(value) + 1 for value in values]
@@ -256,7 +257,19 @@ def _csv(path: Path, start: int) -> Iterator[RawRecord]:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or ())
         check_columns(names, ["ranking_id", "prompt", "image", "rank"], str(path))
-        known = {"ranking_id", "prompt", "annotator", "image", "rank", *_RATING_COLUMNS, "problems", "category", "intent_unclear", "unsafe", "split"}
+        known = {
+            "ranking_id",
+            "prompt",
+            "annotator",
+            "image",
+            "rank",
+            *_RATING_COLUMNS,
+            "problems",
+            "category",
+            "intent_unclear",
+            "unsafe",
+            "split",
+        }
         for name in names:
             if name not in known:
                 raise InputError(f"unknown column {name!r}{did_you_mean(name, known)}", where=str(path))

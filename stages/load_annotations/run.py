@@ -28,7 +28,7 @@ from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.load_annotations import LoadAnnotationsConfig
 from irpipe.stages.load_annotations.agreement import agreement
-from irpipe.stages.load_annotations.check import BadRecord, Record, check
+from irpipe.stages.load_annotations.check import BadRecordError, Record, check
 from irpipe.stages.load_annotations.readers import read_records
 
 Columns = dict[str, list[Any]]
@@ -72,7 +72,7 @@ def gather(
             raw.split = config.split or raw.split
             try:
                 record = check(raw, higher_is_better=config.rank_direction == "higher-is-better", scale=config.rating_scale)
-            except BadRecord as error:
+            except BadRecordError as error:
                 rejections.refuse(raw.row, error.reason, error.detail)
                 continue
             if (record.record, record.annotator) in seen:

@@ -18,19 +18,21 @@ from irpipe.pipeline.stage import Config, Stage, given, setting
 
 
 class PromptGraphConfig(Config):
-    k: int = setting(150, ge=1, le=2000, help="Nearest others of each prompt.", source="ImageReward A.1; Su et al. 2022, all call sites")
+    k: int = setting(
+        150, ge=1, le=2000, meaning="Nearest others of each prompt.", source="ImageReward A.1; Su et al. 2022, all call sites"
+    )
     sets: int = setting(
-        1, ge=1, help="Random sets that are searched apart; 1: the whole pool.",
+        1, ge=1, meaning="Random sets that are searched apart; 1: the whole pool.",
         source="ImageReward A.1 divides 1.8 M prompts into 100 sets",
     )  # fmt: skip
-    seed: int = setting(0, ge=0, help="Seed of the division into sets.")
+    seed: int = setting(0, ge=0, meaning="Seed of the division into sets.")
     index: Literal["auto", "exact", "clusters"] = setting(
         "auto",
-        help="exact: every pair is compared. clusters: each cluster of prompts is compared with the clusters nearest"
+        meaning="exact: every pair is compared. clusters: each cluster of prompts is compared with the clusters nearest"
         " to it, and the recall is measured. auto: exact up to exact_up_to prompts a set.",
     )
-    exact_up_to: int = setting(50_000, ge=1, help="Largest set that auto searches exactly.")
-    probes: int = setting(48, ge=1, help="Clusters that each cluster is compared with; more cost more and find more.")
+    exact_up_to: int = setting(50_000, ge=1, meaning="Largest set that auto searches exactly.")
+    probes: int = setting(48, ge=1, meaning="Clusters that each cluster is compared with; more cost more and find more.")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> PromptGraphConfig:

@@ -20,16 +20,16 @@ from irpipe.pipeline.stage import Config, Sources, Stage, given, setting
 
 
 class SelectPromptsConfig(Config):
-    count: int = setting(10_000, ge=1, help="Prompts to select.", source="ImageReward 2.1: 10,000 (100 from each of 100 sets)")
+    count: int = setting(10_000, ge=1, meaning="Prompts to select.", source="ImageReward 2.1: 10,000 (100 from each of 100 sets)")
     method: Literal["vote-k", "k-center", "random"] = setting(
-        "vote-k", help="vote-k: most votes, discounted. k-center: farthest first.", source="ImageReward A.1"
+        "vote-k", meaning="vote-k: most votes, discounted. k-center: farthest first.", source="ImageReward A.1"
     )
-    rho: int = setting(10, ge=2, le=1000, help="Base of the discount of a voter that has a selected neighbour (vote-k).",
+    rho: int = setting(10, ge=2, le=1000, meaning="Base of the discount of a voter that has a selected neighbour (vote-k).",
                        source="Su et al. 2022, hard-coded; the paper gives no value")  # fmt: skip
-    seed: int = setting(0, ge=0, help="Seed of `random`, and of the random selection that every method is held against.")
+    seed: int = setting(0, ge=0, meaning="Seed of `random`, and of the random selection that every method is held against.")
     exclude: Sources = setting(
         (), role="external",
-        help="Files of prompts (or ids of artifacts with a prompt column) that must not be selected: evaluation sets."
+        meaning="Files of prompts (or ids of artifacts with a prompt column) that must not be selected: evaluation sets."
         " They are matched after normalisation, and still vote.",
     )  # fmt: skip
 

@@ -126,9 +126,7 @@ def select(
     return rows, np.array(scores), graph.sets[rows]
 
 
-def shares(
-    sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int
-) -> Iterator[tuple[NDArray[np.int64], int]]:
+def shares(sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int) -> Iterator[tuple[NDArray[np.int64], int]]:
     """The candidates of each set and how many of them are to be picked: as equal as the sets' sizes let them be."""
     members = [allowed[sets[allowed] == number] for number in range(int(sets.max()) + 1)]
     wanted = [0] * len(members)
@@ -145,7 +143,8 @@ def shares(
 
 def random_rows(allowed: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """A random sample without replacement, in random order."""
-    return np.random.default_rng(seed).permutation(allowed)[:count]
+    rows: NDArray[np.int64] = np.random.default_rng(seed).permutation(allowed)[:count]
+    return rows
 
 
 def k_center(vectors: NDArray[Any], allowed: NDArray[np.int64], count: int, context: Context) -> NDArray[np.int64]:
@@ -162,7 +161,8 @@ def k_center(vectors: NDArray[Any], allowed: NDArray[np.int64], count: int, cont
             nearest[picks[-1]] = np.inf
             picks.append(int(nearest.argmin()))
             bar.advance(1)
-    return allowed[np.array(picks)]
+    rows: NDArray[np.int64] = allowed[np.array(picks)]
+    return rows
 
 
 def selected_columns(

@@ -53,7 +53,7 @@ class Ballot:
         self._selected[vertex] = True
 
     def as_float(self, score: int) -> float:
-        return score / self._unit
+        return float(score / self._unit)
 
 
 def vote_k(ballot: Ballot, candidates: NDArray[np.int64], count: int) -> tuple[list[int], list[float]]:

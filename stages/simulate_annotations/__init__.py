@@ -13,12 +13,14 @@ from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class SimulateAnnotationsConfig(Config):
-    annotators: int = setting(5, ge=1, le=1000, help="People in the campaign.")
-    annotators_per_prompt: int = setting(2, ge=1, le=1000, help="People who annotate each prompt.", source="ImageReward H: one, and inspectors")
-    min_images: int = setting(4, ge=2, le=10, help="Least images of a prompt.", source="ImageReward 2.1")
-    max_images: int = setting(9, ge=2, le=10, help="Most images of a prompt.", source="ImageReward 2.1")
-    unclear_share: float = setting(0.03, ge=0, le=1, help="Share of prompts that people find unclear.")
-    seed: int = setting(0, ge=0, help="Seed of images, people and noise.")
+    annotators: int = setting(5, ge=1, le=1000, meaning="People in the campaign.")
+    annotators_per_prompt: int = setting(
+        2, ge=1, le=1000, meaning="People who annotate each prompt.", source="ImageReward H: one, and inspectors"
+    )
+    min_images: int = setting(4, ge=2, le=10, meaning="Least images of a prompt.", source="ImageReward 2.1")
+    max_images: int = setting(9, ge=2, le=10, meaning="Most images of a prompt.", source="ImageReward 2.1")
+    unclear_share: float = setting(0.03, ge=0, le=1, meaning="Share of prompts that people find unclear.")
+    seed: int = setting(0, ge=0, meaning="Seed of images, people and noise.")
 
 
 STAGE = Stage(

@@ -32,9 +32,7 @@ def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: 
     return Report(Rows(len(prompts), len(prompts), 0), {"prompts": len(prompts), "records": records})
 
 
-def campaign(
-    config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, people: list[Annotator]
-) -> Iterator[dict[str, Any]]:
+def campaign(config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, people: list[Annotator]) -> Iterator[dict[str, Any]]:
     """Every annotator's record of one prompt. Draws depend on the seed and the prompt alone, not on its place."""
     rng = np.random.default_rng([config.seed, row_id("campaign", prompt_id)])
     name = show_row_id(prompt_id)

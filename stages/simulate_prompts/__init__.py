@@ -13,10 +13,12 @@ from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class SimulatePromptsConfig(Config):
-    count: int = setting(2000, ge=1, le=1_000_000, help="Prompts to write.")
-    paraphrase_share: float = setting(0.3, ge=0, le=0.9, help="Share that says an earlier scene in other words.")
-    duplicate_share: float = setting(0.05, ge=0, le=0.1, help="Share that repeats an earlier prompt but for case and white space.")
-    seed: int = setting(0, ge=0, help="Seed of the grammar.")
+    count: int = setting(2000, ge=1, le=1_000_000, meaning="Prompts to write.")
+    paraphrase_share: float = setting(0.3, ge=0, le=0.9, meaning="Share that says an earlier scene in other words.")
+    duplicate_share: float = setting(
+        0.05, ge=0, le=0.1, meaning="Share that repeats an earlier prompt but for case and white space."
+    )
+    seed: int = setting(0, ge=0, meaning="Seed of the grammar.")
 
 
 STAGE = Stage(
