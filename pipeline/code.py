@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from irpipe.pipeline.hashing import digest
@@ -44,14 +45,20 @@ def _modules_of(package: str) -> dict[str, Path]:
 
 
 def _file_of(module: str) -> dict[str, Path]:
-    """The module's file, or nothing where the name is no module (a function imported from one)."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        return {}
+    """The module's file, or nothing where there is no such module, or no Python file of it."""
+    spec = _spec_of(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return {}
     return {module: Path(spec.origin)}
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    """Where a module lies. Only the packages above it are imported, never the module itself."""
+    package = module.rpartition(".")[0]
+    above = _spec_of(package) if package else None
+    if package and (above is None or above.submodule_search_locations is None):
+        return None
+    return importlib.util.find_spec(module)
 
 
 def _imports(tree: ast.Module, module: str) -> set[str]:
@@ -64,7 +71,7 @@ def _imports(tree: ast.Module, module: str) -> set[str]:
             if node.level:
                 base = ".".join((*module.split(".")[: -node.level], *([base] if base else [])))
             names.add(base)
-            names.update(f"{base}.{alias.name}" for alias in node.names)
+            names.update(f"{base}.{alias.name}" for alias in node.names)  # a module, if the base is a package
     return names
 
 

@@ -64,9 +64,8 @@ def verify(
         for fault in faults:
             print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.content_id[:12]}: {fault.what}; moved aside")
         for run in reruns:
-            print(
-                f"{run.stage}: {'the same' if run.same else f'{run.before[:12]} before, {run.after[:12]} now'} ({run.determinism})"
-            )
+            outcome = "the same" if run.same else f"{run.before[:12]} before, {run.after[:12]} now"
+            print(f"{run.stage}: {outcome} ({run.determinism})")
         otherwise = f", {len(differ)} came out otherwise" if rerun else ""
         print(f"{checked} artifacts checked, {len(faults)} damaged{otherwise}")
     if faults or differ:

@@ -1,0 +1,114 @@
+"""What the tests share: a project in an empty folder, and the command line run in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from irpipe.pipeline.cli import main
+from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.stage import Context
+from irpipe.pipeline.store import Store
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Real prompts, vectors and rankings, and outputs recorded from the published implementations. Not part of the project.
+SHARED = REPOSITORY.parent / "shared"
+
+
+@dataclass
+class Result:
+    """What a command printed and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Project:
+    """A folder with a recipe, and `irpipe` run in it."""
+
+    def __init__(self, root: Path, run: Callable[..., Result]) -> None:
+        self.root = root
+        self._run = run
+
+    def __call__(self, *arguments: str, status: int = 0) -> Result:
+        result = self._run(*arguments)
+        assert result.status == status, f"irpipe {' '.join(arguments)} ended with {result.status}:\n{result.err}\n{result.out}"
+        return result
+
+    def recipe(self, text: str) -> None:
+        (self.root / "irpipe.toml").write_text(text, encoding="utf-8")
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self("sql", "--json", query).json
+        return rows
+
+    def run(self, stage: str, *settings: str, status: int = 0) -> Result:
+        flags = [part for setting in settings for part in ("--set", setting)]
+        return self("run", stage, *flags, status=status)
+
+    def last(self, stage: str, *settings: str) -> dict[str, Any]:
+        flags = [part for setting in settings for part in ("--set", setting)]
+        return self("run", stage, "--json", *flags).events[-1]
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "artifacts")
+
+    def jsonl(self, name: str, records: list[Any]) -> Path:
+        path = self.root / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Project:
+    """An empty folder with the micro recipe."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["irpipe", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        printed = capsys.readouterr()
+        return Result(status, printed.out, printed.err)
+
+    project = Project(root, run)
+    project("init")
+    return project
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """A run's surroundings, for calling parts of a stage."""
+    work = tmp_path / "scratch"
+    work.mkdir()
+    return Context(work, Watcher().progress, lambda text: None, {})
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Recorded and real data; tests that need them are skipped, loudly, where they are missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"NEEDS RECORDED DATA: {SHARED.name}/ is not beside the repository")
+    return SHARED

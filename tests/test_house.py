@@ -1,0 +1,172 @@
+"""The house: packages, layers, start-up, and the command line's surface."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from irpipe.pipeline.cli import app
+from irpipe.pipeline.stage import ENTRY_POINTS, Stage, find_stage, registered, role_of
+from tests.conftest import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = ("microworld", "pipeline", "recipes", "schemas", "stages")
+OURS = sorted(PROJECT["project"]["entry-points"][ENTRY_POINTS])
+HEAVY = ("torch", "pandas", "pyarrow", "duckdb", "sklearn", "scipy", "numpy", "faiss", "PIL", "matplotlib", "transformers")
+
+
+def test_every_package_is_named_in_pyproject():
+    found = {
+        ".".join(("irpipe", *path.parent.relative_to(REPOSITORY).parts))
+        for folder in FOLDERS
+        for path in (REPOSITORY / folder).rglob("__init__.py")
+    }
+    assert sorted(found) == PROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_every_stage_folder_is_an_entry_point():
+    folders = sorted(path.parent.name.replace("_", "-") for path in (REPOSITORY / "stages").glob("*/__init__.py"))
+    assert folders == OURS
+    named = re.findall(r"^(\w+) {2,}", (REPOSITORY / "stages" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name.replace("_", "-") for name in named) == OURS
+
+
+def test_the_bottom_layer_names_every_engine_module():
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"][-1]
+    named = sorted(name.strip().removeprefix("irpipe.pipeline.") for name in layers.split(":"))
+    assert named == sorted(path.stem for path in (REPOSITORY / "pipeline").glob("*.py") if path.stem != "__init__")
+
+
+def test_the_stages_that_never_import_each_other_are_all_of_them():
+    named = PROJECT["tool"]["importlinter"]["contracts"][1]["modules"]
+    assert sorted(name.rpartition(".")[2].replace("_", "-") for name in named) == OURS
+
+
+def test_every_dependency_has_a_range_and_a_pin():
+    pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split())
+    wanted = [*PROJECT["project"]["dependencies"]]
+    for extra in PROJECT["project"]["optional-dependencies"].values():
+        wanted += extra
+    for requirement in wanted:
+        name = re.split(r"[<>=!\[]", requirement)[0]
+        assert ">=" in requirement and "<" in requirement, requirement
+        assert name in pins, f"{name} is not pinned in constraints.txt"
+
+
+def imported_by(code: str) -> list[str]:
+    """Heavy modules that a fresh interpreter has loaded after running some code."""
+    script = f"{code}\nimport sys, json\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_declarations_load_nothing_heavy():
+    names = ", ".join(f"irpipe.stages.{name.replace('-', '_')}" for name in OURS)
+    assert imported_by(f"import {names}") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "build-pairs"], ["run", "build-pairs"], ["status"]])
+def test_commands_with_nothing_to_do_load_nothing_heavy(project, arguments):
+    project.run("build-pairs", "simulate-prompts.count=60", "select-prompts.count=20", "prompt-graph.k=5")
+    text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
+    text = text.replace("count = 2000", "count = 60").replace("count = 200\n", "count = 20\n").replace("k = 50", "k = 5")
+    project.recipe(text)
+    code = (
+        f"import sys; sys.argv = ['irpipe', *{arguments!r}]\nfrom irpipe.pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
+    )
+    assert imported_by(code) == []
+
+
+def surface() -> dict[str, Any]:
+    """Every command with its parameters."""
+    group: Any = typer.main.get_command(app)
+    return {
+        name: {parameter.name: sorted(parameter.opts) for parameter in command.params if parameter.name != "help"}
+        for name, command in sorted(group.commands.items())
+    }
+
+
+def test_the_command_line_is_frozen():
+    """Scripts rely on it. A change here is a change for them: say so in CHANGELOG.md."""
+    assert surface() == {
+        "cite": {"stage": ["stage"], "json_": ["--json"]},
+        "diff": {"first": ["first"], "second": ["second"], "json_": ["--json"]},
+        "export": {"identifier": ["identifier"], "folder": ["folder"], "to": ["--to"]},
+        "gc": {"yes": ["--yes"], "json_": ["--json"]},
+        "init": {"recipe": ["--recipe"]},
+        "lineage": {"identifier": ["identifier"], "format_": ["--format"], "json_": ["--json"]},
+        "plan": {"stage": ["stage"], "set_": ["--set"], "strict_code": ["--strict-code"], "json_": ["--json"]},
+        "run": {
+            "stage": ["stage"],
+            "set_": ["--set"],
+            "only": ["--only"],
+            "force": ["--force"],
+            "strict_code": ["--strict-code"],
+            "quiet": ["--quiet"],
+            "json_": ["--json"],
+        },
+        "show": {"identifier": ["identifier"], "json_": ["--json"]},
+        "sql": {"query": ["query"], "json_": ["--json"]},
+        "status": {"json_": ["--json"]},
+        "trace": {"row_id": ["row_id"], "json_": ["--json"]},
+        "verify": {"rerun": ["--rerun"], "json_": ["--json"]},
+    }
+
+
+def test_every_command_shows_an_example():
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        assert f"Example: irpipe {name}" in command.help
+
+
+def test_the_written_reference_is_up_to_date():
+    subprocess.run([sys.executable, REPOSITORY / "docs" / "generate.py", "--check"], check=True)
+
+
+@pytest.mark.parametrize("name", OURS)
+class TestEveryStage:
+    """The contract of a stage's folder."""
+
+    def test_its_docstring_tells_what_it_reads_writes_and_costs(self, name):
+        doc = __import__(f"irpipe.stages.{name.replace('-', '_')}", fromlist=["STAGE"]).__doc__ or ""
+        for word in ("Reads:", "Writes:", "Paper:", "Deviates:", "Cost:"):
+            assert word in doc, f"{name} does not say {word}"
+
+    def test_its_settings_say_what_they_mean(self, name):
+        config: type[BaseModel] = find_stage(name).config
+        for field, info in config.model_fields.items():
+            assert info.description and info.description.endswith((".", ")")), f"{name}.{field}"
+            assert role_of(config, field) in ("result", "execution", "neutral", "external", "model")  # type: ignore[arg-type]
+
+    def test_its_settings_cannot_be_changed_or_invented(self, name):
+        config = find_stage(name).config
+        assert config.model_config["frozen"] and config.model_config["extra"] == "forbid"
+
+    def test_its_folder_has_a_run(self, name):
+        stage = find_stage(name)
+        assert stage.run == f"irpipe.stages.{name.replace('-', '_')}.run:run"
+        assert callable(stage.load_run())
+
+
+def test_stages_of_other_packages_are_found(tmp_path, monkeypatch):
+    """A package of a user's own declares a stage through the entry-point group, and it runs like ours."""
+    assert all(isinstance(find_stage(name), Stage) for name in registered())
+
+
+def test_nothing_of_this_machine_is_in_the_repository():
+    files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()
+    home = "/".join(("", "root", ""))
+    for name in files:
+        path = REPOSITORY / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            assert home not in text and str(REPOSITORY.parent) + "/" not in text, name
