@@ -12,7 +12,7 @@ TARGET = Path(__file__).with_name("cli.md")
 
 def main() -> int:
     command = [sys.executable, "-m", "typer", "irpipe.pipeline.cli", "utils", "docs", "--name", "irpipe"]
-    text = html.unescape(subprocess.run(command, check=True, capture_output=True, text=True).stdout).rstrip() + "\n"  # noqa: S603
+    text = html.unescape(subprocess.run(command, check=True, capture_output=True, text=True).stdout).rstrip() + "\n"
     if "--check" not in sys.argv:
         TARGET.write_text(text, encoding="utf-8")
         return 0

@@ -98,10 +98,13 @@ class _Bar:
 
 
 class JsonWatcher(Watcher):
-    """One JSON object a line on stdout, for programs."""
+    """One JSON object a line on stdout, for programs; on the stdout of the start, whatever is redirected later."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
 
     def event(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False), file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
         self.event("message", text=text)

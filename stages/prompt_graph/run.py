@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors
 from irpipe.schemas.graph import EDGES, VERTICES
 from irpipe.stages.prompt_graph import PromptGraphConfig
-from irpipe.stages.prompt_graph.search import Neighbours, exact, recall_of, through_clusters
+from irpipe.stages.prompt_graph.search import Neighbours, Points, exact, indexed, recall_of, recall_sample
 
 
 def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -24,14 +24,12 @@ def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, co
     set_of = divide(len(vectors), config.sets, config.seed)
     VERTICES.write(out, {"set": set_of})
     recalls: list[float] = []
-    edges = 0
     with EDGES.writer(out / "edges.parquet") as writer, context.progress("searching", len(vectors), "prompts") as bar:
         for number in range(config.sets):
-            members = np.flatnonzero(set_of == number)
-            for found in search(config, unit_rows(vectors, members), recalls):
-                writer.append(as_edges(members, found))
-                edges += found.targets.size
-                bar.advance(len(found.sources))
+            points = Points(vectors, np.flatnonzero(set_of == number))
+            for found in search(config, points, recalls, bar.advance):
+                writer.append(as_edges(points.members, found))
+        edges = writer.rows
     recall = float(np.mean(recalls)) if recalls else 1.0
     metrics = {"vertices": len(vectors), "edges": edges, "sets": config.sets, "recall": round(recall, 4)}
     return Report(Rows(len(vectors), len(vectors), 0), metrics)
@@ -44,17 +42,22 @@ def divide(count: int, sets: int, seed: int) -> NDArray[np.int32]:
     return set_of
 
 
-def search(config: PromptGraphConfig, points: NDArray[np.float32], recalls: list[float]) -> Iterator[Neighbours]:
-    """The neighbours of every point of one set, in blocks, in order of the points."""
+def search(
+    config: PromptGraphConfig, points: Points, recalls: list[float], advance: Callable[[int], None]
+) -> Iterator[Neighbours]:
+    """The neighbours of every point of one set, in blocks, in order of the points; the recall of an index is measured."""
     k = min(config.k, len(points) - 1)
     if k == 0:
         return
     if config.index == "exact" or (config.index == "auto" and len(points) <= config.exact_up_to):
-        yield from exact(points, k)
+        yield from exact(points, k, advance)
         return
-    found = through_clusters(points, k, config.probes, config.seed)
-    recalls.append(recall_of(found, points, config.seed))
-    yield found
+    sample = recall_sample(len(points), config.seed)
+    sampled = []
+    for found in indexed(points, k, config.probes, config.seed, advance):
+        sampled.append(found.targets[np.isin(found.sources, sample)])
+        yield found
+    recalls.append(recall_of(np.concatenate(sampled), sample, points))
 
 
 def as_edges(members: NDArray[np.int64], found: Neighbours) -> dict[str, NDArray[np.generic]]:
