@@ -58,7 +58,10 @@ class InputEntry:
 
 @dataclass(frozen=True)
 class Record:
-    """One run: what was asked for, by whom and where, and what came out. Readable without irpipe."""
+    """One run: what was asked for, by whom and where, and what came out. Readable without irpipe.
+
+    `config` holds every setting, `given` the names of those that somebody set.
+    """
 
     key: str
     content_id: str
@@ -66,6 +69,7 @@ class Record:
     stage_version: int
     recipe: str
     config: Mapping[str, Any]
+    given: tuple[str, ...]
     inputs: Mapping[str, InputEntry]
     external: Mapping[str, Any]
     code_digest: str
@@ -175,7 +179,7 @@ def read_record(path: Path) -> Record:
     data = _read(path)
     try:
         inputs = {kind: InputEntry(**entry) for kind, entry in data.pop("inputs").items()}
-        return Record(inputs=inputs, **{**data, "command": tuple(data["command"])})
+        return Record(inputs=inputs, **{**data, "command": tuple(data["command"]), "given": tuple(data["given"])})
     except (KeyError, TypeError) as error:
         raise _damaged(path, error) from None
 

@@ -133,6 +133,7 @@ class Runner:
             stage_version=step.node.stage.version,
             recipe=self.recipe.name,
             config=shown_config(step.node.config),
+            given=tuple(sorted(step.node.config.model_fields_set)),
             inputs=step.inputs,
             external=step.externals.shown,
             code_digest=code_digest(step.node.stage.package),

@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from irpipe.pipeline.commit import set_aside
-from irpipe.pipeline.errors import DamageError
+from irpipe.pipeline.errors import DamageError, InputError
+from irpipe.pipeline.external import resolve
 from irpipe.pipeline.hashing import content_id, file_digest
-from irpipe.pipeline.manifest import list_files, read_manifest
-from irpipe.pipeline.plan import Planner
+from irpipe.pipeline.manifest import Record, describe, list_files, read_manifest
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.runner import Runner
+from irpipe.pipeline.stage import Context, find_stage
 from irpipe.pipeline.store import Store
 
 
@@ -68,7 +69,7 @@ def _faults(store: Store, name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came out when a stage ran again."""
+    """What came out when a run was done again with its own settings and inputs."""
 
     stage: str
     before: str
@@ -80,24 +81,29 @@ class Rerun:
         return self.before == self.after
 
 
-def rerun(planner: Planner, target: str) -> Iterator[Rerun]:
-    """Run every stage up to a target again, in a store of its own, and compare what comes out."""
-    store = planner.store
-    trial = Store(store.root / "work" / "rerun")
-    shutil.rmtree(trial.root, ignore_errors=True)
+def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
+    """Do a run again, beside the store's objects, and hash what comes out.
+
+    Args:
+        root: the folder that outside files are relative to.
+
+    Raises:
+        InputError: an outside file is not what it was, so there is nothing to compare.
+    """
+    stage = find_stage(record.stage)
+    config = stage.config.model_validate({name: record.config[name] for name in record.given})
+    externals = resolve(stage.name, config, root, store, watcher, remember=False)
+    for name, entry in record.external.items():
+        if externals.shown.get(name) != entry:
+            raise InputError(f"{entry['given']} is not what it was", where=f"{record.stage}.{name}")
+    trial = store.root / "work" / f"rerun-{record.key}"
+    shutil.rmtree(trial, ignore_errors=True)
+    (trial / "out").mkdir(parents=True)
+    (trial / "scratch").mkdir()
     try:
-        runner = Runner(Planner(planner.recipe, trial, planner.watcher, remember=False))
-        runner.run(target)
-        for node in planner.recipe.chain(target):
-            before, after = (place.newest(planner.recipe.name, node.stage.name) for place in (store, trial))
-            if before is not None and after is not None:
-                yield Rerun(node.stage.name, before.content_id, after.content_id, node.stage.determinism)
+        inputs = {kind: store.open(entry.content_id) for kind, entry in record.inputs.items()}
+        context = Context(trial / "scratch", watcher.progress, lambda text: watcher.say(f"  {text}"), externals.paths)
+        stage.load_run()(config, inputs, trial / "out", context)
+        return Rerun(record.stage, record.content_id, describe(trial / "out").content_id, stage.determinism)
     finally:
-        _remove_trial(trial)
-
-
-def _remove_trial(trial: Store) -> None:
-    from irpipe.pipeline.commit import remove
-
-    if trial.root.exists():
-        remove(trial.root)
+        shutil.rmtree(trial)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.pipeline.cli.common import IdArgument, JsonOption, find, open_recipe, planner, print_json, print_table
+from irpipe.pipeline.cli.common import IdArgument, JsonOption, find, open_recipe, print_json, print_table
 
 
 class ExportKind(StrEnum):
@@ -35,7 +35,7 @@ def export(
 
 
 def verify(
-    rerun: Annotated[bool, typer.Option("--rerun", help="Also run every stage again, and compare.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also do every newest run again, and compare.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Hash every artifact again. Damaged ones are named and moved aside; the next run makes them again.
@@ -51,12 +51,8 @@ def verify(
     recipe, store = open_recipe()
     with store.alone():
         checked, faults = engine.verify(store, watcher)
-    reruns = []
-    if rerun:
-        made = [name for name in recipe.tables if store.newest(recipe.name, name)]
-        readers = {upstream for name in made for node in recipe.chain(name) for upstream in node.upstream.values()}
-        for target in (name for name in made if name not in readers):
-            reruns += list(engine.rerun(planner(None, watcher=watcher), target))
+        records = [record for name in recipe.tables if rerun and (record := store.newest(recipe.name, name))]
+        reruns = [engine.rerun(store, record, recipe.root, watcher) for record in records if store.holds(record.content_id)]
     differ = [run for run in reruns if not run.same and run.determinism == "bitwise"]
     if json_:
         print_json({"checked": checked, "damaged": [asdict(fault) for fault in faults], "rerun": [asdict(run) for run in reruns]})
