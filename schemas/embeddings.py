@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ def open_vectors(path: Path) -> NDArray[np.float16]:
     """The vectors, (n, d), memory-mapped."""
     vectors: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     return vectors
+
+
+def save_vectors(path: Path, blocks: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> None:
+    """Write vectors block by block.
+
+    Plain writes, no memory map: on a full disk these raise, where a mapped page would end the process.
+    """
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f2").data)
 
 
 def unit_rows(vectors: NDArray[Any], rows: Any = slice(None)) -> NDArray[np.float32]:

@@ -8,6 +8,8 @@ import typer
 
 from irpipe.pipeline.cli import keep, look, work
 
+_INTERRUPTED = 130  # Typer's status for Ctrl-C
+
 app = typer.Typer(
     name="irpipe",
     no_args_is_help=True,
@@ -25,9 +27,10 @@ def main() -> None:
     """The console script: user errors end with status 2, an interrupt with 130, and both without a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished work is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("\ninterrupted: finished work is kept, and the same command goes on from there", file=sys.stderr)
+        raise
     except Exception as error:
         from irpipe.pipeline.errors import IrpipeError
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.stage import Context
-from irpipe.schemas.embeddings import VECTORS_FILE, unit_rows
+from irpipe.schemas.embeddings import VECTORS_FILE, save_vectors, unit_rows
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 
@@ -29,33 +30,38 @@ def write_vectors(
 ) -> tuple[Pool, dict[str, Any]]:
     """Write `vectors.npy`, float16 (n, d). Returns the pool (without rows that have no vector) and figures."""
     if config.vectors is not None:
-        vectors: NDArray[Any] = open_given(context.sources["vectors"][0], pool.rows_read)
-        pool = drop_unusable(vectors, pool, rejections)
+        given = open_given(context.sources["vectors"][0], pool.rows_read)
+        pool = drop_unusable(given, pool, rejections)
+        blocks = partial(given_blocks, given, np.array(pool.source_rows, dtype=np.int64))
+        embedder, dimensions = "given vectors", given.shape[1]
         rejections.check(pool.rows_read, len(pool.ids))
-        rows = np.array(pool.source_rows, dtype=np.int64)
     else:
         rejections.check(pool.rows_read, len(pool.ids))
-        vectors = embed_in_shards(config, pool.texts, context)
-        rows = np.arange(len(vectors))
-    mean = mean_row(vectors, rows) if config.center else None
-    shape = (len(rows), vectors.shape[1])
-    target = np.lib.format.open_memmap(out / VECTORS_FILE, "w+", np.float16, shape)
-    with context.progress("writing vectors", len(rows), "vectors") as bar:
-        for start in range(0, len(rows), _BLOCK):
-            some = rows[start : start + _BLOCK]
-            target[start : start + len(some)] = vectors[some] if mean is None else unit_rows(unit_rows(vectors, some) - mean)
-            bar.advance(len(some))
-    target.flush()
-    embedder = "given vectors" if config.vectors is not None else config.embedder
-    return pool, {"embedder": embedder, "dimensions": vectors.shape[1], "centred": config.center}
+        shards = embed_in_shards(config, pool.texts, context)
+        blocks = partial(shard_blocks, shards)
+        embedder, dimensions = config.embedder, next(blocks()).shape[1]
+    shape = (len(pool.ids), dimensions)
+    save_vectors(out / VECTORS_FILE, centred(blocks, len(pool.ids)) if config.center else blocks(), shape)
+    return pool, {"embedder": embedder, "dimensions": dimensions, "centred": config.center}
 
 
-def mean_row(vectors: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Mean of the unit vectors of some rows, (d,)."""
-    total = np.zeros(vectors.shape[1], dtype=np.float64)
+def given_blocks(vectors: NDArray[Any], rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+    """Some rows of given vectors, a block at a time."""
     for start in range(0, len(rows), _BLOCK):
-        total += unit_rows(vectors, rows[start : start + _BLOCK]).sum(axis=0, dtype=np.float64)
-    return (total / len(rows)).astype(np.float32)
+        yield vectors[rows[start : start + _BLOCK]]
+
+
+def shard_blocks(shards: Sequence[Path]) -> Iterator[NDArray[Any]]:
+    """The vectors of saved shards."""
+    for shard in shards:
+        yield np.load(shard, allow_pickle=False)
+
+
+def centred(blocks: Callable[[], Iterator[NDArray[Any]]], count: int) -> Iterator[NDArray[np.float32]]:
+    """Unit vectors less their mean, at unit length again. Two passes."""
+    mean = (sum(unit_rows(block).sum(axis=0, dtype=np.float64) for block in blocks()) / count).astype(np.float32)
+    for block in blocks():
+        yield unit_rows(unit_rows(block) - mean)
 
 
 def open_given(path: Path, rows: int) -> NDArray[Any]:
@@ -93,28 +99,20 @@ def drop_unusable(vectors: NDArray[Any], pool: Pool, rejections: Rejections) -> 
     return pool if keep.all() else take(pool, keep)
 
 
-def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Context) -> NDArray[np.float16]:
-    """Vectors of all texts, (n, d), written shard by shard so that a kill costs at most one."""
+def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Context) -> list[Path]:
+    """Embed all texts into files of one shard each, so that a kill costs at most one. Returns the files in order."""
     encode = lexical_encoder(config) if config.embedder == "lexical" else sentence_encoder(config, context)
-    path, done_path = context.work / "shards.npy", context.work / "shards.done"
-    done = int(done_path.read_text()) if done_path.exists() else 0
-    vectors: np.memmap[Any, Any] | None = np.load(path, mmap_mode="r+", allow_pickle=False) if done else None
-    if done:
-        context.say(f"goes on after {done:,} prompts")
+    starts = range(0, len(texts), config.shard_size)
+    shards = [context.work / f"{number:05}.npy" for number in range(len(starts))]
     with context.progress("embedding", len(texts), "prompts") as bar:
-        bar.advance(done)
-        for start in range(done, len(texts), config.shard_size):
-            shard = encode(texts[start : start + config.shard_size])
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(texts), shard.shape[1]))
-            vectors[start : start + len(shard)] = shard
-            vectors.flush()
-            draft = done_path.with_suffix(".draft")
-            draft.write_text(str(start + len(shard)))
-            draft.replace(done_path)
-            bar.advance(len(shard))
-    assert vectors is not None
-    return vectors
+        for start, shard in zip(starts, shards, strict=True):
+            part = texts[start : start + config.shard_size]
+            if not shard.exists():
+                vectors, draft = encode(part), shard.with_suffix(".draft")
+                save_vectors(draft, [vectors], vectors.shape)
+                draft.replace(shard)
+            bar.advance(len(part))
+    return shards
 
 
 def lexical_encoder(config: EmbedPromptsConfig) -> Encoder:

@@ -1,0 +1,311 @@
+"""Kills, damage, full and read-only disks: nothing is lost, nothing is silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = """
+recipe = "small"
+[simulate-prompts]
+count = 400
+[embed-prompts]
+embedder = "lexical"
+shard_size = 64
+[prompt-graph]
+k = 10
+[select-prompts]
+count = 60
+[simulate-annotations]
+[load-annotations]
+[build-pairs]
+"""
+STAGES = [
+    "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "simulate-annotations", "load-annotations",
+    "build-pairs",
+]  # fmt: skip
+
+# Runs the command line and kills the process at the n-th call of anything that changes the disk during a commit.
+KILL_AT_WRITE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from irpipe.pipeline import commit, runner
+left = int(sys.argv.pop(1))
+def deadly(owner, name):
+    real = getattr(owner, name)
+    def call(*arguments, **options):
+        global left
+        if armed:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+    setattr(owner, name, call)
+armed = False
+for owner, name in ((os, "fsync"), (os, "fchmod"), (Path, "replace"), (Path, "rename"), (Path, "chmod"), (Path, "mkdir"),
+                    (shutil, "rmtree")):
+    deadly(owner, name)
+real_commit = commit.commit
+def arming(*arguments):
+    global armed
+    armed = True
+    return real_commit(*arguments)
+runner.commit = arming
+from irpipe.pipeline.cli import main
+main()
+"""
+
+# Kills the process some time after a stage's work began.
+KILL_IN_STAGE = """
+import os, signal, sys, threading, time
+from irpipe.pipeline.stage import Stage
+name, seconds = sys.argv.pop(1), float(sys.argv.pop(1))
+real = Stage.load_run
+def load_run(stage):
+    run = real(stage)
+    if stage.name == name:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+    return run
+Stage.load_run = load_run
+from irpipe.pipeline.cli import main
+main()
+"""
+
+
+def script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def irpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", *arguments], capture_output=True, text=True, check=False)
+
+
+def whole(project) -> None:
+    """Every object that is there is complete: no moment of a kill leaves half of one."""
+    found = project("verify", "--json").json
+    assert found["damaged"] == []
+
+
+def test_a_kill_at_every_write_of_a_commit(project):
+    """Invariant 5: before or after, never between; and what was finished is published, not made again."""
+    project.recipe(SMALL)
+    expected = project.last("simulate-prompts")["content_id"]
+    for number in range(200):
+        project("gc", "--yes")
+        for folder in ("refs", "keys", "objects"):
+            subprocess.run(["rm", "-rf", str(project.store.root / folder)], check=True)
+        killed = script(KILL_AT_WRITE, str(number), "run", "simulate-prompts", "--quiet")
+        whole(project)
+        done = project.last("simulate-prompts")
+        assert done["content_id"] == expected
+        whole(project)
+        assert project.store.lookup(done["key"]) is not None
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -9, killed.stderr
+    assert 10 < number < 199, "the last run was not killed"
+
+
+def test_finished_work_is_published_not_made_again(project):
+    project.recipe(SMALL)
+    project.last("simulate-prompts")
+    key = project.store.newest("small", "simulate-prompts").key
+    for number in range(200):
+        for folder in ("refs", "keys", "objects"):
+            subprocess.run(["rm", "-rf", str(project.store.root / folder)], check=True)
+        if script(KILL_AT_WRITE, str(number), "run", "simulate-prompts", "--quiet").returncode == 0:
+            break
+        finished = (project.store.work_path(key) / "record.json").exists()
+        events = [json.loads(line) for line in irpipe("run", "simulate-prompts", "--json").stdout.splitlines()]
+        made_again = any(event["event"] == "started" for event in events)
+        assert not (finished and made_again)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_kill_in_the_middle_of_a_stage(project, stage, share):
+    project.recipe(SMALL)
+    expected = project.last(stage)["content_id"]
+    seconds = project.store.newest("small", stage).seconds
+    project("run", stage)
+    for folder in ("refs", "keys", "objects"):
+        subprocess.run(["rm", "-rf", str(project.store.root / folder)], check=True)
+    killed = script(KILL_IN_STAGE, stage, str(share * seconds), "run", stage, "--quiet")
+    assert killed.returncode in (-9, 0), killed.stderr
+    assert project.last(stage)["content_id"] == expected
+    whole(project)
+    assert not list((project.store.root / "work").iterdir())
+
+
+def test_embedding_goes_on_after_the_last_whole_shard(project, monkeypatch):
+    """A kill costs at most one shard."""
+    from irpipe.stages.embed_prompts import vectors
+
+    project.recipe(SMALL)
+    embedded: list[int] = []
+    real = vectors.lexical_encoder
+
+    def counting(config, fail_after):
+        encode = real(config)
+
+        def call(texts):
+            if sum(embedded) >= fail_after:
+                raise KeyboardInterrupt
+            embedded.append(len(texts))
+            return encode(texts)
+
+        return call
+
+    monkeypatch.setattr(vectors, "lexical_encoder", lambda config: counting(config, 128))
+    result = project("run", "embed-prompts", status=130)
+    assert "finished work is kept" in result.err and embedded == [64, 64]
+    assert "KeyboardInterrupt" in project("status").out
+    monkeypatch.setattr(vectors, "lexical_encoder", lambda config: counting(config, 10_000))
+    done = project.last("embed-prompts")
+    assert sum(embedded) == done["rows"]["kept"]
+    monkeypatch.setattr(vectors, "lexical_encoder", real)
+    assert project("verify", "--rerun", "--json").json["rerun"][-1]["before"] == done["content_id"]
+
+
+def test_eight_processes_make_one_artifact(project):
+    """Invariant 4: one computes, all get it."""
+    project.recipe(SMALL)
+    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "build-pairs", "--json"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    events = [[json.loads(line) for line in process.communicate()[0].splitlines()] for process in started]
+    assert [process.returncode for process in started] == [0] * 8
+    assert len({lines[-1]["content_id"] for lines in events}) == 1
+    ran = [event["stage"] for lines in events for event in lines if event["event"] == "started"]
+    assert sorted(ran) == sorted(STAGES)
+    whole(project)
+
+
+def test_a_flipped_byte_is_found_named_and_made_again(project):
+    project.recipe(SMALL)
+    done = project.last("build-pairs")
+    path = project.store.object_path(done["content_id"]) / "pairs.parquet"
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = project("verify", status=1)
+    assert f"damaged: build-pairs {done['content_id'][:12]}: pairs.parquet has other bytes; moved aside" in result.out
+    assert "its artifact is damaged or was dropped" in project("plan", "build-pairs").out
+    assert project("status", "--json").json["stages"][-1]["state"] == "lost"
+    assert project.last("build-pairs")["content_id"] == done["content_id"]
+    whole(project)
+
+
+@pytest.mark.parametrize("damage", ["missing", "more", "manifest", "cut"])
+def test_other_damage_is_found(project, damage):
+    project.recipe(SMALL)
+    done = project.last("simulate-prompts")
+    folder = project.store.object_path(done["content_id"])
+    folder.chmod(0o755)
+    path = folder / "prompts.jsonl"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "more":
+        (folder / "more.txt").write_text("x", encoding="utf-8")
+    elif damage == "cut":
+        path.chmod(0o644)
+        os.truncate(path, 10)
+    else:
+        (folder / "manifest.json").chmod(0o644)
+        (folder / "manifest.json").write_text("{", encoding="utf-8")
+    if damage != "more":
+        assert "damaged or was dropped" in project("plan", "simulate-prompts").out, "even before it is verified"
+    assert len(project("verify", "--json", status=1).json["damaged"]) == 1
+    assert project.last("simulate-prompts")["content_id"] == done["content_id"]
+    whole(project)
+
+
+def test_objects_are_read_only(project):
+    project.recipe(SMALL)
+    folder = project.store.object_path(project.last("build-pairs")["content_id"])
+    assert {oct(path.stat().st_mode & 0o222) for path in (folder, *folder.rglob("*"))} == {"0o0"}
+
+
+def test_an_unreadable_record_is_named(project):
+    project.recipe(SMALL)
+    key = project.last("simulate-prompts")["key"]
+    project.store.record_path(key).write_text("{", encoding="utf-8")
+    assert f"{key}.json cannot be read" in project("run", "simulate-prompts", status=2).err
+
+
+@pytest.fixture
+def small_disk(project):
+    """The store on a disk of its own that a test can fill, or make read-only."""
+    store = project.root / "artifacts"
+    store.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(store)], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("NEEDS THE RIGHT TO MOUNT a small disk")
+    yield store
+    subprocess.run(["umount", "--lazy", str(store)], check=True)
+
+
+def test_a_full_disk(project, small_disk):
+    project.recipe(SMALL.replace("count = 400", "count = 5000"))
+    result = irpipe("run", "build-pairs")
+    assert result.returncode == 2, result.stderr
+    assert "the store cannot be written" in result.stderr and "Traceback" not in result.stderr
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert irpipe("run", "build-pairs").returncode == 0
+    whole(project)
+
+
+def test_a_read_only_store(project, small_disk):
+    project.recipe(SMALL)
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    project("run", "load-annotations")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        reused = irpipe("run", "load-annotations")
+        assert reused.returncode == 0, reused.stderr
+        for command in (["plan", "build-pairs"], ["status"], ["show", "load-annotations"], ["sql", "SELECT 1"]):
+            assert irpipe(*command).returncode == 0
+        refused = irpipe("run", "build-pairs")
+        assert refused.returncode == 2 and "the store cannot be written" in refused.stderr
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_an_interrupt_ends_with_130_and_keeps_the_work(project):
+    project.recipe(SMALL.replace("count = 400", "count = 60000"))
+    # A shell that runs its jobs in the background leaves Ctrl-C ignored for them, and so for us.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from irpipe.pipeline.cli import main; main()"
+    lines = []
+    command = [sys.executable, "-c", code, "run", "embed-prompts"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("embed-prompts: runs"):
+                time.sleep(0.5)
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    assert "finished work is kept" in lines[-1] and not any("Traceback" in line for line in lines)
+
+
+def test_a_path_out_of_the_store_is_no_id(project):
+    assert "is not an id" in project("show", "../../etc", status=2).err
+
+
+def test_links_never_get_into_an_artifact(tmp_path):
+    from irpipe.pipeline.errors import StageError
+    from irpipe.pipeline.manifest import list_files
+
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(StageError, match="holds files only"):
+        list_files(Path(tmp_path))
