@@ -32,7 +32,7 @@ class PromptGraphConfig(Config):
         " are nearest to it, and the recall is measured. auto: exact up to exact_up_to prompts a set.",
     )
     exact_up_to: int = setting(50_000, ge=1, meaning="Largest set that auto searches exactly.")
-    probes: int = setting(64, ge=1, meaning="Lists of the inverted file that are searched; more cost more and find more.")
+    probes: int = setting(96, ge=1, meaning="Lists of the inverted file that are searched; more cost more and find more.")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> PromptGraphConfig:

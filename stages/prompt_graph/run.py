@@ -61,10 +61,10 @@ def search(
 
 
 def as_edges(members: NDArray[np.int64], found: Neighbours) -> dict[str, NDArray[np.generic]]:
-    """Rows of the table `edges`."""
-    k = found.targets.shape[1]
+    """Rows of the table `edges`. An index that found too few marks the rest with -1; these make no edges."""
+    there = found.targets >= 0
     return {
-        "source": np.repeat(members[found.sources], k).astype(np.int32),
-        "target": members[found.targets.ravel()].astype(np.int32),
-        "similarity": found.similarities.ravel(),
+        "source": np.repeat(members[found.sources], there.sum(axis=1)).astype(np.int32),
+        "target": members[found.targets[there]].astype(np.int32),
+        "similarity": found.similarities[there],
     }
