@@ -1,0 +1,91 @@
+"""What the benchmarks share: the real data beside the repository, clocks, and pools larger than the real one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.stage import Context
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def real_vectors() -> np.ndarray:
+    """10,000 MPNet vectors of DiffusionDB prompts, (10000, 768) float16."""
+    path = DATA / "diffusiondb_prompts_10k.mpnet.float16.npy"
+    if not path.exists():
+        sys.exit("this benchmark needs the real vectors, which are not beside the repository")
+    return np.load(path)
+
+
+def larger_pool(path: Path, count: int, seed: int = 0) -> None:
+    """Write vectors made of the real ones: each between a real one and one of its 50 nearest, plus noise.
+
+    The noise has the local spread of those neighbours and a small part in all directions, so that similarities to the
+    nearest stay plausible (median .83 to the nearest among 200,000, where the real 10,000 have .73).
+    """
+    import faiss
+
+    from irpipe.schemas.embeddings import save_vectors
+
+    real = real_vectors().astype(np.float32)
+    real /= np.linalg.norm(real, axis=1, keepdims=True)
+    near = faiss.knn(real, real, 51, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 1:]
+    rng = np.random.default_rng(seed)
+
+    def blocks() -> Any:
+        for start in range(0, count, 20_000):
+            size = min(20_000, count - start)
+            row = rng.integers(len(real), size=size)
+            other = near[row, rng.integers(50, size=size)]
+            points = real[row] + rng.uniform(0, 0.5, (size, 1)).astype(np.float32) * (real[other] - real[row])
+            for _ in range(4):  # a random direction within the neighbourhood
+                one, two = (near[row, rng.integers(50, size=size)] for _ in range(2))
+                points += rng.normal(0, 0.3, (size, 1)).astype(np.float32) * (real[one] - real[two])
+            points += rng.normal(0, 0.3 / np.sqrt(768), points.shape).astype(np.float32)
+            yield points / np.linalg.norm(points, axis=1, keepdims=True)
+
+    save_vectors(path, blocks(), (count, real.shape[1]))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of wall time, and what the work returned."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def peak_in_child(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What some work returned in a process of its own, and that process's largest memory in GB."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(theirs, work, arguments))
+    process.start()
+    result, peak = ours.recv()
+    process.join()
+    return result, peak
+
+
+def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    result = work(*arguments)
+    pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
+
+
+def quiet_context(work: Path, sources: dict[str, tuple[Path, ...]] | None = None) -> Context:
+    """A run's surroundings without anybody watching."""
+    work.mkdir(parents=True, exist_ok=True)
+    return Context(work, Watcher().progress, lambda text: None, sources or {})
+
+
+def show(name: str, **figures: Any) -> None:
+    """One line of results."""
+    print(f"{name:<34}", "  ".join(f"{key} {value}" for key, value in figures.items()), flush=True)

@@ -1,0 +1,98 @@
+"""build-pairs: 10 million pairs to Parquet, and whether memory grows with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import peak_in_child, quiet_context, show, timed
+from irpipe.pipeline.manifest import describe
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.annotations import (
+    ANNOTATED_PROMPTS,
+    ANNOTATION_IMAGES,
+    ANNOTATIONS,
+    PROMPT_LABELS,
+    RANKINGS,
+    RATINGS,
+)
+
+PROMPTS, IMAGES = 20_000, 7  # C(7, 2) = 21 pairs a ranking, less about a fifth of ties
+
+
+def main(folder: Path) -> None:
+    for rankings in (150_000, 600_000):
+        name = folder / str(rankings)
+        _write(name, rankings)
+        (seconds, kept, candidates), peak = peak_in_child(_build, name)
+        show(
+            f"{candidates / 1e6:.1f} M candidates, {kept / 1e6:.1f} M pairs",
+            seconds=f"{seconds:.1f}",
+            pairs_per_second=f"{kept / seconds / 1e6:.2f} M",
+            peak_memory=f"{peak:.2f} GB",
+        )
+    show("same pairs in a plain Python loop", pairs_per_second=f"{_plain(folder / '150000') / 1e6:.2f} M")
+
+
+def _write(folder: Path, rankings: int) -> None:
+    """The tables of an annotations artifact: 20,000 prompts, each ranked by many annotators."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    prompt_ids = rng.integers(0, 1 << 63, PROMPTS, dtype=np.uint64)
+    image_ids = rng.integers(0, 1 << 63, (PROMPTS, IMAGES), dtype=np.uint64)
+    prompt_of = np.sort(rng.integers(0, PROMPTS, rankings))
+    ranking_ids = rng.integers(0, 1 << 63, rankings, dtype=np.uint64)
+    ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": [f"prompt {row}" for row in range(PROMPTS)]})
+    ANNOTATION_IMAGES.write(folder, {
+        "image_id": image_ids.ravel(), "prompt_id": np.repeat(prompt_ids, IMAGES),
+        "path": [f"{row}.png" for row in range(PROMPTS * IMAGES)],
+    })  # fmt: skip
+    ANNOTATIONS.write(folder, {
+        "ranking_id": ranking_ids, "prompt_id": prompt_ids[prompt_of], "source_row": np.arange(rankings),
+        "annotator": [None] * rankings, "split": [None] * rankings,
+    })  # fmt: skip
+    with RANKINGS.writer(folder / "rankings.parquet") as writer:
+        for start in range(0, rankings, 10_000):
+            rows = slice(start, start + 10_000)
+            count = len(ranking_ids[rows])
+            writer.append({
+                "ranking_id": np.repeat(ranking_ids[rows], IMAGES),
+                "prompt_id": np.repeat(prompt_ids[prompt_of[rows]], IMAGES),
+                "image_id": image_ids[prompt_of[rows]].ravel(),
+                "rank": rng.integers(1, 6, count * IMAGES),
+                "annotator": [f"annotator {row % 500}" for row in range(count) for _ in range(IMAGES)],
+            })  # fmt: skip
+    for table in (PROMPT_LABELS, RATINGS):
+        table.write(folder, {column.name: [] for column in table.columns})
+
+
+def _build(folder: Path) -> tuple[float, int, int]:
+    from irpipe.stages.build_pairs import BuildPairsConfig
+    from irpipe.stages.build_pairs.run import run
+
+    out = folder / "out"
+    out.mkdir()
+    artifact = Artifact(folder, describe(folder))
+    seconds, report = timed(lambda: run(BuildPairsConfig(), {"annotations": artifact}, out, quiet_context(folder / "work")))
+    return seconds, report.rows.kept, report.rows.read
+
+
+def _plain(folder: Path) -> float:
+    """Pairs a second of a double loop that keeps (better, worse) only, over a hundredth of the rankings."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(folder / "rankings.parquet").slice(0, 1500 * IMAGES)
+    images, ranks = rows["image_id"].to_pylist(), rows["rank"].to_pylist()
+
+    def loop() -> int:
+        pairs = []
+        for start in range(0, len(images), IMAGES):
+            for one in range(start, start + IMAGES):
+                for two in range(one + 1, start + IMAGES):
+                    if ranks[one] != ranks[two]:
+                        pairs.append((images[one], images[two]) if ranks[one] < ranks[two] else (images[two], images[one]))
+        return len(pairs)
+
+    seconds, count = timed(loop)
+    return count / seconds
