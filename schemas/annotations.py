@@ -27,7 +27,7 @@ ASPECTS = ("overall", "alignment", "fidelity")
 
 _RANKING_ID = Column("ranking_id", pa.uint64(), "Id of the record: one source record by one annotator.")
 _PROMPT_ID = Column("prompt_id", pa.uint64(), "Id of the prompt's text.")
-_IMAGE_ID = Column("image_id", pa.uint64(), "Id of the image: of its prompt and the path it was given by.")
+_IMAGE_ID = Column("image_id", pa.uint64(), "Id of the image: of its prompt and the path it was given by.", distinct=True)
 
 ANNOTATED_PROMPTS = Table(
     "annotated_prompts",
@@ -93,8 +93,8 @@ CONTRADICTIONS = Table(
     "Pairs whose overall ratings say the opposite of their ranks. Reported, not repaired.",
     (
         _RANKING_ID,
-        Column("better", pa.uint64(), "Image that the ranks put first."),
-        Column("worse", pa.uint64(), "Image that the ranks put last."),
+        Column("better", pa.uint64(), "Image that the ranks put first.", distinct=True),
+        Column("worse", pa.uint64(), "Image that the ranks put last.", distinct=True),
         Column("overall_better", pa.float32(), "Overall rating of the image that the ranks put first."),
         Column("overall_worse", pa.float32(), "Overall rating of the image that the ranks put last."),
     ),

@@ -35,7 +35,7 @@ IMAGES = ImageTable(
     "images",
     "Images as they were encoded.",
     (
-        Column("image_id", pa.uint64(), "Id of the image: of its prompt and the path it was given by."),
+        Column("image_id", pa.uint64(), "Id of the image: of its prompt and the path it was given by.", distinct=True),
         Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
         Column("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "Encoded bytes, and the given path."),
         Column("image_digest", pa.string(), "SHA-256 of the encoded bytes, 64 hex digits."),
