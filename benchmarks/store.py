@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.common import show, timed
 from irpipe.pipeline.commit import begin, commit
 from irpipe.pipeline.manifest import Manifest, Record
+from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.store import Store
 
 FILES, SIZE, ROUNDS = 20_000, 40_000, 3
@@ -37,7 +38,7 @@ def _commit(root: Path, files: Path) -> float:
     out.rmdir()
     shutil.copytree(files, out)
     os.sync()
-    seconds, _ = timed(lambda: commit(store, "0" * 64, _record))
+    seconds, _ = timed(lambda: commit(store, "0" * 64, _record, Watcher()))
     subprocess.run(["chmod", "-R", "u+w", str(root)], check=True)
     shutil.rmtree(root)
     return seconds

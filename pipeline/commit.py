@@ -25,6 +25,7 @@ from irpipe.pipeline.manifest import (
     read_record,
     record_json,
 )
+from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.store import Store, sync_folder, write_durably
 
 _RECORD_FILE = "record.json"
@@ -42,7 +43,7 @@ def begin(store: Store, key: str) -> tuple[Path, Path]:
     return out, scratch
 
 
-def commit(store: Store, key: str, describe: Callable[[Manifest], Record]) -> Record:
+def commit(store: Store, key: str, describe: Callable[[Manifest], Record], watcher: Watcher) -> Record:
     """Publish work/<key>/out as an artifact. The caller holds the key's lock.
 
     Args:
@@ -56,8 +57,12 @@ def commit(store: Store, key: str, describe: Callable[[Manifest], Record]) -> Re
     paths = list_files(out)
     if not paths:
         raise StageError("the stage wrote no file")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        digests = list(pool.map(lambda path: (path, _seal(out / path)), paths))
+    total = sum((out / path).stat().st_size for path in paths)
+    with ThreadPoolExecutor(_THREADS) as pool, watcher.progress("committing", total, "bytes") as bar:
+        digests = []
+        for path, sha in zip(paths, pool.map(lambda path: _seal(out / path), paths), strict=True):
+            digests.append((path, sha))
+            bar.advance((out / path).stat().st_size)
     for folder in sorted({out, *(out / parent for path in paths for parent in Path(path).parents)}):
         sync_folder(folder)
     manifest = manifest_of(out, digests)

@@ -109,12 +109,16 @@ class Memory:
         path = path.resolve()
         if path.is_file():
             _refuse(path, where)
-            return self._known_or(path, _stat(path.stat()), lambda: file_digest(path))
+            return self._known_or(path, _stat(path.stat()), lambda: self._hash_file(path))
         entries = sorted(_walk(path, ""))
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
         signature = hashlib.sha256(b"".join(name.encode() + b"\0" + stat for name, stat in entries)).digest()
         return self._known_or(path, signature, lambda: self._hash_folder(path, entries))
+
+    def _hash_file(self, path: Path) -> str:
+        with self._watcher.progress(f"hashing {path.name}", path.stat().st_size, "bytes") as bar:
+            return file_digest(path, bar.advance)
 
     def _hash_folder(self, folder: Path, entries: list[tuple[str, bytes]]) -> str:
         with self._watcher.progress("hashing files from outside", len(entries), "files") as bar:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,18 @@ def content_id(files: Iterable[tuple[str, int, str]]) -> str:
     return digest(["content", SCHEME, sorted([path, size, sha] for path, size, sha in files)])
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, the same as ``sha256sum`` prints."""
+def file_digest(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's bytes, the same as ``sha256sum`` prints.
+
+    Args:
+        advance: told of every piece that was read, in bytes.
+    """
     with path.open("rb", buffering=0) as file:
         sha = hashlib.sha256()
         while chunk := file.read(_READ_BYTES):
             sha.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
         return sha.hexdigest()
 
 

@@ -58,9 +58,9 @@ class LineWatcher(Watcher):
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
         rate = done / seconds
-        of = f" of {total:,}" if total is not None else ""
+        of = f" of {amount(total, unit)}" if total is not None else ""
         left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-        self.say(f"  {what}: {done:,}{of} {unit}, {rate:,.1f} {unit}/s{left}")
+        self.say(f"  {what}: {amount(done, unit)}{of}, {amount(rate, unit)}/s{left}")
 
 
 class TerminalWatcher(Watcher):
@@ -76,25 +76,26 @@ class TerminalWatcher(Watcher):
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = ("  ", TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        rate = TextColumn("{task.fields[rate]}")
-        with Bars(*columns, rate, TimeRemainingColumn(), console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(what, total=total, rate=""), unit)
+        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
+        with Bars(*columns, console=self._console, transient=True) as bars:
+            yield _Bar(bars, bars.add_task(what, total=total, told=""), total, unit)
 
 
 class _Bar:
-    def __init__(self, bars: Any, task: Any, unit: str) -> None:
-        self._bars, self._task, self._unit = bars, task, unit
+    def __init__(self, bars: Any, task: Any, total: int | None, unit: str) -> None:
+        self._bars, self._task, self._total, self._unit = bars, task, total, unit
         self._started = time.monotonic()
         self._done = 0
 
-    def advance(self, amount: int) -> None:
-        self._done += amount
+    def advance(self, amount_done: int) -> None:
+        self._done += amount_done
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
-        self._bars.update(self._task, advance=amount, rate=f"{rate:,.1f} {self._unit}/s")
+        of = f" of {amount(self._total, self._unit)}" if self._total is not None else ""
+        told = f"{amount(self._done, self._unit)}{of}, {amount(rate, self._unit)}/s"
+        self._bars.update(self._task, advance=amount_done, told=told)
 
 
 class JsonWatcher(Watcher):
@@ -144,3 +145,10 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def amount(count: float, unit: str) -> str:
+    """``1,200 prompts``; bytes as people read them."""
+    if unit == "bytes":
+        return size(round(count))
+    return f"{count:,.1f} {unit}" if count < 100 and count != int(count) else f"{count:,.0f} {unit}"

@@ -99,7 +99,7 @@ class Runner:
         try:
             report = stage.load_run()(step.node.config, inputs, out, context)
             _check(step.name, report)
-            record = commit(self.store, key, lambda manifest: self._record(step, key, manifest, report, started, clock))
+            record = commit(self.store, key, lambda manifest: self._record(step, key, manifest, report, started, clock), watcher)
         except BaseException as error:
             self._keep_error(attempt_file, attempt, error)
             raise

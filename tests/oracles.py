@@ -39,7 +39,7 @@ def fast_vote_k(neighbours: list[list[int]], count: int, rho: float = 10.0) -> t
             for voter in voters[row]:
                 if voter not in selected:
                     score += rho ** -heard[voter]
-            if score > best_score + 1e-9:
+            if score > best_score * (1 + 1e-9):  # equal sums may differ by rounding
                 best, best_score = row, score
         if best is None:
             break

@@ -120,7 +120,7 @@ def test_a_digest_is_remembered_until_the_file_changes(project, shouting, monkey
 
     hashed = []
     real = external.file_digest
-    monkeypatch.setattr(external, "file_digest", lambda path: hashed.append(path.name) or real(path))
+    monkeypatch.setattr(external, "file_digest", lambda path, advance: hashed.append(path.name) or real(path, advance))
     monkeypatch.setattr(external, "_SETTLED_SECONDS", -1.0)
     (project.root / "a.txt").write_text("x", encoding="utf-8")
     for _ in range(3):

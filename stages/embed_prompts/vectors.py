@@ -132,11 +132,13 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
     try:
         import torch
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         raise ModelError(
             "embedder = 'sentence-transformers' needs the extra 'embed'",
             mend="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
+    disable_progress_bar()  # loading takes a second; our own bar comes after it
     local = context.sources.get("model", ())
     name, _, revision = config.model.partition("@")
     try:
