@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,18 +49,32 @@ class Graph:
 
 
 def read_graph(edge_files: Sequence[Path], vertex_files: Sequence[Path]) -> Graph:
-    """The whole graph without similarities: 4 bytes an edge."""
+    """The whole graph without similarities: 4 bytes an edge.
+
+    Edges are stored set by set, so a vertex's edges stand together but vertices are not in order.
+    """
     sets = VERTICES.read(vertex_files)["set"].to_numpy()
-    total = sum(pq.read_metadata(file).num_rows for file in edge_files)
-    targets = np.empty(total, dtype=np.int32)
     degrees = np.zeros(len(sets), dtype=np.int64)
-    done = 0
-    for file in edge_files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["source", "target"]):
-            targets[done : done + len(batch)] = batch["target"].to_numpy()
-            degrees += np.bincount(batch["source"].to_numpy(), minlength=len(sets))
-            done += len(batch)
-    return Graph(np.concatenate([[0], np.cumsum(degrees)]), targets, sets)
+    for source, _ in _batches(edge_files, ["source"]):
+        degrees += np.bincount(source, minlength=len(sets))
+    offsets = np.concatenate([[0], np.cumsum(degrees)])
+    targets = np.empty(offsets[-1], dtype=np.int32)
+    free = offsets[:-1].copy()  # where each vertex's next edge goes
+    for source, target in _batches(edge_files, ["source", "target"]):
+        run_starts = np.flatnonzero(np.concatenate([[True], source[1:] != source[:-1]]))
+        run_lengths = np.diff(np.concatenate([run_starts, [len(source)]]))
+        place_in_run = np.arange(len(source)) - np.repeat(run_starts, run_lengths)
+        targets[free[source] + place_in_run] = target
+        free[source[run_starts]] += run_lengths
+    return Graph(offsets, targets, sets)
+
+
+def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """The first and the last of some columns, a batch at a time; no batch is empty."""
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
+            if len(batch):
+                yield batch[columns[0]].to_numpy(), batch[columns[-1]].to_numpy()
 
 
 def to_networkx(edge_files: Sequence[Path], vertices: Sequence[int] | None = None) -> nx.DiGraph[Any]:

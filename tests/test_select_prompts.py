@@ -297,6 +297,12 @@ def test_sets_are_searched_apart(project):
         " JOIN v AS one ON source = one.vertex JOIN v AS two ON target = two.vertex"
     )
     assert rows[0]["edges"] == rows[0]["inside"] > 0
+    artifact = project.store.open(project.store.newest("micro", "prompt-graph").content_id)
+    graph = read_graph(artifact.table("edges"), artifact.table("vertices"))
+    expected = {}
+    for row in project.rows("SELECT source, list(target ORDER BY similarity DESC, target) AS targets FROM edges GROUP BY source"):
+        expected[row["source"]] = row["targets"]
+    assert dict(enumerate(neighbours_of(graph))) == expected, "every vertex has its own edges, whatever the order of sets"
     assert np.bincount(divide(10, 4, 0)).tolist() == [3, 2, 3, 2]
     assert (divide(10, 4, 0) != divide(10, 4, 1)).any()
 
@@ -405,6 +411,28 @@ def test_sets_share_the_count(project):
     project.last("select-prompts", *SMALL, "prompt-graph.sets=7")
     rows = project.rows("SELECT set, count(*) AS n, min(pick) AS first FROM selected_prompts GROUP BY set ORDER BY first")
     assert [row["set"] for row in rows] == list(range(7)) and {row["n"] for row in rows} == {5, 6}
+
+
+def test_selection_in_sets_is_vote_k_in_each(project):
+    """The published algorithm on each set alone picks the same."""
+    project.last("select-prompts", *SMALL, "prompt-graph.sets=3")
+    edges = project.rows("SELECT source, list(target ORDER BY similarity DESC, target) AS targets FROM edges GROUP BY source")
+    sets = [row["set"] for row in project.rows("SELECT set FROM vertices")]
+    picks = project.rows(
+        "WITH p AS (SELECT *, row_number() OVER () - 1 AS vertex FROM prompts)"
+        " SELECT vertex, set, vote_score FROM selected_prompts JOIN p USING (prompt_id) ORDER BY pick"
+    )
+    for number in range(3):
+        members = [vertex for vertex, own in enumerate(sets) if own == number]
+        place = {vertex: row for row, vertex in enumerate(members)}
+        neighbours = [[] for _ in members]
+        for row in edges:
+            if row["source"] in place:
+                neighbours[place[row["source"]]] = [place[target] for target in row["targets"]]
+        ours = [(row["vertex"], row["vote_score"]) for row in picks if row["set"] == number]
+        expected, scores = fast_vote_k(neighbours, len(ours))
+        assert [members[row] for row in expected] == [vertex for vertex, _ in ours]
+        np.testing.assert_allclose([score for _, score in ours], scores, rtol=1e-9)
 
 
 def test_excluded_prompts_are_never_selected(project):
