@@ -62,6 +62,7 @@ def _write(folder: Path, rankings: int) -> None:
                 "image_id": image_ids[prompt_of[rows]].ravel(),
                 "rank": rng.integers(1, 6, count * IMAGES),
                 "annotator": [f"annotator {row % 500}" for row in range(count) for _ in range(IMAGES)],
+                "choice": np.zeros(count * IMAGES, dtype=bool),
             })  # fmt: skip
     for table in (PROMPT_LABELS, RATINGS):
         table.write(folder, {column.name: [] for column in table.columns})

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.hashing import file_digest
+from irpipe.pipeline.errors import DamageError, StageError
+from irpipe.pipeline.hashing import content_id, file_digest
 from irpipe.pipeline.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -29,17 +29,27 @@ from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.store import Store, sync_folder, write_durably
 
 _RECORD_FILE = "record.json"
+_CODE_FILE = "code"
 _THREADS = 8  # waiting for the disk, not computing
 
 
-def begin(store: Store, key: str) -> tuple[Path, Path]:
-    """Fresh `out` and kept `scratch` folders of a run. The caller holds the key's lock."""
+def begin(store: Store, key: str, code: str, *, anew: bool = False) -> tuple[Path, Path]:
+    """Fresh `out` and kept `scratch` folders of a run. The caller holds the key's lock.
+
+    Args:
+        code: digest of the stage's code; what other code left in `scratch` goes.
+        anew: whatever was left goes.
+    """
     work = store.work_path(key)
-    out, scratch = work / "out", work / "scratch"
+    out, scratch, made_by = work / "out", work / "scratch", work / _CODE_FILE
+    same_code = made_by.exists() and made_by.read_text(encoding="utf-8") == code
+    if work.exists() and (anew or not same_code):
+        shutil.rmtree(work)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
+    write_durably(made_by, code)
     return out, scratch
 
 
@@ -77,9 +87,10 @@ def commit(store: Store, key: str, describe: Callable[[Manifest], Record], watch
 def recover(store: Store, key: str) -> Record | None:
     """Publish what a killed process had finished but not published, if it had."""
     path = store.work_path(key) / _RECORD_FILE
-    if not path.exists():
+    try:
+        record = read_record(path)
+    except DamageError:
         return None
-    record = read_record(path)
     _publish(store, path.parent, record)
     return store.lookup(key)
 
@@ -98,8 +109,8 @@ def _seal(path: Path) -> str:
 
 def _publish(store: Store, work: Path, record: Record) -> None:
     out, target = work / "out", store.object_path(record.content_id)
-    if target.exists() and not store.holds(record.content_id):
-        set_aside(store, record.content_id)
+    if target.exists() and out.exists() and next(faults(target), None) is not None:
+        set_aside(store, target)
     if not target.exists() and out.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         out.rename(target)
@@ -122,19 +133,42 @@ def _close_folders(target: Path) -> None:
                 break
 
 
-def set_aside(store: Store, content_id: str) -> Path:
-    """Move a damaged object out of the way, so that the next run makes it again."""
-    source, target = store.object_path(content_id), store.root / "damaged" / content_id
+def faults(folder: Path) -> Iterator[str]:
+    """What of an object's folder is not as its manifest and its name say; every file is hashed."""
+    try:
+        manifest = read_manifest(folder)
+        there = list_files(folder)
+    except (DamageError, StageError) as error:
+        yield error.what
+        return
+    named = {entry.path: entry for entry in manifest.files}
+    yield from (f"{path} is missing" for path in named if path not in there)
+    yield from (f"{path} is not in the manifest" for path in there if path not in named)
+    if content_id((entry.path, entry.size, entry.sha256) for entry in manifest.files) != folder.name:
+        yield "its manifest is of another artifact"
+    both = [path for path in there if path in named]
+    with ThreadPoolExecutor() as pool:
+        for path, sha in zip(both, pool.map(lambda path: file_digest(folder / path), both), strict=True):
+            if sha != named[path].sha256:
+                yield f"{path} has other bytes"
+
+
+def set_aside(store: Store, source: Path) -> None:
+    """Move something damaged out of the way, so that the next run makes it again."""
+    target = store.root / "damaged" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.chmod(0o700)
+    if source.is_dir():
+        source.chmod(0o700)
     if target.exists():
         remove(target)
     source.rename(target)
-    return target
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder whose folders are read-only."""
+    """Delete a file, or a folder whose folders are read-only."""
+    if not folder.is_dir():
+        folder.unlink()
+        return
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         path.chmod(0o700)
     shutil.rmtree(folder)
@@ -143,7 +177,8 @@ def remove(folder: Path) -> None:
 def attempt(store: Store, key: str) -> dict[str, object] | None:
     """What an unfinished run of this key left behind: stage, recipe, process, when, and its error if it failed."""
     path = store.work_path(key) / "attempt.json"
-    if not path.exists():
+    try:
+        data: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    data: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return data
+    return data if {"stage", "recipe", "pid", "started"} <= set(data) else None

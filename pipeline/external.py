@@ -7,7 +7,6 @@ import os
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from irpipe.pipeline.errors import InputError, IrpipeError, ModelError
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Config, role_of
+from irpipe.pipeline.stage import Config, hashed_names, role_of
 from irpipe.pipeline.store import Store
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -34,6 +33,15 @@ class Externals:
     shown: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """One thing from outside: its identity, where it lies, and the artifact it is, if it is one."""
+
+    digest: Any
+    path: Path
+    artifact: str | None = None
+
+
 def resolve(stage: str, config: Config, root: Path, store: Store, watcher: Watcher, *, remember: bool) -> Externals:
     """Digest everything from outside that a stage's settings name.
 
@@ -46,20 +54,21 @@ def resolve(stage: str, config: Config, root: Path, store: Store, watcher: Watch
     """
     found = Externals()
     memory = Memory(store.root / "digests.sqlite", watcher, remember=remember)
-    for name in type(config).model_fields:
-        role, value = role_of(type(config), name), getattr(config, name)
-        if value is None or value == () or role not in ("external", "model"):
+    for name in hashed_names(config, ("external", "model")):
+        value, where = getattr(config, name), f"{stage}.{name}"
+        if value is None or value == ():
             continue
-        where = f"{stage}.{name}"
-        if role == "model":
+        if role_of(type(config), name) == "model":
             digests, paths = _model(str(value), root, memory, where)
+            artifacts: list[str] = []
         else:
             values = value if isinstance(value, tuple) else (value,)
-            pairs = [_source(str(item), root, store, memory, where) for item in values]
-            digests, paths = [sha for sha, _ in pairs], tuple(path for _, path in pairs)
+            sources = [_source(str(item), root, store, memory, where) for item in values]
+            digests, paths = [source.digest for source in sources], tuple(source.path for source in sources)
+            artifacts = [source.artifact for source in sources if source.artifact is not None]
         found.digests[name] = digests
         found.paths[name] = paths
-        found.shown[name] = {"given": _plain(value), "digest": digests}
+        found.shown[name] = {"given": _plain(value), "digest": digests, "artifacts": artifacts}
     return found
 
 
@@ -81,16 +90,20 @@ def _model(value: str, root: Path, memory: Memory, where: str) -> tuple[Any, tup
     return ["hub", name, revision], ()
 
 
-def _source(value: str, root: Path, store: Store, memory: Memory, where: str) -> tuple[str, Path]:
-    """A path, or the (short) id of an artifact of the store."""
+def _source(value: str, root: Path, store: Store, memory: Memory, where: str) -> _Source:
+    """A path, or the (short) id of an artifact of the store.
+
+    A file counts by its ending as well: the ending tells how it is read.
+    """
     path = root / value
     if path.exists():
-        return memory.digest(path, where), path
+        digest_ = memory.digest(path, where)
+        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path)
     try:
         artifact = store.open(store.resolve(value).content_id)
     except IrpipeError:
         raise InputError(f"{value} does not exist", where=where, mend="give a path relative to irpipe.toml's folder") from None
-    return artifact.content_id, artifact.path
+    return _Source(artifact.content_id, artifact.path, artifact.content_id)
 
 
 class Memory:
@@ -110,7 +123,7 @@ class Memory:
         if path.is_file():
             _refuse(path, where)
             return self._known_or(path, _stat(path.stat()), lambda: self._hash_file(path))
-        entries = sorted(_walk(path, ""))
+        entries = _walk(path)
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
         signature = hashlib.sha256(b"".join(name.encode() + b"\0" + stat for name, stat in entries)).digest()
@@ -124,7 +137,9 @@ class Memory:
         with self._watcher.progress("hashing files from outside", len(entries), "files") as bar:
             files = []
             for name, _ in entries:
-                files.append((name, (folder / name).stat().st_size, file_digest(folder / name)))
+                file = folder / name
+                if file.is_file():  # neither a link to nowhere nor a socket
+                    files.append((name, file.stat().st_size, file_digest(file)))
                 bar.advance(1)
         return digest(["folder", content_id(files)])
 
@@ -138,31 +153,50 @@ class Memory:
         return fresh
 
     def _lookup(self, path: str, signature: bytes) -> str | None:
-        if not self._path.exists():
+        """What is remembered, if anything: a memory that is missing, locked or broken only costs a read."""
+        try:
+            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as connection:
+                query = "SELECT digest FROM digests WHERE path = ? AND signature = ?"
+                row = connection.execute(query, (path, signature)).fetchone()
+        except sqlite3.Error:
             return None
-        with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as connection:
-            row = connection.execute("SELECT digest FROM digests WHERE path = ? AND signature = ?", (path, signature)).fetchone()
         return None if row is None else str(row[0])
 
     def _store(self, path: str, signature: bytes, fresh: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self._path, timeout=30)) as connection, connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, signature BLOB, digest TEXT)")
-            connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (path, signature, fresh))
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=30)) as connection, connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, signature BLOB, digest TEXT)")
+                connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (path, signature, fresh))
+        except (sqlite3.Error, OSError):
+            return  # a read-only or full store remembers nothing; the next run reads the file again
 
 
 def _stat(stat: os.stat_result) -> bytes:
     return _STAT.pack(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _walk(folder: Path, below: str) -> Iterator[tuple[str, bytes]]:
-    with os.scandir(folder / below) as entries:
-        for entry in entries:
-            name = f"{below}{entry.name}"
-            if entry.is_dir():
-                yield from _walk(folder, f"{name}/")
-            else:
-                yield name, _stat(entry.stat())
+def _walk(folder: Path) -> list[tuple[str, bytes]]:
+    """Relative path and `stat` of every file below a folder, in the order of paths.
+
+    Links are followed, but not into a folder that is already being walked; a link to nowhere counts as the link it is.
+    """
+    found = []
+    top = folder.stat()
+    pending = [("", (top.st_dev, top.st_ino), frozenset[tuple[int, int]]())]
+    while pending:
+        below, here, above = pending.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if not entry.is_dir():
+                    dangling = entry.is_symlink() and not Path(entry.path).exists()
+                    found.append((name, _stat(entry.stat(follow_symlinks=not dangling))))
+                    continue
+                stat = entry.stat()
+                if (stat.st_dev, stat.st_ino) not in {here, *above}:
+                    pending.append((f"{name}/", (stat.st_dev, stat.st_ino), above | {here}))
+    return sorted(found)
 
 
 def _refuse(path: Path, where: str) -> None:

@@ -29,7 +29,8 @@ class Lineage:
 def lineage(store: Store, focus: Record) -> Lineage:
     """Both directions from one run, by the records in the store."""
     records = {record.key: record for record in store.records()}
-    up = {key: [entry.key for entry in record.inputs.values() if entry.key in records] for key, record in records.items()}
+    makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
+    up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
     down: dict[str, list[str]] = {key: [] for key in records}
     for key, parents in up.items():
         for parent in parents:
@@ -44,6 +45,13 @@ def lineage(store: Store, focus: Record) -> Lineage:
         tuple(records[key] for key in sorted(descendants, key=order.__getitem__)),
         tuple(edges),
     )
+
+
+def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:
+    """Keys of the runs whose results a run read: its inputs, and artifacts that its settings name."""
+    yield from (entry.key for entry in record.inputs.values())
+    for entry in record.external.values():
+        yield from (makers[artifact] for artifact in entry["artifacts"] if artifact in makers)
 
 
 def _reach(start: str, edges: Mapping[str, Iterable[str]]) -> set[str]:

@@ -13,7 +13,7 @@ from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.stage import Config, role_of
+from irpipe.pipeline.stage import Config, hashed_names, role_of
 from irpipe.pipeline.store import Store
 
 
@@ -62,6 +62,7 @@ class Planner:
     strict_code: bool = False
     remember: bool = False
     _by_stage: dict[str, list[Record]] = field(default_factory=dict)
+    _externals: dict[str, Externals] = field(default_factory=dict)
 
     def plan(self, target: str) -> list[Step]:
         """Every stage up to the target, in order of running. Writes nothing."""
@@ -77,7 +78,7 @@ class Planner:
     def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
         """One stage, given what its upstream stages made."""
         stage = node.stage
-        externals = resolve(stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember)
+        externals = self.externals(node)
         inputs = {kind: made[name] for kind, name in node.upstream.items() if name in made}
         missing = [name for name in node.upstream.values() if name not in made]
         notes = list(self._replaced(node))
@@ -102,6 +103,13 @@ class Planner:
         reasons = list(self._reasons(node, key, record, near, inputs, externals))
         notes += self._abandoned(node, key)
         return Step(node, "run", externals, inputs, key, None, reasons, notes, near.seconds if near else None)
+
+    def externals(self, node: Node, *, again: bool = False) -> Externals:
+        """What a stage takes from outside; looked up once, unless asked again."""
+        name = node.stage.name
+        if again or name not in self._externals:
+            self._externals[name] = resolve(name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember)
+        return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:
         usual = node.stage.kinds_read(type(node.config).model_construct())
@@ -148,19 +156,19 @@ class Planner:
         notes = []
         for path in sorted(self.store.root.glob("work/*/attempt.json")):
             other = attempt(self.store, path.parent.name)
-            if other and other["stage"] == name and other["recipe"] == recipe and path.parent.name != key:
+            kept = any((path.parent / "scratch").iterdir())
+            if other and kept and other["stage"] == name and other["recipe"] == recipe and path.parent.name != key:
                 notes.append(f"abandons the unfinished run {path.parent.name[:12]} of other settings")
         return notes
 
 
 def hashed_config(config: Config) -> dict[str, Any]:
     """The settings that count towards the key by their value."""
-    values: dict[str, Any] = {}
-    for name, field_info in type(config).model_fields.items():
-        role, value = role_of(type(config), name), getattr(config, name)
-        if role == "result" or (role == "neutral" and value != field_info.default):
-            values[name] = value
-    return values
+    values = {name: getattr(config, name) for name in hashed_names(config, ("result", "neutral"))}
+    fields = type(config).model_fields
+    return {
+        name: value for name, value in values.items() if role_of(type(config), name) == "result" or value != fields[name].default
+    }
 
 
 def shown_config(config: Config) -> dict[str, Any]:

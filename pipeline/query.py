@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from irpipe.pipeline.errors import IrpipeError, StoreError
+from irpipe.pipeline.errors import StoreError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Store
@@ -29,8 +29,8 @@ def newest_records(store: Store, recipe: str, stages: Sequence[str]) -> list[Rec
 def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
     """Run a query over the newest tables.
 
-    Each table is a view: `pairs`, or `build_pairs.pairs` where several stages write one of that name
-    (`rejected`). `row_id('0123456789abcdef')` makes a row id of its hex digits.
+    Each table is a view, `build_pairs.pairs` or, for the newest of that name, `pairs`; and `row_id('0123456789abcdef')`
+    makes a row id of its hex digits. Nothing outside the store can be read or written.
 
     Raises:
         StoreError: DuckDB cannot answer.
@@ -46,9 +46,14 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
                 connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
             quoted = ".".join(f'"{part}"' for part in name.split("."))
             connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
+        connection.execute("SET allowed_directories = [?]", [str(store.root / "objects")])
+        connection.execute("SET enable_external_access = false")
         try:
             answer = connection.execute(query)
             description = answer.description or []
+            names = [str(column[0]) for column in description]
+            if len(set(names)) < len(names):
+                raise StoreError(f"two columns have one name: {', '.join(names)}", where=query, mend="name them: SELECT a AS b")
             ids = [str(column[1]) == "UBIGINT" for column in description]
             rows = [
                 tuple(show_row_id(value) if is_id and value is not None else value for value, is_id in zip(row, ids, strict=True))
@@ -61,18 +66,11 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
 
 
 def views(store: Store, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
-    """View names and their Parquet files. A name that only one stage writes needs no stage before it."""
-    written: dict[str, int] = {}
-    tables = []
-    for record in records:
-        try:
-            artifact = store.open(record.content_id)
-        except IrpipeError:
-            continue
+    """View names and their Parquet files: `build_pairs.rejected`, and `rejected` for the newest of all stages."""
+    newest: dict[str, list[str]] = {}
+    for record in sorted(records, key=lambda record: record.ended):
+        artifact = store.open(record.content_id)
         for name in artifact.manifest.tables:
-            written[name] = written.get(name, 0) + 1
-            tables.append((record.stage.replace("-", "_"), name, [str(path) for path in artifact.table(name)]))
-    for stage, name, files in tables:
-        if written[name] == 1:
-            yield name, files
-        yield f"{stage}.{name}", files
+            newest[name] = [str(path) for path in artifact.table(name)]
+            yield f"{record.stage.replace('-', '_')}.{name}", newest[name]
+    yield from newest.items()

@@ -36,6 +36,7 @@ class Recipe:
     root: Path
     store: Path
     tables: Mapping[str, Mapping[str, Any]]
+    overridden: Mapping[str, str]
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:
@@ -72,6 +73,12 @@ class Recipe:
             )
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
+        for stage, setting in self.overridden.items():
+            if stage not in nodes:
+                name, known = setting.partition("=")[0].partition(".")[2].strip(), self.stages[stage].config.model_fields
+                if name not in known:
+                    raise RecipeError(f"{stage} has no setting {name!r}{did_you_mean(name, known)}")
+                raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", mend="leave it out")
         return list(nodes.values())
 
     def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...]) -> None:
@@ -174,12 +181,12 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     if plain:
         unknown = next(iter(plain))
         raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))
-    for override in overrides:
-        _override(tables, override)
-    return Recipe(name=name, root=root, store=(root / store).resolve(), tables=tables)
+    overridden = {_override(tables, override): override for override in overrides}
+    return Recipe(name=name, root=root, store=(root / store).resolve(), tables=tables, overridden=overridden)
 
 
-def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
+def _override(tables: dict[str, dict[str, Any]], override: str) -> str:
+    """Lay an override over the tables. Returns its stage."""
     setting, equals, text = override.partition("=")
     stage, dot, name = setting.strip().partition(".")
     if not (equals and dot and name):
@@ -187,6 +194,7 @@ def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
     if stage not in tables:
         raise RecipeError(f"--set {override!r}: the recipe has no stage {stage!r}{did_you_mean(stage, tables)}")
     tables[stage][name] = _value(text.strip())
+    return stage
 
 
 def _value(text: str) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import begin, commit, recover
-from irpipe.pipeline.errors import IrpipeError, StageError, StoreError
+from irpipe.pipeline.errors import InputError, IrpipeError, StageError, StoreError
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, shown_config
 from irpipe.pipeline.progress import duration, size
@@ -49,7 +51,10 @@ class Runner:
         """
         made: dict[str, InputEntry] = {}
         with disk_errors(self.store.root), self.store.in_use():
-            for node in self.recipe.chain(target):
+            chain = self.recipe.chain(target)
+            for node in chain:
+                self.planner.externals(node)  # what is missing outside is missed now, not after hours
+            for node in chain:
                 step = self.planner.examine(node, made)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
@@ -69,6 +74,7 @@ class Runner:
         record = step.record
         assert record is not None
         watcher = self.planner.watcher
+        self._clear_work(record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
         watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
         return record
@@ -76,9 +82,8 @@ class Runner:
     def _make(self, step: Step) -> Record:
         key, watcher = step.key, self.planner.watcher
         assert key is not None
-        forced = self.planner.force == step.name or self.planner.strict_code
         with self.store.lock(key, lambda: watcher.say(f"{step.name}: another process is making it; waiting")):
-            record = recover(self.store, key) or (None if forced else self.store.lookup(key))
+            record = self._finished(step, key)
             if record is not None:
                 watcher.event("reused", stage=step.name, key=key, content_id=record.content_id, notes=[])
                 watcher.say(f"{step.name}: reused {record.content_id[:12]}, which another process finished")
@@ -87,9 +92,25 @@ class Runner:
             watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
             return self._run(step, key)
 
+    def _finished(self, step: Step, key: str) -> Record | None:
+        """What another process made meanwhile, or a killed one had finished, unless it is to be made anew."""
+        if self.planner.force == step.name:
+            return None
+        record = recover(self.store, key) or self.store.lookup(key)
+        if record is not None and self.planner.strict_code and record.code_digest != code_digest(step.node.stage.package):
+            return None
+        return record
+
+    def _clear_work(self, key: str) -> None:
+        """Remove what a process left that was killed between publishing its record and cleaning up."""
+        if self.store.work_path(key).exists() and not self.store.is_locked(key):
+            with self.store.lock(key, lambda: None):
+                shutil.rmtree(self.store.work_path(key), ignore_errors=True)
+
     def _run(self, step: Step, key: str) -> Record:
         stage, watcher = step.node.stage, self.planner.watcher
-        out, scratch = begin(self.store, key)
+        code = code_digest(stage.package)
+        out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
         attempt = {"stage": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
         write_durably(attempt_file, to_json(attempt))
@@ -99,7 +120,9 @@ class Runner:
         try:
             report = stage.load_run()(step.node.config, inputs, out, context)
             _check(step.name, report)
-            record = commit(self.store, key, lambda manifest: self._record(step, key, manifest, report, started, clock), watcher)
+            self._check_unchanged(step)
+            make_record = partial(self._record, step, key, report, started, clock, code)
+            record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
             self._keep_error(attempt_file, attempt, error)
             raise
@@ -120,11 +143,16 @@ class Runner:
         if path.parent.exists():
             what = error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
             try:
-                path.write_text(to_json({**attempt, "error": what}), encoding="utf-8")
+                write_durably(path, to_json({**attempt, "error": what}))
             except OSError:
                 self.planner.watcher.say("  the reason could not be written beside the kept work")
 
-    def _record(self, step: Step, key: str, manifest: Manifest, report: Report, started: str, clock: float) -> Record:
+    def _check_unchanged(self, step: Step) -> None:
+        """A file from outside that changed while it was read would give an artifact under a wrong key."""
+        if self.planner.externals(step.node, again=True).digests != step.externals.digests:
+            raise InputError(f"a file that {step.name} reads changed while it ran", mend="run the same command again")
+
+    def _record(self, step: Step, key: str, report: Report, started: str, clock: float, code: str, manifest: Manifest) -> Record:
         rows = report.rows
         return Record(
             key=key,
@@ -136,7 +164,7 @@ class Runner:
             given=tuple(sorted(step.node.config.model_fields_set)),
             inputs=step.inputs,
             external=step.externals.shown,
-            code_digest=code_digest(step.node.stage.package),
+            code_digest=code,
             packages=_packages(),
             git=_git(self.recipe.root),
             host=platform.node(),

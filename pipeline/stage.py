@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
 
@@ -39,6 +39,21 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect beside the others, and why. Giving one is an error; none counts towards the key."""
+        return {}
+
+    def replaced(self) -> set[str]:
+        """Settings that a given source replaces (vectors over an embedder). They may stand; none counts towards the key."""
+        return set()
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> Self:
+        for name, why in self.unused().items():
+            if given(self, name):
+                raise ValueError(f"{name} has no effect: {why}")
+        return self
+
 
 def setting(default: Any = ..., *, meaning: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
     """A field of a `Config`.
@@ -63,6 +78,12 @@ def source_of(config: type[BaseModel], name: str) -> str | None:
     """The source a setting's default was declared with."""
     extra = config.model_fields[name].json_schema_extra
     return extra["source"] if isinstance(extra, dict) else None  # type: ignore[return-value]
+
+
+def hashed_names(config: Config, roles: Sequence[Role]) -> list[str]:
+    """The settings of some roles that have an effect beside the others."""
+    idle = {*config.unused(), *config.replaced()}
+    return [name for name in type(config).model_fields if role_of(type(config), name) in roles and name not in idle]
 
 
 def given(config: BaseModel, name: str) -> bool:
@@ -108,6 +129,7 @@ class Context:
     sources: Mapping[str, tuple[Path, ...]]
 
 
+Determinism = Literal["bitwise", "numeric"]
 Reads = Sequence[str] | Callable[[Any], Sequence[str]]
 
 
@@ -121,7 +143,8 @@ class Stage:
         reads: kinds of artifact it reads; a function where that depends on its settings.
         reads_at_hand: kinds it reads only where another of its inputs was made from them.
         writes: the kind of artifact it writes.
-        determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``.
+        determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``; a function where that
+            depends on its settings.
         config: its settings.
         run: ``module:function``, imported only when it runs.
     """
@@ -131,13 +154,17 @@ class Stage:
     reads: Reads = ()
     reads_at_hand: Sequence[str] = ()
     writes: str
-    determinism: Literal["bitwise", "numeric"] = "bitwise"
+    determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
     config: type[Config]
     run: str
 
     def kinds_read(self, config: Config) -> tuple[str, ...]:
         """The kinds this stage reads under a config, without those taken only at hand."""
         return tuple(self.reads(config) if callable(self.reads) else self.reads)
+
+    def determinism_of(self, config: Config) -> Determinism:
+        """Whether two runs under a config give the same bytes."""
+        return self.determinism(config) if callable(self.determinism) else self.determinism
 
     def load_run(self) -> Callable[[Config, Mapping[str, Artifact], Path, Context], Report]:
         """Import the stage's work."""
@@ -147,8 +174,9 @@ class Stage:
 
     @property
     def package(self) -> str:
-        """The package that holds the stage's code."""
-        return self.run.partition(":")[0].rpartition(".")[0]
+        """The package (or the lone module) that holds the stage's code."""
+        module = self.run.partition(":")[0]
+        return module.rpartition(".")[0] or module
 
 
 @cache

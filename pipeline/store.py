@@ -15,14 +15,17 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from irpipe.pipeline.errors import DamageError, StoreError
+from irpipe.pipeline.errors import DamageError, InputError, StoreError
 from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, to_json
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EISDIR,
+    errno.ENOTDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,15 @@ class Store:
 
     def lookup(self, key: str) -> Record | None:
         """The record of a run whose artifact is at hand, or None."""
-        path = self.record_path(key)
-        if not path.exists():
+        record = self.record(key)
+        return record if record is not None and self.holds(record.content_id) else None
+
+    def record(self, key: str) -> Record | None:
+        """A run's record, or None where there is none that can be read. `irpipe verify` names those that cannot."""
+        try:
+            return read_record(self.record_path(key))
+        except DamageError:
             return None
-        record = read_record(path)
-        return record if self.holds(record.content_id) else None
 
     def holds(self, content_id: str) -> bool:
         """Whether an object is there with all its files at their sizes. Their bytes are `irpipe verify`'s matter."""
@@ -89,26 +96,25 @@ class Store:
         return Artifact(folder, read_manifest(folder))
 
     def records(self) -> Iterator[Record]:
-        """Every run's record, in the order of keys."""
+        """Every run's record that can be read, in the order of keys."""
         for path in sorted(self.root.glob("keys/??/*.json")):
-            yield read_record(path)
+            record = self.record(path.stem)
+            if record is not None:
+                yield record
 
     def newest(self, recipe: str, stage: str) -> Record | None:
         """The record behind a recipe's newest result of a stage, or None."""
-        path = self.ref_path(recipe, stage)
-        if not path.exists():
-            return None
         try:
-            key = json.loads(path.read_text(encoding="utf-8"))["key"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamageError(f"the ref {recipe}/{stage} cannot be read: {error}", where=str(path)) from None
-        return read_record(self.record_path(key)) if self.record_path(key).exists() else None
+            key = json.loads(self.ref_path(recipe, stage).read_text(encoding="utf-8"))["key"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return self.record(str(key))
 
     def point(self, recipe: str, record: Record) -> None:
         """Make a run's result the newest of its stage. Writes nothing where it is that already."""
         path = self.ref_path(recipe, record.stage)
         text = to_json({"key": record.key, "content_id": record.content_id})
-        if path.exists() and path.read_text(encoding="utf-8") == text:
+        if path.exists() and path.read_bytes() == text.encode():
             return
         write_durably(path, text)
 
@@ -137,13 +143,13 @@ class Store:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep `irpipe gc` out while artifacts are read."""
-        try:
-            with _flock(self.root / "lock", fcntl.LOCK_SH, lambda: None):
-                yield
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES):
-                raise
-            yield  # nobody collects a store that cannot be written
+        with ExitStack() as held:
+            try:
+                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_SH, lambda: None))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES):
+                    raise  # but nobody collects a store that cannot be written
+            yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -207,12 +213,14 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def disk_errors(store: Path) -> Iterator[None]:
-    """Turn what a full, read-only or failing disk raises into an error for people."""
+    """Turn what a full, read-only or failing disk raises, in the store or outside, into an error for people."""
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).resolve().is_relative_to(store.resolve()):
+            raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}") from error
         raise StoreError(
             f"the store cannot be written: {error.strerror or error}",
             where=str(error.filename or store),

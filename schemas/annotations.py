@@ -85,6 +85,7 @@ RANKINGS = Table(
         _IMAGE_ID,
         Column("rank", pa.int32(), "Lower is better; equal ranks tie; gaps mean nothing."),
         Column("annotator", pa.string(), "Who ranked, as the source names them.", nullable=True),
+        Column("choice", pa.bool_(), "One image was chosen: equal ranks were not compared, rather than tied."),
     ),
 )
 

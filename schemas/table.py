@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from irpipe.pipeline.errors import InputError, did_you_mean
+from irpipe.schemas.files import check_columns
 
 ROW_GROUP = 1 << 17  # rows, unless a table says otherwise; fixed, so that how rows arrive does not show in the file
 
@@ -136,28 +136,3 @@ def _array(values: Any, kind: Any) -> Any:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values if values.type == kind else values.cast(kind)
     return pa.array(values, type=kind)
-
-
-def check_columns(present: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Every wanted column must be there.
-
-    Raises:
-        InputError: names the first missing one and the nearest present one.
-    """
-    for name in wanted:
-        if name not in present:
-            raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
-
-
-def open_parquet(path: Path) -> Any:
-    """A Parquet file from outside.
-
-    Raises:
-        InputError: it is missing, truncated, or no Parquet.
-    """
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}", where=str(path)) from None

@@ -123,14 +123,53 @@ def test_pickapic_labels(project, labels, expected):
 
 
 def test_pickapic_without_label_is_no_record(project):
+    """Train splits hold many such rows: they are filtered, not bad."""
     message = load(project, pickapic(project, (0.0, 0.0), False), "load-annotations.format=pickapic", status=2).err
     assert "none of 1 rows can be kept: row 0: no label" in message
+    labelled, unlabelled = pickapic(project, (1.0, 0.0)), project.root / "half.parquet"
+    rows = pq.read_table(labelled).to_pylist() + [
+        {**pq.read_table(labelled).to_pylist()[0], "has_label": False, "ranking_id": row} for row in range(200)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), unlabelled)
+    assert load(project, unlabelled, "load-annotations.format=pickapic")["rows"]["kept"] == 1
 
 
 def test_hpdv2_averaged_ranks_without_raw_votes(project):
     record = {"prompt": "a cat", "image_path": ["a", "b", "c"], "rank": [2.5, 1.2, 2.5]}
     load(project, write_json(project, "test.json", [record]), "load-annotations.format=hpdv2-json")
     assert ranks(project) == [("a cat", {"a": 2, "b": 1, "c": 2})]
+
+
+def test_choices_have_no_direction(project):
+    path, kind = hpdv2_train(project)
+    load(project, path, f"load-annotations.format={kind}", "load-annotations.rank_direction=higher-is-better")
+    assert ranks(project) == CAT
+
+
+def test_files_of_a_folder_may_count_alike(project):
+    (project.root / "data").mkdir()
+    for name, prompt in (("train", "a cat"), ("test", "a dog")):
+        record = {"id": "1", "prompt": prompt, "generations": ["a", "b"], "ranking": [1, 2]}
+        (project.root / "data" / f"{name}.json").write_text(json.dumps([record]), encoding="utf-8")
+    assert load(project, "data", "load-annotations.format=imagereward-json")["rows"]["kept"] == 2
+    assert project.rows("SELECT source_row FROM annotations ORDER BY 1") == [{"source_row": 0}, {"source_row": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"prompt": "\xff"}', "is not UTF-8"),
+        ("x.csv", b"ranking_id,prompt,image,rank\n\xff,a,b,1\n", "is not UTF-8"),
+        ("x.csv", b"ranking_id,prompt,image\n", "no column 'rank'"),
+        ("x.csv", b"ranking_id,prompt,image,rank,rnak\nr,p,i,1,2\n", "unknown column 'rnak'; did you mean 'rank'?"),
+        ("x.jsonl", b"[" * 100_000, "none of 1 rows can be kept: row 0: not JSON"),
+        ("x.jsonl", b'{"prompt": "\\ud800", "images": ["a", "b"], "ranking": [1, 2]}', "row 0: no prompt"),
+        ("x.jsonl", b'{"prompt": "a", "images": ["\\ud800", "b"], "ranking": [1, 2]}', "row 0: images are no list of paths"),
+    ],
+)
+def test_broken_text_is_named(project, name, content, message):
+    (project.root / name).write_bytes(content)
+    assert message in load(project, name, status=2).err
 
 
 def test_a_folder_gives_splits_by_its_files_names(project):

@@ -293,3 +293,13 @@ def test_gc_waits_for_nobody(project, shouting):
 def test_quiet_prints_the_path_only(project, shouting):
     result = project("run", "count", "--quiet")
     assert result.err == "" and result.out.strip().endswith(project.last("count")["content_id"])
+
+
+def test_sql_prints_json_that_others_read(project, shouting):
+    project.last("word")
+    assert project.rows("SELECT 'nan'::DOUBLE AS x") == [{"x": None}]
+    assert "two columns have one name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
+    assert "Catalog Error" in project("sql", "SELECT * FROM nothing", status=2).err
+    secret = project.root / "out.csv"
+    assert "error" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
+    assert not secret.exists()

@@ -235,11 +235,135 @@ def test_objects_are_read_only(project):
     assert {oct(path.stat().st_mode & 0o222) for path in (folder, *folder.rglob("*"))} == {"0o0"}
 
 
-def test_an_unreadable_record_is_named(project):
+def test_an_unreadable_record_is_named_and_made_again(project):
+    """One bad record blocks nothing else."""
     project.recipe(SMALL)
-    key = project.last("simulate-prompts")["key"]
-    project.store.record_path(key).write_text("{", encoding="utf-8")
-    assert f"{key}.json cannot be read" in project("run", "simulate-prompts", status=2).err
+    done = project.last("build-pairs")
+    key = project.store.newest("small", "simulate-prompts").key
+    path = project.store.record_path(key)
+    path.write_text("{", encoding="utf-8")
+    for command in (["status"], ["plan", "build-pairs"], ["gc"], ["sql", "SELECT 1"]):
+        project(*command)
+    assert f"damaged: no known stage {key[:12]}: the run's record cannot be read; moved aside" in project("verify", status=1).out
+    assert project.last("build-pairs")["content_id"] == done["content_id"]
+    whole(project)
+
+
+def test_an_empty_attempt_blocks_nothing(project):
+    project.recipe(SMALL)
+    project.last("simulate-prompts")
+    (project.store.work_path("ab" * 32) / "scratch").mkdir(parents=True)
+    (project.store.work_path("ab" * 32) / "attempt.json").write_text("", encoding="utf-8")
+    for command in (["status"], ["plan", "build-pairs"], ["gc"]):
+        project(*command)
+
+
+def test_status_forgets_a_failure_that_was_mended(project):
+    project.recipe(SMALL)
+    project.run("select-prompts", "select-prompts.count=99999", status=2)
+    assert "99,999 prompts are asked for" in project("status").out
+    project.run("select-prompts")
+    states = {row["stage"]: row["state"] for row in project("status", "--json").json["stages"]}
+    assert states["select-prompts"] == "done"
+
+
+def test_shards_of_other_code_are_not_used(project):
+    """What a killed run left is only gone on with by the same code, and not at all by --force."""
+    project.recipe(SMALL)
+    done = project.last("embed-prompts")
+    work = project.store.work_path(done["key"])
+    for code, flags in (("of another stage", []), ("of another stage", ["--force"])):
+        (work / "scratch").mkdir(parents=True)
+        (work / "code").write_text(code, encoding="utf-8")
+        (work / "scratch" / "00000.npy").write_bytes(b"not what it should be")
+        if not flags:
+            subprocess.run(["rm", "-rf", str(project.store.record_path(done["key"]))], check=True)
+        assert project("run", "embed-prompts", "--json", *flags).events[-1]["content_id"] == done["content_id"]
+
+
+def test_gc_keeps_what_a_setting_names(project):
+    """An artifact named in `exclude` is as much an ancestor as one that is read."""
+    project.recipe(SMALL)
+    excluded = project.last("select-prompts")["content_id"]
+    flag = f"select-prompts.exclude=['{excluded[:12]}']"
+    project.last("select-prompts", flag)
+    project("gc", "--yes")
+    assert project.store.holds(excluded)
+    runs = project("lineage", "select-prompts", "--json").json["runs"]
+    assert [run["content_id"] for run in runs].count(excluded) == 1
+    assert project.run("select-prompts", flag)
+
+
+def test_force_mends_a_damaged_object(project):
+    project.recipe(SMALL)
+    done = project.last("simulate-prompts")
+    path = project.store.object_path(done["content_id"]) / "prompts.jsonl"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+    project("run", "simulate-prompts", "--force")
+    whole(project)
+
+
+def test_rerun_reports_damage_and_what_cannot_be_compared(project):
+    project.recipe(SMALL)
+    done = project.last("select-prompts")
+    vectors = project.store.object_path(project.store.newest("small", "embed-prompts").content_id) / "vectors.npy"
+    vectors.chmod(0o644)
+    vectors.write_bytes(vectors.read_bytes()[:-1] + b"X")
+    result = project("verify", "--rerun", status=1)
+    assert "damaged: embed-prompts" in result.out and "vectors.npy has other bytes" in result.out
+    assert "select-prompts: cannot be compared" in result.out
+    assert project.last("select-prompts")["content_id"] == done["content_id"]
+
+
+def test_what_is_missing_outside_is_missed_before_anything_runs(project):
+    project.recipe(SMALL)
+    message = project.run("select-prompts", "select-prompts.exclude=['gone.txt']", status=2).err
+    assert "gone.txt does not exist" in message and "runs, since" not in message
+
+
+def test_a_file_that_changes_while_it_is_read_makes_no_artifact(project, monkeypatch):
+    from irpipe.stages.embed_prompts import run as stage
+
+    project.recipe('recipe = "x"\n[embed-prompts]\npath = "pool.jsonl"\nembedder = "lexical"\n')
+    path = project.jsonl("pool.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    real = stage.gather
+
+    def meddle(*arguments):
+        pool = real(*arguments)
+        path.write_text('{"prompt": "c"}\n', encoding="utf-8")
+        return pool
+
+    monkeypatch.setattr(stage, "gather", meddle)
+    assert "changed while it ran" in project.run("embed-prompts", status=2).err
+    assert not list(project.store.root.glob("objects/??/*"))
+
+
+def test_eight_processes_and_a_file_from_outside(project, monkeypatch):
+    """The memory of digests is shared and never stands in the way."""
+    project.recipe('recipe = "x"\n[embed-prompts]\npath = "pool.jsonl"\nembedder = "lexical"\n')
+    path = project.jsonl("pool.jsonl", [{"prompt": f"prompt {row}"} for row in range(50)])
+    os.utime(path, (1, 1))
+    time.sleep(2.1)
+    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "embed-prompts", "--quiet"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    assert len({process.communicate()[0] for process in started}) == 1
+    assert [process.returncode for process in started] == [0] * 8
+    for broken in (b"", b"not a database"):
+        (project.store.root / "digests.sqlite").write_bytes(broken)
+        project.run("embed-prompts")
+
+
+def test_a_file_that_may_not_be_read_is_named(project, monkeypatch):
+    project.recipe('recipe = "x"\n[embed-prompts]\npath = "pool.jsonl"\nembedder = "lexical"\n')
+    path = project.jsonl("pool.jsonl", [{"prompt": "a"}])
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("irpipe.pipeline.external.file_digest", refuse)
+    message = project.run("embed-prompts", status=2).err
+    assert "pool.jsonl cannot be used: Permission denied" in message and "store" not in message
 
 
 @pytest.fixture
@@ -275,8 +399,9 @@ def test_a_read_only_store(project, small_disk):
         assert reused.returncode == 0, reused.stderr
         for command in (["plan", "build-pairs"], ["status"], ["show", "load-annotations"], ["sql", "SELECT 1"]):
             assert irpipe(*command).returncode == 0
-        refused = irpipe("run", "build-pairs")
-        assert refused.returncode == 2 and "the store cannot be written" in refused.stderr
+        for command in (["run", "build-pairs"], ["verify"], ["gc", "--yes"]):
+            refused = irpipe(*command)
+            assert refused.returncode == 2 and "the store cannot be written" in refused.stderr, refused.stderr
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
 

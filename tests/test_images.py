@@ -115,6 +115,31 @@ def test_zips_as_imagerewarddb_publishes_them(project):
     assert faults(project) == {paths[2]: "empty", paths[3]: "missing", paths[4]: "broken zip"}
 
 
+def test_metadata_beside_the_zips_does_not_hide_them(project):
+    """ImageRewardDB's folder as published holds both."""
+    root = project.root / "data"
+    (root / "images").mkdir(parents=True)
+    pq.write_table(pa.table({"image_path": ["images/t/x.png"]}), root / "metadata-train.parquet")
+    with zipfile.ZipFile(root / "images" / "t.zip", "w") as archive:
+        archive.writestr("x.png", picture())
+        archive.writestr("y.png", picture("blue"))
+    project.last("import-images", annotate(project, ["images/t/x.png", "images/t/y.png"]), "import-images.image_root=data")
+    assert len(imported(project)) == 2
+
+
+def test_names_that_no_file_system_takes(project):
+    (project.root / "images").mkdir()
+    for name in "ab":
+        (project.root / "images" / name).write_bytes(picture())
+    (project.root / "images" / "loop").symlink_to(project.root / "images")
+    (project.root / "images" / "nowhere").symlink_to("gone")
+    names = ["a", "b", "x" * 300, "nul\0byte", "nowhere"]
+    project.last("import-images", annotate(project, names), "import-images.image_root=images")
+    assert set(imported(project)) == {"a", "b"}
+    found = faults(project)
+    assert found["nul\0byte"] == "path leaves the root" and found["x" * 300] == "cannot be read: File name too long"
+
+
 def test_one_zip_and_a_bomb_in_it(project):
     with zipfile.ZipFile(project.root / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/x.png", picture())

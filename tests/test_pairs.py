@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from irpipe.pipeline.errors import LeakError
 from irpipe.schemas.annotations import RANKINGS
+from irpipe.schemas.embeddings import unit_rows
 from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
 from irpipe.stages.build_pairs.facts import Facts
@@ -49,7 +50,9 @@ def test_pairs_are_those_of_a_plain_double_loop(rankings):
     ids = [number for number, ranks in enumerate(rankings) for _ in ranks]
     images = np.arange(len(ids), dtype=np.uint64)
     ranks = np.array([rank for row in rankings for rank in row], dtype=np.int32)
-    block = Rankings.of(np.array(ids, np.uint64), np.zeros(len(ids), np.uint64), images, ranks, [None] * len(ids))
+    block = Rankings.of(
+        np.array(ids, np.uint64), np.zeros(len(ids), np.uint64), images, ranks, [None] * len(ids), np.zeros(len(ids), bool)
+    )
     facts = plain_facts()
     found = examine(block, {}, facts)
     keep = found.reason < 0
@@ -89,7 +92,7 @@ def test_blocks_hold_whole_rankings(tmp_path_factory, sizes, block):
     ids = np.repeat(np.arange(len(sizes)), sizes)
     columns = {
         "ranking_id": ids, "prompt_id": ids, "image_id": np.arange(len(ids)), "rank": np.arange(len(ids)),
-        "annotator": [f"u{row % 3}" if row % 5 else None for row in range(len(ids))],
+        "annotator": [f"u{row % 3}" if row % 5 else None for row in range(len(ids))], "choice": [False] * len(ids),
     }  # fmt: skip
     RANKINGS.write(folder, columns)
     with pytest.MonkeyPatch.context() as patch:
@@ -211,10 +214,34 @@ def test_aggregation_joins_only_the_same_images(project):
     assert done["metrics"]["conflicts"] == 1
 
 
+def test_choices_say_nothing_of_the_others(project):
+    """HPS: one image was chosen; the others were not compared, which is no tie."""
+    record = {"human_preference": 1, "prompt": "a cat", "id": 5, "file_path": ["a", "b", "c"], "user_hash": "u"}
+    (project.root / "hps.json").write_text(json.dumps([record]), encoding="utf-8")
+    done = project.last("build-pairs", "load-annotations.path=hps.json", "load-annotations.format=hps-json")
+    assert done["metrics"]["rejected_for"] == {"not compared": 1} and done["metrics"]["pairs"] == 2
+
+
+def test_strengths_that_are_nearly_equal_tie_wherever_they_lie():
+    """Not by rounding: 0.5 and 1.5 of a step would fall apart, 0.49 and 0.51 too."""
+    from irpipe.stages.build_pairs import aggregate
+
+    choix = pytest.importorskip("choix")
+    for one, two, ties in ((0.49999, 0.50001, True), (0.2, 0.9, True), (0.2, 1.5, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                choix, "opt_pairwise", lambda *args, one=one, two=two, **kw: np.array([one, two]) * aggregate._SAME_STRENGTH
+            )
+            ranks = aggregate._bradley_terry(np.array([[1.0, 2.0]]))
+        assert (ranks[0] == ranks[1]) == ties
+
+
 def test_aggregates_do_not_depend_on_the_order_of_images():
     ids = np.array([1, 1, 1, 2, 2, 2], np.uint64)
     images = np.array([10, 11, 12, 12, 11, 10], np.uint64)
-    rankings = Rankings.of(ids, np.ones(6, np.uint64), images, np.array([1, 2, 3, 3, 2, 1], np.int32), ["u"] * 3 + ["v"] * 3)
+    rankings = Rankings.of(
+        ids, np.ones(6, np.uint64), images, np.array([1, 2, 3, 3, 2, 1], np.int32), ["u"] * 3 + ["v"] * 3, np.zeros(6, bool)
+    )
     joined, _ = aggregates(rankings, "borda")
     assert dict(zip(joined.images.tolist(), joined.ranks.tolist(), strict=True)) == {10: 1, 11: 2, 12: 3}
     assert joined.annotators.to_pylist() == [None] * 3
@@ -264,6 +291,25 @@ def test_texts_equal_after_normalisation_are_related():
 def test_near_vectors_are_related():
     points = np.array([[1, 0], [0.995, 0.0999], [0, 1]], dtype=np.float32)
     assert [(link.one, link.two) for link in links_by_vector(np.array([4, 7, 9]), points, 0.95)] == [(4, 7)]
+
+
+def test_many_equal_vectors_cost_few_links_and_all_belong_together():
+    points = np.repeat(np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32), 700, axis=0)
+    links = links_by_vector(np.arange(2100), unit_rows(points.astype(np.float16)), 1.0)
+    assert len(links) < 10_000 and len(np.unique(components(2100, links))) == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 100))
+def test_near_vectors_belong_together_as_all_pairs_say(count, seed):
+    points = np.random.default_rng(seed).normal(size=(count, 2)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    every = [Link(one, two, "") for one, two in combinations(range(count), 2) if points[one] @ points[two] >= 0.99 - 1e-5]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("irpipe.stages.build_pairs.splits._BLOCK", 7)
+        found = links_by_vector(np.arange(count), points, 0.99)
+    ours, expected = components(count, found), components(count, every)
+    assert len(set(zip(ours.tolist(), expected.tolist(), strict=True))) == len(set(ours.tolist())) == len(set(expected.tolist()))
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,11 @@ def test_without_a_recipe_the_error_names_init(project):
         ("select-prompts.count", "is not of the form stage.field=value"),
         ("count=4", "is not of the form stage.field=value"),
         ("build-pairs.test_share=0.95", "leave nothing to train on"),
-        ("load-annotations.format=jsonl", "format describes path, which is not given"),
-        ("embed-prompts.dtype=float32", "no effect with embedder = 'lexical'"),
+        ("load-annotations.format=jsonl", "format has no effect: it describes path, which is not given"),
+        ("embed-prompts.dtype=float32", "dtype has no effect: embedder = 'lexical' has no model"),
         ("load-annotations.path=x.json", "the format of x.json must be given"),
+        ("import-images.max_pixels=5", "has no effect: build-pairs does not read import-images"),
+        ("import-images.max_pixel=5", "import-images has no setting 'max_pixel'; did you mean 'max_pixels'?"),
     ],
 )
 def test_a_wrong_setting_is_named(project, setting, message):

@@ -144,6 +144,9 @@ def test_normalising_forgets_case_punctuation_and_width():
         ("cut.parquet", b"PAR1 and no more", "is not a readable Parquet file"),
         ("pool.csv", b"promt\na\n", "no column 'prompt'; did you mean 'promt'?"),
         ("pool.data", b"a\n", "cannot be guessed from its ending"),
+        (".", None, "cannot be guessed from its ending"),
+        ("half.jsonl", b'{"prompt": "\\ud800"}\n', "row 0: prompt is no text"),
+        ("nsfw.csv", b"prompt\n" + b"x" * (1 << 25) + b"\n", "is not CSV: field larger than field limit"),
         ("lfs.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
     ],
 )
@@ -151,6 +154,45 @@ def test_a_file_that_cannot_be_used_is_named(project, name, content, message):
     if content is not None:
         (project.root / name).write_bytes(content)
     assert message in project.run("embed-prompts", f"embed-prompts.path={name}", status=2).err
+
+
+def test_a_damaged_page_and_a_column_of_words_are_named(project):
+    path = diffusiondb(project)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(12, "prompt_nsfw", pa.array(["high"] * 7)), project.root / "words.parquet")
+    flags = ("embed-prompts.max_prompt_nsfw=0.5",)
+    message = project.run("embed-prompts", "embed-prompts.path=words.parquet", *flags, status=2).err
+    assert "the column 'prompt_nsfw' holds no numbers but 'high'" in message
+    data = bytearray(path.read_bytes())
+    data[40:400] = bytes(360)
+    path.write_bytes(data)
+    assert "is damaged" in project.run("embed-prompts", f"embed-prompts.path={path}", status=2).err
+
+
+def test_the_ending_counts_since_it_tells_how_a_file_is_read(project):
+    """The same bytes as JSONL and as text are two inputs; also among what is excluded."""
+    project.jsonl("p.jsonl", [{"prompt": f"prompt {row}"} for row in range(9)])
+    (project.root / "p.txt").write_bytes((project.root / "p.jsonl").read_bytes())
+    assert embed(project, "embed-prompts.path=p.jsonl")["key"] != embed(project, "embed-prompts.path=p.txt")["key"]
+
+
+def test_texts_may_stay_as_they_are(project):
+    path = project.jsonl("pool.jsonl", [{"prompt": "a  cat "}, {"prompt": "a dog"}])
+    assert embed(project, f"embed-prompts.path={path}")["metrics"]["texts_cleaned"] == 1
+    ids = project.rows("SELECT prompt_id FROM prompts")
+    embed(project, f"embed-prompts.path={path}", "embed-prompts.clean=false")
+    assert prompts(project) == ["a  cat ", "a dog"] and project.rows("SELECT prompt_id FROM prompts") == ids
+
+
+def test_an_unused_setting_does_not_count(project):
+    """The default model is no part of a lexical artifact's key, so another default would not invalidate it."""
+    from irpipe.pipeline.plan import hashed_config
+    from irpipe.stages.embed_prompts import EmbedPromptsConfig
+
+    lexical = EmbedPromptsConfig(embedder="lexical")
+    assert not {"dtype", "batch_size"} & set(hashed_config(lexical)) and "dimensions" in hashed_config(lexical)
+    record = project.store.lookup(embed(project, "simulate-prompts.count=50")["key"])
+    assert "model" not in record.external
 
 
 def test_a_missing_parquet_column_is_named(project):
@@ -376,12 +418,13 @@ def test_vote_k_agrees_with_the_published_implementation(project, shared, name):
 
 
 SMALL = ("simulate-prompts.count=300", "prompt-graph.k=10", "select-prompts.count=40")
+NO_GRAPH = ("simulate-prompts.count=300", "select-prompts.count=40")
 
 
 def test_methods_are_compared_with_chance(project):
     votes = project.last("select-prompts", *SMALL)["metrics"]
-    chance = project.last("select-prompts", *SMALL, "select-prompts.method=random")["metrics"]
-    far = project.last("select-prompts", *SMALL, "select-prompts.method=k-center")["metrics"]
+    chance = project.last("select-prompts", *NO_GRAPH, "select-prompts.method=random")["metrics"]
+    far = project.last("select-prompts", *NO_GRAPH, "select-prompts.method=k-center")["metrics"]
     assert chance["coverage_mean"] == chance["random_coverage_mean"] == votes["random_coverage_mean"]
     assert far["coverage_p5"] > chance["coverage_p5"] and far["redundancy_mean"] < chance["redundancy_mean"]
     assert votes["selected"] == 40

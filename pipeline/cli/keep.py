@@ -27,10 +27,12 @@ def export(
     Example: irpipe export build-pairs my-pairs
     """
     from irpipe.pipeline.export import export_files
+    from irpipe.pipeline.store import disk_errors
 
     exporters = {ExportKind.files: export_files}
     _, store, record = find(identifier)
-    exporters[to](store, record, folder)
+    with disk_errors(store.root), store.in_use():
+        exporters[to](store, record, folder)
     print(folder)
 
 
@@ -46,23 +48,24 @@ def verify(
 
     from irpipe.pipeline import verify as engine
     from irpipe.pipeline.progress import watcher_for
+    from irpipe.pipeline.store import disk_errors
 
     watcher = watcher_for(json_lines=False, quiet=json_)
     recipe, store = open_recipe()
-    with store.alone():
+    with disk_errors(store.root), store.alone():
         checked, faults = engine.verify(store, watcher)
+        if not json_:
+            for fault in faults:
+                print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.name[:12]}: {fault.what}; moved aside")
         records = [record for name in recipe.tables if rerun and (record := store.newest(recipe.name, name))]
         reruns = [engine.rerun(store, record, recipe.root, watcher) for record in records if store.holds(record.content_id)]
-    differ = [run for run in reruns if not run.same and run.determinism == "bitwise"]
+    differ = [run for run in reruns if run.differs]
     if json_:
         print_json({"checked": checked, "damaged": [asdict(fault) for fault in faults], "rerun": [asdict(run) for run in reruns]})
     else:
-        for fault in faults:
-            print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.content_id[:12]}: {fault.what}; moved aside")
         for run in reruns:
-            outcome = "the same" if run.same else f"{run.before[:12]} before, {run.after[:12]} now"
-            print(f"{run.stage}: {outcome} ({run.determinism})")
-        otherwise = f", {len(differ)} came out otherwise" if rerun else ""
+            print(run)
+        otherwise = f", {len(differ)} did not come out the same" if rerun else ""
         print(f"{checked} artifacts checked, {len(faults)} damaged{otherwise}")
     if faults or differ:
         raise typer.Exit(1)
@@ -78,9 +81,10 @@ def gc(
     """
     from irpipe.pipeline.collect import drop, garbage
     from irpipe.pipeline.progress import size
+    from irpipe.pipeline.store import disk_errors
 
     _, store = open_recipe()
-    with store.alone():
+    with disk_errors(store.root), store.alone():
         items = list(garbage(store))
         if yes:
             drop(items)

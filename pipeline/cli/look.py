@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,11 +158,17 @@ def sql(
     from irpipe.pipeline.query import ask, newest_records
 
     recipe, store = open_recipe()
-    answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
+    with store.in_use():
+        answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
     if json_:
-        print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
+        print_json([dict(zip(answer.columns, map(_json_value, row), strict=True)) for row in answer.rows])
     else:
         print_table(answer.columns, answer.rows)
+
+
+def _json_value(value: Any) -> Any:
+    """NaN and infinities are no JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cite(stage: StageArgument, json_: JsonOption = False) -> None:

@@ -103,18 +103,20 @@ def status(json_: JsonOption = False) -> None:
     from irpipe.pipeline.progress import duration, size
 
     recipe, store = open_recipe()
-    attempts = {}
+    attempts: dict[object, tuple[bool, dict[str, object]]] = {}
     for path in sorted(store.root.glob("work/*/attempt.json")):
         found = attempt(store, path.parent.name)
         if found and found["recipe"] == recipe.name:
-            attempts[found["stage"]] = (store.is_locked(path.parent.name), found)
+            latest = attempts.get(found["stage"])
+            if latest is None or str(found["started"]) > str(latest[1]["started"]):
+                attempts[found["stage"]] = (store.is_locked(path.parent.name), found)
     rows = []
     for name in recipe.tables:
         record = store.newest(recipe.name, name)
         there = record is not None and store.holds(record.content_id)
         state = "done" if there else "lost" if record else "not made"
-        if name in attempts:
-            running, found = attempts[name]
+        running, found = attempts.get(name, (False, None))
+        if found and (running or not record or str(found["started"]) > record.ended):
             state = f"running (process {found['pid']})" if running else f"failed: {found.get('error', 'killed')}"
         made = store.open(record.content_id).manifest if record and there else None
         rows.append({

@@ -52,11 +52,13 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         count = len(images)
         parts.append({
             "rankings": np.full(count, ranking, dtype=np.uint64), "prompts": np.full(count, prompt, dtype=np.uint64),
-            "images": images, "ranks": ranks,
+            "images": images, "ranks": ranks, "choices": rankings.choices[first],
         })  # fmt: skip
         names += [annotator] * count
         done += count
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks")}
+    columns = {
+        name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks", "choices")
+    }
     return Rankings.of(**columns, names=names), signs
 
 
@@ -86,7 +88,11 @@ def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
     if not wins:
         return np.ones(votes.shape[1], dtype=np.int32)
     strengths = choix.opt_pairwise(votes.shape[1], wins, alpha=1e-2, tol=1e-8)
-    return dense(np.round(-strengths / _SAME_STRENGTH))
+    order = np.argsort(-strengths, kind="stable")
+    steps = np.diff(-strengths[order], prepend=-strengths[order][:1]) > _SAME_STRENGTH
+    ranks = np.empty(len(strengths), dtype=np.int32)
+    ranks[order] = 1 + np.cumsum(steps)
+    return ranks
 
 
 def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -23,6 +23,7 @@ class Rankings:
         rankings, prompts, images: (n,) uint64 ids.
         ranks: (n,) int32, lower is better.
         annotators: (n,) Arrow dictionary of names.
+        choices: (n,) bool, rows of records whose equal ranks were not compared.
         starts: (m + 1,) int64; ranking j has the rows `starts[j]` to `starts[j + 1]`.
     """
 
@@ -31,6 +32,7 @@ class Rankings:
     images: NDArray[np.uint64]
     ranks: NDArray[np.int32]
     annotators: Any
+    choices: NDArray[np.bool_]
     starts: NDArray[np.int64]
 
     @classmethod
@@ -41,12 +43,13 @@ class Rankings:
         images: NDArray[np.uint64],
         ranks: NDArray[np.int32],
         names: Any,
+        choices: NDArray[np.bool_],
     ) -> Self:
         """From columns."""
         changes = np.flatnonzero(rankings[1:] != rankings[:-1]) + 1
         starts = np.concatenate([[0], changes, [len(rankings)]]) if len(rankings) else np.zeros(1, dtype=np.int64)
         annotators = names if isinstance(names, pa.DictionaryArray) else pa.array(names, pa.string()).dictionary_encode()
-        return cls(rankings, prompts, images, ranks, annotators, starts)
+        return cls(rankings, prompts, images, ranks, annotators, choices, starts)
 
     @classmethod
     def joined(cls, blocks: Sequence[Self]) -> Self:
@@ -57,6 +60,7 @@ class Rankings:
             np.concatenate([block.images for block in blocks]),
             np.concatenate([block.ranks for block in blocks]),
             [name for block in blocks for name in block.annotators.to_pylist()],
+            np.concatenate([block.choices for block in blocks]),
         )
 
     def records(self) -> Iterator[slice]:
@@ -96,7 +100,7 @@ def _block(batches: list[Any]) -> Rankings:
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
     names = table["annotator"].chunk(0) if table["annotator"].num_chunks else pa.array([], pa.string()).dictionary_encode()
     ids, prompts, images, ranks = (table[name].to_numpy() for name in ("ranking_id", "prompt_id", "image_id", "rank"))
-    return Rankings.of(ids, prompts, images, ranks, names)
+    return Rankings.of(ids, prompts, images, ranks, names, table["choice"].to_numpy())
 
 
 def candidate_pairs(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -25,7 +25,7 @@ from irpipe.stages.build_pairs.facts import Facts, gather_facts
 from irpipe.stages.build_pairs.splits import SPLITS
 
 # Why a candidate is no pair, in the order in which reasons are looked for.
-REASONS = ("prompt label", "image problem", "image not at hand", "same image", "tie", "conflict")
+REASONS = ("prompt label", "image problem", "image not at hand", "same image", "not compared", "tie", "conflict")
 _REASONS = pa.array(REASONS)
 _SPLITS = pa.array(SPLITS)
 
@@ -125,6 +125,7 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
         "image problem": facts.in_either(facts.problem_images, block.images, first, second),
         "image not at hand": facts.not_at_hand(block.images, first, second),
         "same image": facts.same_image(images_first, images_second),
+        "not compared": (sign == 0) & block.choices[first],
         "tie": (sign == 0) & ~conflict,
         "conflict": conflict,
     }

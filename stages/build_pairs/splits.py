@@ -15,7 +15,8 @@ from irpipe.pipeline.hashing import row_id
 from irpipe.schemas.prompts import normalise
 
 SPLITS = ("train", "validation", "test")
-_BLOCK = 4096
+_BLOCK = 512
+_ROUNDING = 1e-5  # of cosines of half-precision vectors
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,24 @@ def links_by_text(texts: Sequence[str]) -> list[Link]:
 
 
 def links_by_vector(places: NDArray[np.int64], points: NDArray[np.float32], threshold: float) -> list[Link]:
-    """Links between prompts whose vectors are near.
+    """Links between prompts whose vectors are near: enough of them to join what belongs together, at most m a block.
 
     Args:
         places: (m,) the prompt of each vector.
         points: (m, d), unit rows.
 
-    Cost: 2 m^2 d floating-point operations, in blocks.
+    Cost: 2 m^2 d floating-point operations, in blocks; memory O(block m).
     """
     links = []
+    why = f"near-duplicates, cosine at least {threshold:g}, perhaps through others"
     for start in range(0, len(points), _BLOCK):
         similarity = points[start : start + _BLOCK] @ points[start:].T
-        for one, two in zip(*np.nonzero(np.triu(similarity, 1) >= threshold), strict=True):
-            why = f"near-duplicates, cosine {similarity[one, two]:.3f}"
+        near = sparse.csr_matrix(np.triu(similarity >= threshold - _ROUNDING, 1))
+        near.resize(similarity.shape[1], similarity.shape[1])
+        labels = sparse.csgraph.connected_components(near, directed=False)[1]
+        order = np.argsort(labels, kind="stable")
+        same = labels[order][1:] == labels[order][:-1]
+        for one, two in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
             links.append(Link(int(places[start + one]), int(places[start + two]), why))
     return links
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import model_validator
-
-from irpipe.pipeline.stage import Config, FilePath, Stage, given, setting
+from irpipe.pipeline.stage import Config, Determinism, FilePath, Stage, setting
 
 MPNET = "sentence-transformers/all-mpnet-base-v2@e8c3b32edf5434bc2275fc9bab85f82640a19130"
 
@@ -27,6 +25,7 @@ class EmbedPromptsConfig(Config):
         None, meaning="Format of path. Unset: guessed from its ending (and, for Parquet, its columns)."
     )
     prompt_column: str = setting("prompt", meaning="Name of the column or field that holds the prompt.")
+    clean: bool = setting(True, meaning="Write texts in Unicode NFC with single spaces. Ids are of texts so cleaned in any case.")
     duplicates: Literal["exact", "normalised", "keep"] = setting(
         "normalised",
         meaning="Which prompts count as one: equal after Unicode NFC and white space (exact), after case and"
@@ -70,21 +69,31 @@ class EmbedPromptsConfig(Config):
     )
     device: str = setting("auto", role="execution", meaning="Where the sentence model runs: auto, cpu, cuda, cuda:1, mps.")
 
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> EmbedPromptsConfig:
-        if self.path is None and (given(self, "format") or given(self, "vectors")):
-            raise ValueError("format and vectors describe the rows of path, which is not given")
-        if self.embedder == "lexical" and (given(self, "model") or given(self, "dtype")):
-            raise ValueError("model and dtype have no effect with embedder = 'lexical'")
-        if self.embedder != "lexical" and given(self, "dimensions"):
-            raise ValueError("dimensions has no effect unless embedder = 'lexical'")
-        if given(self, "keep_unscored") and self.max_prompt_nsfw is None and self.max_image_nsfw is None:
-            raise ValueError("keep_unscored has no effect without max_prompt_nsfw or max_image_nsfw")
-        return self
+    def unused(self) -> dict[str, str]:
+        why: dict[str, str] = {}
+        if self.path is None:
+            why |= dict.fromkeys(("format", "vectors"), "it describes the rows of path, which is not given")
+        if self.duplicates == "keep":
+            why["min_images"] = "duplicates = 'keep' counts every row as a prompt of its own"
+        if self.max_prompt_nsfw is None and self.max_image_nsfw is None:
+            why["keep_unscored"] = "there is neither max_prompt_nsfw nor max_image_nsfw"
+        if self.vectors is None and self.embedder == "lexical":
+            why |= dict.fromkeys(("model", "dtype", "batch_size", "device"), "embedder = 'lexical' has no model")
+        if self.vectors is None and self.embedder != "lexical":
+            why["dimensions"] = "the model decides, unless embedder = 'lexical'"
+        return why
+
+    def replaced(self) -> set[str]:
+        return {"embedder", "model", "dtype", "dimensions", "batch_size", "shard_size"} if self.vectors is not None else set()
 
 
 def _reads(config: EmbedPromptsConfig) -> Sequence[str]:
     return () if config.path is not None else ("prompt-pool",)
+
+
+def _determinism(config: EmbedPromptsConfig) -> Determinism:
+    """A model's last bits depend on the device, which is not part of the key."""
+    return "bitwise" if config.vectors is not None or config.embedder == "lexical" else "numeric"
 
 
 STAGE = Stage(
@@ -92,7 +101,7 @@ STAGE = Stage(
     version=1,
     reads=_reads,
     writes="embeddings",
-    determinism="bitwise",
+    determinism=_determinism,
     config=EmbedPromptsConfig,
     run="irpipe.stages.embed_prompts.run:run",
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import is_text, open_parquet, read_batches, read_csv, read_jsonl, read_lines
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.table import check_columns, open_parquet
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 
 _NSFW = ("prompt_nsfw", "image_nsfw")
@@ -36,17 +34,20 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
         InputError: the file is not of the format, lacks a column, or its format cannot be guessed.
     """
     kind = config.format or guess_format(path)
-    nsfw = [name for name, limit in zip(_NSFW, (config.max_prompt_nsfw, config.max_image_nsfw), strict=True) if limit is not None]
+    limits = zip(_NSFW, (config.max_prompt_nsfw, config.max_image_nsfw), strict=True)
+    nsfw = [name for name, limit in limits if limit is not None]
     if nsfw and kind not in ("diffusiondb", "parquet"):
         raise InputError(f"max_{nsfw[0]} needs a column {nsfw[0]}, which {kind} files do not have", where=str(path))
     if kind in ("diffusiondb", "parquet"):
         yield from _read_parquet(path, config.prompt_column, nsfw, rejections)
-        return
-    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "text": _read_text}[kind]
-    try:
-        yield from reader(path, config.prompt_column, rejections)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
+    elif kind == "jsonl":
+        yield from _read_jsonl(path, config.prompt_column, rejections)
+    elif kind == "csv":
+        for number, cells in read_csv(path, [config.prompt_column]):
+            yield PromptRow(number, _text(cells[config.prompt_column], number, rejections))
+    else:
+        for number, line in read_lines(path):
+            yield PromptRow(number, line)
 
 
 def guess_format(path: Path) -> str:
@@ -63,59 +64,43 @@ def guess_format(path: Path) -> str:
 
 
 def _read_parquet(path: Path, column: str, nsfw: list[str], rejections: Rejections) -> Iterator[PromptRow]:
-    file = open_parquet(path)
-    check_columns(file.schema_arrow.names, [column, *nsfw], str(path))
     number = 0
-    for batch in file.iter_batches(columns=[column, *nsfw]):
-        scores = {name: [_score(value) for value in batch[name].to_pylist()] for name in nsfw}
+    for batch in read_batches(path, [column, *nsfw]):
+        scores = {name: [_score(value, name, path) for value in batch[name].to_pylist()] for name in nsfw}
         for place, text in enumerate(batch[column].to_pylist()):
             row = {name: values[place] for name, values in scores.items()}
             yield PromptRow(number, _text(text, number, rejections), **row)
             number += 1
 
 
-def _score(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _score(value: object, name: str, path: Path) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise InputError(f"the column {name!r} holds no numbers but {value!r}", where=str(path))
+    return None if math.isnan(value) else value
 
 
 def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[PromptRow]:
-    with path.open(encoding="utf-8") as file:
-        seen = False
-        for number, line in enumerate(file):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                rejections.refuse(number, "not JSON", line[:80].rstrip())
-                yield PromptRow(number, None)
-                continue
-            if not isinstance(record, dict) or column not in record:
-                rejections.refuse(number, f"no field {column!r}", line[:80].rstrip())
-                yield PromptRow(number, None)
-                continue
+    seen = False
+    for number, record, fault in read_jsonl(path):
+        if fault is not None:
+            rejections.refuse(number, "not JSON", fault)
+            yield PromptRow(number, None)
+        elif not isinstance(record, dict) or column not in record:
+            rejections.refuse(number, f"no field {column!r}", repr(record)[:80])
+            yield PromptRow(number, None)
+        else:
             seen = True
             yield PromptRow(number, _text(record[column], number, rejections))
     if not seen:
         raise InputError(f"no line of {path.name} is a JSON object with a field {column!r}", where=str(path))
 
 
-def _read_csv(path: Path, column: str, rejections: Rejections) -> Iterator[PromptRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        check_columns(list(reader.fieldnames or ()), [column], str(path))
-        for number, record in enumerate(reader):
-            yield PromptRow(number, _text(record[column], number, rejections))
-
-
-def _read_text(path: Path, _column: str, _rejections: Rejections) -> Iterator[PromptRow]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            yield PromptRow(number, line)
-
-
 def _text(value: object, number: int, rejections: Rejections) -> str | None:
     if value is None or value == "":
         return ""
-    if not isinstance(value, str):
+    if not is_text(value):
         rejections.refuse(number, "prompt is no text", repr(value)[:80])
         return None
-    return value
+    return str(value)

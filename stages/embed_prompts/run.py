@@ -28,6 +28,7 @@ class Pool:
     source_rows: list[int]
     num_images: list[int]
     rows_read: int
+    texts_cleaned: int = 0
 
 
 def run(config: EmbedPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -44,7 +45,7 @@ def run(config: EmbedPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
         out,
         {"prompt_id": pool.ids, "prompt": pool.texts, "source_row": pool.source_rows, "num_images": pool.num_images},
     )
-    metrics = {"prompts": len(pool.ids), "rejected_for": rejections.counts(), **figures}
+    metrics = {"prompts": len(pool.ids), "texts_cleaned": pool.texts_cleaned, "rejected_for": rejections.counts(), **figures}
     return Report(Rows(pool.rows_read, len(pool.ids), rejected), metrics)
 
 
@@ -71,13 +72,14 @@ def gather(config: EmbedPromptsConfig, path: Path, rejections: Rejections, conte
             mark = prompt_id(normalise(text)) if config.duplicates == "normalised" else identity
             place = places.setdefault(mark, len(pool.ids))
             if place < len(pool.ids) and config.duplicates != "keep":
-                if pool.ids[place] == identity and pool.texts[place] != text:
+                if pool.ids[place] == identity and clean(pool.texts[place]) != text:
                     raise StageError(f"the texts {pool.texts[place]!r} and {text!r} have the same id")
                 pool.num_images[place] += 1
-                rejections.drop(row.number, f"duplicate ({config.duplicates})", f"of row {pool.source_rows[place]}")
+                rejections.drop(row.number, f"duplicate ({config.duplicates})", of=pool.source_rows[place])
                 continue
             pool.ids.append(identity)
-            pool.texts.append(text)
+            pool.texts.append(text if config.clean else row.text)
+            pool.texts_cleaned += config.clean and text != row.text
             pool.source_rows.append(row.number)
             pool.num_images.append(1)
     return pool
@@ -118,4 +120,4 @@ def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
     places = np.flatnonzero(keep).tolist()
     columns = (pool.ids, pool.texts, pool.source_rows, pool.num_images)
     ids, texts, source_rows, num_images = ([column[place] for place in places] for column in columns)
-    return Pool(ids, texts, source_rows, num_images, pool.rows_read)  # type: ignore[arg-type]
+    return Pool(ids, texts, source_rows, num_images, pool.rows_read, pool.texts_cleaned)  # type: ignore[arg-type]

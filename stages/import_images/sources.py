@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.table import open_parquet
+from irpipe.schemas.files import open_parquet, read_batches
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,18 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
         InputError: the root is no folder, zip or Parquet file.
     """
     if root.is_dir():
-        tables = sorted(root.rglob("*.parquet"))
-        yield from _from_parquet(tables, paths, max_bytes) if tables else _from_folder(root, paths, max_bytes)
+        tables = [file for file in sorted(root.rglob("*.parquet")) if _image_columns(open_parquet(file).schema_arrow.names)]
+        left = dict.fromkeys(paths)
+        for found in _from_parquet(tables, paths, max_bytes):
+            del left[found.path]
+            yield found
+        yield from _from_folder(root, list(left), max_bytes)
     elif root.suffix == ".parquet":
-        yield from _from_parquet([root], paths, max_bytes)
+        left = dict.fromkeys(paths)
+        for found in _from_parquet([root], paths, max_bytes):
+            del left[found.path]
+            yield found
+        yield from (Found(path, fault="missing") for path in left)
     elif zipfile.is_zipfile(root):
         zips = _Zips()
         yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
@@ -47,7 +56,7 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
 def _inside(path: str) -> bool:
     """Whether a given path stays below its root, as far as its text tells."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
-    return bool(parts) and not path.startswith("/") and ".." not in parts and ":" not in parts[0]
+    return bool(parts) and not path.startswith("/") and ".." not in parts and ":" not in parts[0] and "\0" not in path
 
 
 def _outside(path: str) -> Found:
@@ -58,12 +67,15 @@ def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[F
     zips, real_root = _Zips(), root.resolve()
     for path in paths:
         file = root / path if _inside(path) else None
-        if file is None or not file.resolve().is_relative_to(real_root):
-            yield _outside(path)
-        elif file.is_file():
-            yield _read_file(file, path, max_bytes)
-        else:
-            yield _from_zip_above(root, path, zips, max_bytes)
+        try:
+            if file is None or not file.resolve().is_relative_to(real_root):
+                yield _outside(path)
+            elif file.is_file():
+                yield _read_file(file, path, max_bytes)
+            else:
+                yield _from_zip_above(root, path, zips, max_bytes)
+        except OSError as error:  # a name too long, a file that may not be read
+            yield Found(path, fault=f"cannot be read: {error.strerror}")
 
 
 def _read_file(file: Path, path: str, max_bytes: int) -> Found:
@@ -106,31 +118,38 @@ class _Zips:
         try:
             with opened.open(name) as member:
                 data = member.read(max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, RuntimeError, EOFError):
             return Found(path, fault="broken in its zip")
         return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
 
 
+def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The columns of a Parquet file that hold images, each with the column of their names."""
+    return [(image, name) for image, name in _PARQUET_IMAGES if image in names and (name is None or name in names)]
+
+
 def _from_parquet(files: Sequence[Path], paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    """Those of the wanted images that stand in Parquet files."""
     wanted = dict.fromkeys(paths)
     for file in files:
-        opened = open_parquet(file)
-        names = opened.schema_arrow.names
-        columns = [(image, name) for image, name in _PARQUET_IMAGES if image in names and (name is None or name in names)]
-        if not columns:
-            continue
+        columns = _image_columns(open_parquet(file).schema_arrow.names)
         read = sorted({column for pair in columns for column in pair if column is not None})
-        for batch in opened.iter_batches(batch_size=64, columns=read):
+        for batch in read_batches(file, read, batch_size=64):
             for row in batch.to_pylist():
                 for image, name in columns:
                     path, data = _cell(row[image], row[name] if name else None)
                     if path in wanted:
                         del wanted[path]
-                        yield Found(path, fault="file too large") if len(data) > max_bytes else Found(path, data)
-    yield from (Found(path, fault="missing") for path in wanted)
+                        yield _judge(path, data, max_bytes)
 
 
-def _cell(image: Any, name: str | None) -> tuple[str | None, bytes]:
+def _judge(path: str, data: Any, max_bytes: int) -> Found:
+    if not isinstance(data, bytes):
+        return Found(path, fault="no bytes")
+    return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
+
+
+def _cell(image: Any, name: str | None) -> tuple[Any, Any]:
     """Name and bytes of an image cell: a struct<bytes, path>, or bytes with the name beside."""
     if isinstance(image, dict):
         return name if name is not None else image.get("path"), image.get("bytes") or b""

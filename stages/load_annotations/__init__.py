@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
-from irpipe.pipeline.stage import Config, FilePath, Stage, given, setting
+from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv"]
 
@@ -46,19 +46,22 @@ class LoadAnnotationsConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> LoadAnnotationsConfig:
-        if self.path is None and given(self, "format"):
-            raise ValueError("format describes path, which is not given")
+    def _readable(self) -> LoadAnnotationsConfig:
         if self.path is not None and self.format is None and self.path.suffix not in (".jsonl", ".csv"):
             raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
         if self.rating_scale[0] == self.rating_scale[1]:
             raise ValueError("rating_scale has no extent")
-        choices = self.format in ("hps-json", "pickapic")
-        if choices and given(self, "rank_direction"):
-            raise ValueError(f"rank_direction has no effect with {self.format}, which holds choices")
-        if (choices or self.format in ("imagereward-json", "hpdv2-json")) and given(self, "rating_scale"):
-            raise ValueError(f"rating_scale has no effect with {self.format}, which holds no ratings")
         return self
+
+    def unused(self) -> dict[str, str]:
+        why = {}
+        if self.path is None:
+            why["format"] = "it describes path, which is not given"
+        if self.format in ("hps-json", "pickapic"):
+            why["rank_direction"] = f"{self.format} holds choices"
+        if self.format in ("hps-json", "pickapic", "imagereward-json", "hpdv2-json"):
+            why["rating_scale"] = f"{self.format} holds no ratings"
+        return why
 
 
 def _reads(config: LoadAnnotationsConfig) -> Sequence[str]:

@@ -15,10 +15,10 @@ from irpipe.stages.load_annotations.check import Record
 
 
 def image_sets(records: Sequence[Record]) -> list[list[Record]]:
-    """Fully ranked records that several people made of the same images of the same prompt."""
+    """Fully ranked records (no choices) that several people made of the same images of the same prompt."""
     groups: dict[tuple[str, frozenset[str]], list[Record]] = defaultdict(list)
     for record in records:
-        if all(rank is not None for rank in record.ranks):
+        if not record.choice and all(rank is not None for rank in record.ranks):
             groups[record.prompt, frozenset(record.images)].append(record)
     return [group for group in groups.values() if len(group) > 1]
 

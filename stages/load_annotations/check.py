@@ -9,6 +9,7 @@ from typing import Any
 
 from irpipe.pipeline.errors import did_you_mean
 from irpipe.schemas.annotations import ASPECTS, PROBLEMS, SPLITS, UNSAFE
+from irpipe.schemas.files import is_text
 from irpipe.schemas.prompts import clean
 from irpipe.stages.load_annotations.readers import RawRecord
 
@@ -34,6 +35,7 @@ class Record:
     intent_unclear: bool | None
     unsafe: Sequence[str]
     split: str | None
+    choice: bool = False
 
 
 class BadRecordError(Exception):
@@ -52,10 +54,10 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
     """
     if raw.fault is not None:
         raise BadRecordError(*raw.fault)
-    if not isinstance(raw.prompt, str) or not clean(raw.prompt):
+    if not is_text(raw.prompt) or not clean(raw.prompt):
         raise BadRecordError("no prompt", repr(raw.prompt)[:80])
     images = _images(raw.images)
-    ranks = _ranks(raw.ranks, len(images), higher_is_better)
+    ranks = _ranks(raw.ranks, len(images), higher_is_better and not raw.oriented)
     ratings = {aspect: _ratings(aspect, raw.ratings.get(aspect), len(images), scale) for aspect in ASPECTS}
     problems = _problems(raw.problems, len(images))
     if all(rank is None for rank in ranks) and all(value is None for values in ratings.values() for value in values):
@@ -64,13 +66,27 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
     if raw.split is not None and raw.split not in SPLITS:
         raise BadRecordError("unknown split", f"{raw.split}{did_you_mean(str(raw.split), SPLITS)}")
     annotator = None if raw.annotator is None else str(raw.annotator)
+    if not (is_text(annotator or "") and is_text(raw.record) and is_text(category or "")):
+        raise BadRecordError("a name is no text", repr((raw.record, annotator, category))[:80])
     return Record(
-        raw.row, raw.record, clean(raw.prompt), annotator, images, ranks, ratings, problems, category, unclear, unsafe, raw.split
+        raw.row,
+        raw.record,
+        clean(raw.prompt),
+        annotator,
+        images,
+        ranks,
+        ratings,
+        problems,
+        category,
+        unclear,
+        unsafe,
+        raw.split,
+        raw.choice,
     )
 
 
 def _images(images: Any) -> list[str]:
-    if not isinstance(images, list) or any(not isinstance(path, str) or not path for path in images):
+    if not isinstance(images, list) or any(not is_text(path) or not path for path in images):
         raise BadRecordError("images are no list of paths", repr(images)[:80])
     if len(images) < 2:
         raise BadRecordError("fewer than two images", str(len(images)))

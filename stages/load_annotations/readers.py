@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import InputError, did_you_mean
-from irpipe.schemas.table import check_columns, open_parquet
+from irpipe.schemas.files import check_columns, read_batches, read_csv, read_json, read_jsonl
 
 _SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -25,6 +23,10 @@ class RawRecord:
         row: where it stands in the source, from 0.
         record: what the source calls it.
         fault: why it could not even be read, or None.
+        last_row: the last row of the source it was made of, where it is not the first.
+        oriented: its ranks follow from choices, so no declared direction applies.
+        choice: one image was chosen; of the others it is not known how they compare.
+        unlabelled: nobody said anything: filtered, not bad.
     """
 
     row: int
@@ -38,6 +40,10 @@ class RawRecord:
     labels: dict[str, Any] = field(default_factory=dict)
     split: Any = None
     fault: tuple[str, str | None] | None = None
+    last_row: int = -1
+    oriented: bool = False
+    choice: bool = False
+    unlabelled: bool = False
 
 
 def read_records(path: Path, kind: str) -> Iterator[RawRecord]:
@@ -56,7 +62,8 @@ def read_records(path: Path, kind: str) -> Iterator[RawRecord]:
     for file in files:
         split, last = split_of(file), start - 1
         for record in _READERS[kind](file, start):
-            last = max(last, record.row)
+            last = max(last, record.row, record.last_row)
+            record.record = f"{file.relative_to(path)}:{record.record}"  # files may count from 1 each
             record.split = record.split if record.split is not None else split
             yield record
         start = last + 1
@@ -69,10 +76,7 @@ def split_of(file: Path) -> str | None:
 
 
 def _load_list(path: Path, wanted: Sequence[str]) -> list[Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}", where=str(path)) from None
+    data = read_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a JSON list of records", where=str(path))
     first = data[0] if data else None
@@ -116,6 +120,7 @@ def _hps(path: Path, start: int) -> Iterator[RawRecord]:
                 record.fault = ("choice is no image's index", repr(chosen))
             else:
                 record.ranks = [1 if place == chosen else 2 for place in range(len(record.images))]
+                record.oriented = record.choice = True
         yield record
 
 
@@ -135,6 +140,7 @@ def _hpdv2(path: Path, start: int) -> Iterator[RawRecord]:
                 record.fault = ("preference is not 0 or 1", repr(marks)[:80])
             else:
                 record.ranks = [2 - int(mark) for mark in marks]
+                record.oriented = True
             yield record
         elif item.get("raw_annotations"):
             yield from _hpdv2_votes(record, item["raw_annotations"])
@@ -168,17 +174,15 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
     """ImageRewardDB's metadata: one row per image, joined by prompt_id. Direction: lower rank is better."""
     columns = ["image_path", "prompt_id", "prompt", "classification", "rank", *_RATING_COLUMNS.values()]
     amount = "image_amount_in_total"
-    file = open_parquet(path)
-    check_columns(file.schema_arrow.names, [*columns, amount], str(path))
     groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     row = start
-    for batch in file.iter_batches(columns=[*columns, amount]):
+    for batch in read_batches(path, [*columns, amount]):
         for item in batch.to_pylist():
             groups.setdefault(item["prompt_id"], []).append((row, item))
             row += 1
     for name, members in groups.items():
         items = [item for _, item in members]
-        record = RawRecord(members[0][0], str(name), items[0]["prompt"])
+        record = RawRecord(members[0][0], str(name), items[0]["prompt"], last_row=members[-1][0])
         record.images, record.ranks = [item["image_path"] for item in items], [item["rank"] for item in items]
         record.ratings = {aspect: [item[column] for item in items] for aspect, column in _RATING_COLUMNS.items()}
         record.labels = {"category": items[0]["classification"]}
@@ -192,16 +196,15 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
 def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
     """Pick-a-Pic: two images a row, label 1, 0 or 0.5 each (a tie)."""
     columns = ["caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label", "ranking_id", "user_id"]
-    file = open_parquet(path)
-    check_columns(file.schema_arrow.names, columns, str(path))
     row = start
-    for batch in file.iter_batches(columns=columns):
+    for batch in read_batches(path, columns):
         for item in batch.to_pylist():
             record = RawRecord(row, str(item["ranking_id"]), item["caption"], str(item["user_id"]))
             record.images = [item["image_0_uid"], item["image_1_uid"]]
             labels = (item["label_0"], item["label_1"])
+            record.oriented = True
             if not item["has_label"]:
-                record.fault = ("no label", None)
+                record.unlabelled = True
             elif labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
                 record.fault = ("labels are no choice", repr(labels))
             else:
@@ -218,14 +221,9 @@ _JSONL_FIELDS = {
 
 def _jsonl(path: Path, start: int) -> Iterator[RawRecord]:
     """Our own: one line per (prompt, annotator). docs/formats.md describes it."""
-    with path.open(encoding="utf-8") as file:
-        for row, line in enumerate(file, start):
-            try:
-                item = json.loads(line)
-            except ValueError:
-                yield RawRecord(row, str(row), fault=("not JSON", line[:80].rstrip()))
-                continue
-            yield _own(row, item)
+    for number, item, fault in read_jsonl(path):
+        row = start + number
+        yield _own(row, item) if fault is None else RawRecord(row, str(row), fault=("not JSON", fault))
 
 
 def _own(row: int, item: Any) -> RawRecord:
@@ -251,34 +249,24 @@ def _own(row: int, item: Any) -> RawRecord:
     return record
 
 
+_CSV_COLUMNS = {
+    "ranking_id", "prompt", "annotator", "image", "rank", *_RATING_COLUMNS, "problems", "category", "intent_unclear",
+    "unsafe", "split",
+}  # fmt: skip
+
+
 def _csv(path: Path, start: int) -> Iterator[RawRecord]:
     """Our own: one row per image of a record, joined by ranking_id and annotator. docs/formats.md describes it."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or ())
-        check_columns(names, ["ranking_id", "prompt", "image", "rank"], str(path))
-        known = {
-            "ranking_id",
-            "prompt",
-            "annotator",
-            "image",
-            "rank",
-            *_RATING_COLUMNS,
-            "problems",
-            "category",
-            "intent_unclear",
-            "unsafe",
-            "split",
-        }
-        for name in names:
-            if name not in known:
-                raise InputError(f"unknown column {name!r}{did_you_mean(name, known)}", where=str(path))
-        groups: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
-        for row, item in enumerate(reader, start):
-            groups.setdefault((item["ranking_id"], item.get("annotator") or ""), []).append((row, item))
+    groups: dict[tuple[str, str], list[tuple[int, dict[str, str | None]]]] = {}
+    names: list[str] = []
+    for number, item in read_csv(path, ["ranking_id", "prompt", "image", "rank"]):
+        if not names:
+            names = [name for name in item if name is not None]
+            _refuse_unknown(names, path)
+        groups.setdefault((item["ranking_id"] or "", item.get("annotator") or ""), []).append((start + number, item))
     for (name, annotator), members in groups.items():
         items = [item for _, item in members]
-        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator or None)
+        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator or None, last_row=members[-1][0])
         record.images, record.ranks = [item["image"] for item in items], [_number(item["rank"]) for item in items]
         record.ratings = {aspect: [_number(item[aspect]) for item in items] for aspect in _RATING_COLUMNS if aspect in names}
         record.problems = [_words(item.get("problems")) for item in items] if "problems" in names else None
@@ -289,12 +277,18 @@ def _csv(path: Path, start: int) -> Iterator[RawRecord]:
         yield record
 
 
-def _csv_labels(item: dict[str, str]) -> dict[str, Any]:
+def _refuse_unknown(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if name not in _CSV_COLUMNS:
+            raise InputError(f"unknown column {name!r}{did_you_mean(name, _CSV_COLUMNS)}", where=str(path))
+
+
+def _csv_labels(item: dict[str, str | None]) -> dict[str, Any]:
     labels: dict[str, Any] = {}
     if item.get("category"):
         labels["category"] = item["category"]
-    if item.get("intent_unclear"):
-        labels["intent_unclear"] = {"true": True, "false": False}.get(item["intent_unclear"].lower(), item["intent_unclear"])
+    if unclear := item.get("intent_unclear"):
+        labels["intent_unclear"] = {"true": True, "false": False}.get(unclear.lower(), unclear)
     if item.get("unsafe"):
         labels["unsafe"] = _words(item["unsafe"])
     return labels

@@ -70,6 +70,9 @@ def gather(
             read += 1
             bar.advance(1)
             raw.split = config.split or raw.split
+            if raw.unlabelled:
+                rejections.drop(raw.row, "no label")
+                continue
             try:
                 record = check(raw, higher_is_better=config.rank_direction == "higher-is-better", scale=config.rating_scale)
             except BadRecordError as error:
@@ -105,7 +108,7 @@ def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
             _unique(images, image, (prompt, path))
             if record.ranks[place] is not None:
                 _add(tables["rankings"], ranking_id=ranking, prompt_id=prompt, image_id=image,
-                     rank=record.ranks[place], annotator=record.annotator)  # fmt: skip
+                     rank=record.ranks[place], annotator=record.annotator, choice=record.choice)  # fmt: skip
             ratings = {aspect: record.ratings[aspect][place] for aspect in ASPECTS}
             if record.problems[place] or any(value is not None for value in ratings.values()):
                 _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[place]))

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
-from irpipe.pipeline.stage import Config, Stage, given, setting
+from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class PromptGraphConfig(Config):
@@ -34,15 +32,15 @@ class PromptGraphConfig(Config):
     exact_up_to: int = setting(50_000, ge=1, meaning="Largest set that auto searches exactly.")
     probes: int = setting(96, ge=1, meaning="Lists of the inverted file that are searched; more cost more and find more.")
 
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> PromptGraphConfig:
-        if self.sets == 1 and given(self, "seed") and self.index == "exact":
-            raise ValueError("seed has no effect with sets = 1 and index = 'exact'")
-        if self.index != "auto" and given(self, "exact_up_to"):
-            raise ValueError("exact_up_to has no effect unless index = 'auto'")
-        if self.index == "exact" and given(self, "probes"):
-            raise ValueError("probes has no effect with index = 'exact'")
-        return self
+    def unused(self) -> dict[str, str]:
+        why = {}
+        if self.index != "auto":
+            why["exact_up_to"] = "index is not 'auto'"
+        if self.index == "exact":
+            why["probes"] = "index = 'exact' compares every pair"
+        if self.index == "exact" and self.sets == 1:
+            why["seed"] = "sets = 1 and index = 'exact' leave nothing to chance"
+        return why
 
 
 STAGE = Stage(

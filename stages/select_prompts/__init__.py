@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import model_validator
-
-from irpipe.pipeline.stage import Config, Sources, Stage, given, setting
+from irpipe.pipeline.stage import Config, Sources, Stage, setting
 
 
 class SelectPromptsConfig(Config):
@@ -33,11 +31,8 @@ class SelectPromptsConfig(Config):
         " They are matched after normalisation, and still vote.",
     )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> SelectPromptsConfig:
-        if self.method != "vote-k" and given(self, "rho"):
-            raise ValueError("rho has no effect unless method = 'vote-k'")
-        return self
+    def unused(self) -> dict[str, str]:
+        return {} if self.method == "vote-k" else {"rho": "method is not 'vote-k'"}
 
 
 def _reads(config: SelectPromptsConfig) -> Sequence[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.files import open_parquet, read_batches, read_csv, read_json, read_jsonl, read_lines
 from irpipe.schemas.graph import read_graph
 from irpipe.schemas.prompts import PROMPTS, SELECTED_PROMPTS, normalise
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.table import open_parquet
 from irpipe.stages.select_prompts import SelectPromptsConfig
 from irpipe.stages.select_prompts.coverage import figures, nearest_other, nearest_selected, plot
 from irpipe.stages.select_prompts.votek import Ballot, vote_k
@@ -65,32 +62,21 @@ def prompts_of(path: Path) -> Iterator[str]:
         InputError: there is none.
     """
     if path.is_dir():
-        tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in pq.read_schema(file).names]
+        tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in open_parquet(file).schema_arrow.names]
         if not tables:
             raise InputError(f"{path} has no table with a column 'prompt'", where="select-prompts.exclude")
         for file in tables:
             yield from prompts_of(file)
     elif path.suffix == ".parquet":
-        if "prompt" not in open_parquet(path).schema_arrow.names:
-            raise InputError(f"{path} has no column 'prompt'", where="select-prompts.exclude")
-        yield from pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+        for batch in read_batches(path, ["prompt"]):
+            yield from (text for text in batch["prompt"].to_pylist() if text is not None)
     elif path.suffix == ".txt":
-        yield from path.read_text(encoding="utf-8").splitlines()
+        yield from (line for _, line in read_lines(path))
+    elif path.suffix == ".csv":
+        yield from (cells["prompt"] or "" for _, cells in read_csv(path, ["prompt"]))
     else:
-        yield from (_prompt_field(record, path) for record in _records(path))
-
-
-def _records(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                yield from csv.DictReader(file)
-            elif path.suffix == ".json":
-                yield from json.load(file)
-            else:
-                yield from (json.loads(line) for line in file)
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}", where="select-prompts.exclude") from None
+        records = read_json(path) if path.suffix == ".json" else (value for _, value, _ in read_jsonl(path))
+        yield from (_prompt_field(record, path) for record in records)
 
 
 def _prompt_field(record: Any, path: Path) -> str:

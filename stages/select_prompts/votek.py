@@ -8,6 +8,7 @@ best candidate is known once its fresh score still heads the heap (Minoux 1978).
 from __future__ import annotations
 
 import heapq
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,10 @@ class Ballot:
         votes = sparse.csr_matrix((np.ones(len(graph.targets), dtype=np.int8), graph.targets, graph.offsets), shape=(n, n))
         by_target = votes.tocsc()
         self._voters, self._starts = by_target.indices, by_target.indptr
-        self._heard = np.zeros(n, dtype=np.int16)  # selected prompts that each voter votes for
-        self._selected = np.zeros(n, dtype=bool)
-        self._weights = [rho ** (self.depth - level) for level in range(self.depth + 1)]
+        # How many selected prompts each voter votes for; a voter that is selected itself stands one beyond the depth,
+        # where its vote weighs nothing. 64 bits, since that is what bincount takes without a copy.
+        self._heard = np.zeros(n, dtype=np.int64)
+        self._weights = [*(rho ** (self.depth - level) for level in range(self.depth + 1)), 0]
         self._unit = rho**self.depth
 
     def voters(self, vertex: int) -> NDArray[np.int32]:
@@ -42,15 +44,15 @@ class Ballot:
 
     def score(self, vertex: int) -> int:
         """The vertex's score now, in units of rho^-depth."""
-        voters = self.voters(vertex)
-        levels = np.bincount(self._heard[voters[~self._selected[voters]]])
-        return sum(count * self._weights[level] for level, count in enumerate(levels.tolist()))
+        levels = np.bincount(self._heard[self.voters(vertex)])
+        return sum(map(mul, levels.tolist(), self._weights))
 
     def pick(self, vertex: int) -> None:
         """Select a vertex."""
         voters = self.voters(vertex)
-        self._heard[voters] = np.minimum(self._heard[voters] + 1, self.depth)
-        self._selected[vertex] = True
+        heard = self._heard[voters]
+        self._heard[voters] = heard + (heard < self.depth)
+        self._heard[vertex] = self.depth + 1
 
     def as_float(self, score: int) -> float:
         return float(score / self._unit)
