@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
 def _commit(root: Path, files: Path) -> float:
     """Without the copy into the work folder: there the stage has written them."""
     store = Store(root)
-    out, _ = begin(store, "0" * 64)
+    out, _ = begin(store, "0" * 64, "code")
     out.rmdir()
     shutil.copytree(files, out)
     os.sync()

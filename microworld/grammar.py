@@ -81,7 +81,7 @@ def prompts(count: int, paraphrase_share: float, duplicate_share: float, seed: i
     while len(sentences) < count:
         kind = rng.random()
         if sentences and kind < duplicate_share:
-            sentence = str(rng.choice(sentences)).upper() + " "
+            sentence = sentences[int(rng.integers(len(sentences)))].upper() + " "
         elif scenes and kind < duplicate_share + paraphrase_share:
             sentence = describe(scenes[int(rng.integers(len(scenes)))], rng)
         else:

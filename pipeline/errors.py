@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 200  # characters
+
 
 class IrpipeError(Exception):
     """An error of the user's world (input, recipe, store): exit status 2 and no traceback."""
@@ -63,4 +65,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+    listed = ", ".join(names)
+    return f"; known: {listed if len(listed) <= _MOST_LISTED else listed[:_MOST_LISTED] + ' ...'}" if names else ""

@@ -97,6 +97,8 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
     """
     path = root / value
     if path.exists():
+        if store.root.is_relative_to(path.resolve()):
+            raise InputError(f"{value} holds the store itself", where=where, mend="name a folder beside it, or inside it a file")
         digest_ = memory.digest(path, where)
         return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path)
     try:

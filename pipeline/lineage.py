@@ -98,6 +98,7 @@ class TracedRow:
     table: str
     distance: int
     row: Mapping[str, Any]
+    more: int = 0  # rows of this table at this distance that are not told
 
 
 def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 20) -> Iterator[TracedRow]:
@@ -107,7 +108,7 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
         records: the runs whose tables are searched, upstream first.
         most: rows told of one table at one distance.
 
-    Ids that stand in more than `most` rows of a table (the prompt of a hundred pairs) are cut there.
+    Of ids that stand in more than `most` rows of a table (the prompt of a hundred pairs), the rest is counted.
     """
     import duckdb
 
@@ -120,6 +121,8 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
             for record, table, files, columns in tables:
                 ids = ", ".join(map(str, sorted(frontier)))
                 where = " OR ".join(f'"{column}" IN ({ids})' for column in columns)
+                counted = connection.execute(f"SELECT count(*) FROM read_parquet(?) WHERE {where}", [files]).fetchone()
+                more = max(0, (counted[0] if counted else 0) - most)
                 relation = connection.execute(f"SELECT * FROM read_parquet(?) WHERE {where} LIMIT {most}", [files])
                 names = [column[0] for column in relation.description or ()]
                 for values in relation.fetchall():
@@ -127,7 +130,7 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
                     mark = (record.key, table, repr(values))
                     if mark not in seen_rows:
                         seen_rows.add(mark)
-                        yield TracedRow(record.stage, record.content_id, table, distance, readable(row, columns))
+                        yield TracedRow(record.stage, record.content_id, table, distance, readable(row, columns), more)
                     reached.update(row[column] for column in columns if row[column] is not None)
             frontier = reached - seen_ids
             seen_ids |= frontier

@@ -101,7 +101,7 @@ class Planner:
                 return Step(node, "reuse", externals, inputs, key, record, (), notes)
         near = self._nearest(node, inputs, externals)
         reasons = list(self._reasons(node, key, record, near, inputs, externals))
-        notes += self._abandoned(node, key)
+        notes += self._unfinished(node, key)
         return Step(node, "run", externals, inputs, key, None, reasons, notes, near.seconds if near else None)
 
     def externals(self, node: Node, *, again: bool = False) -> Externals:
@@ -151,15 +151,16 @@ class Planner:
         else:
             yield from _differences(node, near, inputs, externals)
 
-    def _abandoned(self, node: Node, key: str) -> list[str]:
-        name, recipe = node.stage.name, self.recipe.name
-        notes = []
-        for path in sorted(self.store.root.glob("work/*/attempt.json")):
-            other = attempt(self.store, path.parent.name)
-            kept = any((path.parent / "scratch").iterdir())
-            if other and kept and other["stage"] == name and other["recipe"] == recipe and path.parent.name != key:
-                notes.append(f"abandons the unfinished run {path.parent.name[:12]} of other settings")
-        return notes
+    def _unfinished(self, node: Node, key: str) -> list[str]:
+        """Work of killed runs: of this key, which is gone on with, and of other settings, which is not."""
+        others = 0
+        for path in sorted(self.store.root.glob("work/*/scratch")):
+            found = attempt(self.store, path.parent.name)
+            if found and found["stage"] == node.stage.name and found["recipe"] == self.recipe.name and any(path.iterdir()):
+                if path.parent.name == key:
+                    return ["goes on where it was interrupted"]
+                others += 1
+        return [f"leaves {others} unfinished run{'s' if others > 1 else ''} of other settings: irpipe gc"] if others else []
 
 
 def hashed_config(config: Config) -> dict[str, Any]:
@@ -202,4 +203,4 @@ def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], e
 
 
 def _show(value: Any) -> str:
-    return "unset" if value is None or value == [] else str(value)
+    return "unset" if value is None else str(value)

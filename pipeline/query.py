@@ -50,6 +50,8 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
         connection.execute("SET enable_external_access = false")
         try:
             answer = connection.execute(query)
+            if answer is None:
+                raise StoreError("the query is empty", expected='such as "SELECT count(*) FROM pairs"')
             description = answer.description or []
             names = [str(column[0]) for column in description]
             if len(set(names)) < len(names):
@@ -60,9 +62,17 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
                 for row in answer.fetchall()
             ]
         except duckdb.Error as error:
-            known = ", ".join(name for name, _ in views(store, records)) or "none yet"
-            raise StoreError(str(error).strip(), where=query, expected=f"one of the tables {known}") from None
+            raise StoreError(str(error).strip(), where=query, mend=_mend(error, store, records)) from None
     return Answer(tuple(column[0] for column in description), rows)
+
+
+def _mend(error: Exception, store: Store, records: Sequence[Record]) -> str | None:
+    if "UINT64" in str(error) or "UBIGINT" in str(error):
+        return "write a row id as row_id('0123456789abcdef')"
+    if "does not exist" in str(error):
+        known = sorted({name for name, _ in views(store, records) if "." not in name})
+        return f"the tables are {', '.join(known)}" if known else "irpipe run a stage first: there are no tables yet"
+    return None
 
 
 def views(store: Store, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.stage import Config, Stage, find_stage
+from irpipe.pipeline.stage import Config, Stage, find_stage, registered
 
 RECIPE_FILE = "irpipe.toml"
 WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] images = "import-images"
@@ -67,10 +67,8 @@ class Recipe:
             RecipeError: the recipe lacks a stage, has two for one kind, or runs in a circle.
         """
         if target not in self.tables:
-            raise RecipeError(
-                f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}",
-                mend=f"add a table [{target}] to {RECIPE_FILE}",
-            )
+            mend = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
+            raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", mend=mend)
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
         for stage, setting in self.overridden.items():
@@ -106,7 +104,10 @@ class Recipe:
         if chosen in producers:
             return str(chosen)
         if not producers:
-            raise RecipeError(f"{stage.name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it")
+            raise RecipeError(
+                f"{stage.name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
+                mend=f"--set {stage.name}.path=FILE" if "path" in stage.config.model_fields else f"irpipe cite {stage.name}",
+            )
         raise RecipeError(
             f"{stage.name} reads {kind!r}, which {' and '.join(producers)} write",
             mend=f'name one: [{stage.name}.{WIRING}] {kind} = "{producers[0]}"',
@@ -141,7 +142,11 @@ def _explain(stage: str, config: type[Config], error: Any) -> str:
     if error["type"] == "value_error":
         return f"{place}: {error['ctx']['error']}"
     if error["type"] == "missing":
-        return f"{place} must be given"
+        return f"{place} must be given: --set {place}=..., or in {RECIPE_FILE}"
+    if error["type"] == "tuple_type":
+        return f"{place} = {error['input']!r}: should be a list, such as --set \"{place}=['{error['input']}']\""
+    if error["type"] == "bool_type":
+        return f"{place} = {error['input']!r}: should be true or false"
     message = error["msg"].replace("Input should be", "should be")
     return f"{place} = {error['input']!r}: {message}"
 

@@ -132,8 +132,10 @@ class Runner:
             rows=dict(record.rows), metrics=dict(record.metrics), seconds=record.seconds,
         )  # fmt: skip
         written = self.store.open(record.content_id).manifest.size
+        reasons = report.metrics.get("rejected_for") or {}
+        why = f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})" if reasons else ""
         watcher.say(
-            f"{step.name}: kept {rows.kept:,}, rejected {rows.rejected:,} -> {record.content_id[:12]}"
+            f"{step.name}: kept {rows.kept:,}, rejected {rows.rejected:,}{why} -> {record.content_id[:12]}"
             f" ({size(written)}, {duration(record.seconds)})"
         )
         return record
@@ -142,6 +144,7 @@ class Runner:
         """Leave the reason beside the kept work, for `irpipe status`."""
         if path.parent.exists():
             what = error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else what
             try:
                 write_durably(path, to_json({**attempt, "error": what}))
             except OSError:
@@ -182,7 +185,9 @@ def _noted(step: Step) -> str:
     return f" ({'; '.join(step.notes)})" if step.notes else ""
 
 
-def _check(name: str, report: Report) -> None:
+def _check(name: str, report: object) -> None:
+    if not isinstance(report, Report):
+        raise StageError(f"{name} returned {type(report).__name__}", expected="Report(Rows(read, kept, rejected), metrics)")
     rows = report.rows
     if rows.kept + rows.rejected != rows.read:
         raise StageError(f"{name} read {rows.read} rows but kept {rows.kept} and rejected {rows.rejected}")

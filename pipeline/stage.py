@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
 
@@ -29,8 +29,15 @@ ENTRY_POINTS = "irpipe.stages"
 #   model      a model, as `hub/name@revision` or a local folder: the revision or the folder's content is hashed
 Role = Literal["result", "execution", "neutral", "external", "model"]
 
+
 # A path in a recipe is a TOML string, relative to the folder of irpipe.toml.
-FilePath = Annotated[Path, Strict(False)]
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("the path is empty")
+    return value
+
+
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_not_empty)]
 Sources = Annotated[tuple[str, ...], Strict(False)]
 
 
@@ -198,7 +205,10 @@ def find_stage(name: str) -> Stage:
             f"there is no stage {name!r}{did_you_mean(name, points)}",
             mend=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
         )
-    stage = points[name].load()
+    try:
+        stage = points[name].load()
+    except ImportError as error:
+        raise StageError(f"the stage {name!r} cannot be imported: {error}", where=points[name].value) from error
     if not isinstance(stage, Stage) or stage.name != name:
         raise StageError(f"the entry point {name!r} = {points[name].value!r} is not a stage of that name")
     return stage

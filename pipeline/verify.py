@@ -39,12 +39,16 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
         for folder in folders:
             what = next(faults(folder), None)
             if what is not None:
-                found.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), what))
+                found.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{what}; moved aside"))
                 set_aside(store, folder)
             bar.advance(1)
+    checked = {folder.name for folder in folders}
+    for name, stages in sorted(makers.items()):
+        if name not in checked:
+            found.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
     for path in sorted(store.root.glob("keys/??/*.json")):
         if store.record(path.stem) is None:
-            found.append(Fault(path.name, (), "the run's record cannot be read"))
+            found.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
             set_aside(store, path)
     return len(folders), found
 

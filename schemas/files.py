@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from irpipe.pipeline.errors import InputError, did_you_mean
 
+Cells = dict[str | None, Any]  # a CSV row: text by column, surplus cells under None
 _MAX_CSV_FIELD = 1 << 24  # characters; the library's own limit is 131,072
 
 
@@ -77,8 +78,8 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def read_csv(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Number, from 0, and cells by column of every row.
+def read_csv(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """Number, from 0, and cells by column of every row; cells beyond the columns stand under None.
 
     Raises:
         InputError: a wanted column is missing, or the file is no CSV.

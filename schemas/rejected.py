@@ -93,7 +93,7 @@ class Rejections:
         raise RejectedError(
             f"{what}: {rows}" if rows else what,
             where=self._where,
-            mend="mend the input, or allow more with max_rejected where these rows are known to be bad",
+            mend="mend the input" + (", or raise the stage's max_rejected if these rows are known to be bad" if kept else ""),
         )
 
     def write(self, folder: Path) -> int:

@@ -303,3 +303,34 @@ def test_sql_prints_json_that_others_read(project, shouting):
     secret = project.root / "out.csv"
     assert "error" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
     assert not secret.exists()
+
+
+def test_sql_errors_say_what_mends_them(project, shouting):
+    assert "the query is empty" in project("sql", "", status=2).err
+    assert "there are no tables yet" in project("sql", "SELECT * FROM pairs", status=2).err
+    assert "mend" not in project("sql", "SELCT 1", status=2).err
+    wrong_id = "SELECT 1 WHERE 1::UBIGINT = '735c8ccefd61e2e4'"
+    assert "row_id('0123456789abcdef')" in project("sql", wrong_id, status=2).err
+
+
+def test_small_things_people_try(project, shouting):
+    assert project("--version").out.strip().count(".") == 2
+    first = project.last("count")["key"]
+    assert project("diff", first, first).out == "the same\n"
+    assert "the path is empty" in project.run("word", "word.path=", status=2).err
+    project.recipe('recipe = "x"\nstore = "irpipe.toml"\n[word]\n')
+    assert "Traceback" not in project("run", "word", status=2).err
+
+
+def test_programs_are_told_of_failures(project, shouting):
+    events = project("run", "count", "--only", "--json", status=2).events
+    assert events[-1]["event"] == "failed" and "not at hand" in events[-1]["error"]
+
+
+def test_a_stage_that_returns_something_else_is_named(project, shouting):
+    run = shouting / "count" / "run.py"
+    run.write_text(run.read_text(encoding="utf-8").replace("return Report(Rows(2, 1, 1))", "return None"), encoding="utf-8")
+    assert "count returned NoneType" in project("run", "count", status=2).err
+    (shouting / "count" / "__init__.py").write_text("import nothing_of_that_name", encoding="utf-8")
+    del sys.modules["shouting.count"]
+    assert "the stage 'count' cannot be imported" in project("run", "count", status=2).err

@@ -168,7 +168,8 @@ def test_embedding_goes_on_after_the_last_whole_shard(project, monkeypatch):
     monkeypatch.setattr(vectors, "lexical_encoder", lambda config: counting(config, 128))
     result = project("run", "embed-prompts", status=130)
     assert "finished work is kept" in result.err and embedded == [64, 64]
-    assert "KeyboardInterrupt" in project("status").out
+    assert "failed: interrupted" in project("status").out
+    assert "goes on where it was interrupted" in project("plan", "embed-prompts").out
     monkeypatch.setattr(vectors, "lexical_encoder", lambda config: counting(config, 10_000))
     done = project.last("embed-prompts")
     assert sum(embedded) == done["rows"]["kept"]
@@ -202,6 +203,16 @@ def test_a_flipped_byte_is_found_named_and_made_again(project):
     assert "its artifact is damaged or was dropped" in project("plan", "build-pairs").out
     assert project("status", "--json").json["stages"][-1]["state"] == "lost"
     assert project.last("build-pairs")["content_id"] == done["content_id"]
+    whole(project)
+
+
+def test_a_missing_object_is_named(project):
+    project.recipe(SMALL)
+    done = project.last("simulate-prompts")
+    subprocess.run(["rm", "-rf", str(project.store.object_path(done["content_id"]))], check=True)
+    assert "simulate-prompts" in project("verify", status=1).out
+    assert "mend:     irpipe run simulate-prompts" in project("show", "simulate-prompts", status=2).err
+    project.run("simulate-prompts")
     whole(project)
 
 

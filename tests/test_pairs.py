@@ -270,6 +270,13 @@ def test_related_prompts_share_a_split(pairs, seed):
     assert (np.bincount(splits, minlength=3)[1:] <= 8).all() and len(labels) == 40
 
 
+def test_little_data_trains():
+    assert cut(TEXTS[:1], [], {}, (0.05, 0.05), 0).tolist() == [0]
+    for count in range(2, 6):
+        assert 0 in cut(TEXTS[:count], [], {}, (0.05, 0.05), 0)
+    assert cut(TEXTS[:2], [], {0: "train"}, (0.05, 0.05), 0).tolist() == [0, 2]
+
+
 def test_given_splits_are_honoured():
     given_splits = {3: "test", 4: "validation", 5: "train"}
     splits = cut(TEXTS, [Link(3, 9, "")], given_splits, (0.1, 0.1), 0)
@@ -369,6 +376,8 @@ def test_a_row_can_be_traced_both_ways(project):
     assert {row["table"] for row in rows} >= {"pairs", "rankings", "annotation_images", "selected_prompts", "prompts"}
     back = project("trace", pair["prompt_id"], "--json").json
     assert pair["pair_id"] in {row["row"].get("pair_id") for row in back}
+    cut_short = [row for row in back if row["more"]]
+    assert cut_short and "more rows not shown" in project("trace", pair["prompt_id"]).out
     assert "is not a row id" in project("trace", "xyz", status=2).err
     assert "no table of the recipe" in project("trace", "0" * 16, status=2).err
     assert project.rows(f"SELECT count(*) AS n FROM pairs WHERE pair_id = row_id('{pair['pair_id']}')") == [{"n": 1}]

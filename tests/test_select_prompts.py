@@ -144,7 +144,7 @@ def test_normalising_forgets_case_punctuation_and_width():
         ("cut.parquet", b"PAR1 and no more", "is not a readable Parquet file"),
         ("pool.csv", b"promt\na\n", "no column 'prompt'; did you mean 'promt'?"),
         ("pool.data", b"a\n", "cannot be guessed from its ending"),
-        (".", None, "cannot be guessed from its ending"),
+        (".", None, "holds the store itself"),
         ("half.jsonl", b'{"prompt": "\\ud800"}\n', "row 0: prompt is no text"),
         ("nsfw.csv", b"prompt\n" + b"x" * (1 << 25) + b"\n", "is not CSV: field larger than field limit"),
         ("lfs.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from irpipe.pipeline.cli import keep, look, work
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(version("irpipe"))
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="irpipe",
@@ -18,6 +27,15 @@ app = typer.Typer(
     help="From annotation to model for text-to-image human preference: every result is an artifact that knows"
     " what it was made from and is never made twice.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print irpipe's version.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """See the commands below."""
+
+
 for group in (work, look, keep):
     for command in group.COMMANDS:
         app.command()(command)
@@ -34,6 +52,8 @@ def main() -> None:
     except Exception as error:
         from irpipe.pipeline.errors import IrpipeError
 
+        if isinstance(error, OSError) and error.filename is not None:
+            error = IrpipeError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, IrpipeError):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -51,11 +51,11 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
     from irpipe.pipeline.errors import StoreError
 
     recipe, store = open_recipe()
-    if identifier not in recipe.tables:
-        return recipe, store, store.resolve(identifier)
-    record = store.newest(recipe.name, identifier)
+    record = store.newest(recipe.name, identifier) if identifier in recipe.tables else store.resolve(identifier)
     if record is None:
         raise StoreError(f"{identifier} has no artifact yet", mend=f"irpipe run {identifier}")
+    if not store.holds(record.content_id):
+        raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", mend=f"irpipe run {record.stage}")
     return recipe, store, record
 
 
@@ -65,12 +65,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout: with lines on a terminal, tab-separated in a pipe."""
+    """A table on stdout: with lines on a terminal, tab-separated (cells quoted where they must be) in a pipe."""
+    import csv
     import sys
 
     if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            print("\t".join("" if value is None else str(value) for value in row))
+        writer = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
+        writer.writerows((columns, *rows))
         return
     from rich.console import Console
     from rich.table import Table

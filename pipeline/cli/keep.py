@@ -56,7 +56,7 @@ def verify(
         checked, faults = engine.verify(store, watcher)
         if not json_:
             for fault in faults:
-                print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.name[:12]}: {fault.what}; moved aside")
+                print(f"damaged: {' '.join(fault.stages) or 'no known stage'} {fault.name[:12]}: {fault.what}")
         records = [record for name in recipe.tables if rerun and (record := store.newest(recipe.name, name))]
         reruns = [engine.rerun(store, record, recipe.root, watcher) for record in records if store.holds(record.content_id)]
     differ = [run for run in reruns if run.differs]

@@ -103,9 +103,14 @@ def trace(
     if json_:
         print_json([asdict(row) for row in rows])
         return
+    told = None
     for row in rows:
-        values = ", ".join(f"{name}={value}" for name, value in row.row.items() if value is not None)
-        print(f"{'  ' * row.distance}{row.stage} {row.content_id[:12]} {row.table}: {values}")
+        place = (row.distance, row.stage, row.table)
+        if place != told:
+            more = f", {row.more:,} more rows not shown" if row.more else ""
+            print(f"{('holds it', 'one step away', 'two steps away')[row.distance]}: {row.stage} {row.table}{more}")
+            told = place
+        print("   " + ", ".join(f"{name}={value}" for name, value in row.row.items() if value is not None))
 
 
 def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> None:
@@ -124,6 +129,9 @@ def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> No
             found.append(("file", path, (files_one.get(path) or "")[:12] or None, (files_two.get(path) or "")[:12] or None))
     if json_:
         print_json([dict(zip(("what", "name", "first", "second"), row, strict=True)) for row in found])
+        return
+    if not found:
+        print("the same")
         return
     print_table(("what", "name", one.content_id[:12], two.content_id[:12]), found)
 

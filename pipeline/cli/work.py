@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from irpipe.pipeline.cli.common import (
     print_json,
     print_table,
 )
+from irpipe.pipeline.progress import duration, size
 
 
 def init(
@@ -48,19 +49,25 @@ def run(
     strict_code: StrictOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
     json_: Annotated[
-        bool, typer.Option("--json", help="One JSON event a line; the last has key, content_id and metrics.")
+        bool,
+        typer.Option("--json", help="One JSON event a line; the last is 'done', with key, content_id and metrics, or 'failed'."),
     ] = False,
 ) -> None:
     """Make a stage's artifact: run what is missing upstream, reuse the rest, and say which and why.
 
     Example: irpipe run select-prompts --set select-prompts.count=400
     """
+    from irpipe.pipeline.errors import IrpipeError
     from irpipe.pipeline.progress import watcher_for
     from irpipe.pipeline.runner import Runner
 
     watcher = watcher_for(json_lines=json_, quiet=quiet)
     runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
-    record = runner.run(stage, only=only)
+    try:
+        record = runner.run(stage, only=only)
+    except (IrpipeError, KeyboardInterrupt) as error:
+        watcher.event("failed", stage=stage, error=str(error) or "interrupted")
+        raise
     if json_:
         return
     for name, value in record.metrics.items():
@@ -73,7 +80,7 @@ def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption
 
     Example: irpipe plan build-pairs --set select-prompts.count=500
     """
-    from irpipe.pipeline.progress import duration, watcher_for
+    from irpipe.pipeline.progress import watcher_for
 
     steps = planner(set_, watcher=watcher_for(json_lines=False, quiet=json_), strict=strict_code).plan(stage)
     if json_:
@@ -100,7 +107,6 @@ def status(json_: JsonOption = False) -> None:
     Example: irpipe status
     """
     from irpipe.pipeline.commit import attempt
-    from irpipe.pipeline.progress import duration, size
 
     recipe, store = open_recipe()
     attempts: dict[object, tuple[bool, dict[str, object]]] = {}
@@ -111,27 +117,41 @@ def status(json_: JsonOption = False) -> None:
             if latest is None or str(found["started"]) > str(latest[1]["started"]):
                 attempts[found["stage"]] = (store.is_locked(path.parent.name), found)
     rows = []
-    for name in recipe.tables:
+    for name in recipe.stages:
         record = store.newest(recipe.name, name)
         there = record is not None and store.holds(record.content_id)
-        state = "done" if there else "lost" if record else "not made"
+        state, error = "done" if there else "lost" if record else "not made", None
         running, found = attempts.get(name, (False, None))
         if found and (running or not record or str(found["started"]) > record.ended):
-            state = f"running (process {found['pid']})" if running else f"failed: {found.get('error', 'killed')}"
-        made = store.open(record.content_id).manifest if record and there else None
+            state, error = ("running", None) if running else ("failed", found.get("error", "killed"))
         rows.append({
             "stage": name,
             "state": state,
-            "content_id": record.content_id[:12] if record else None,
-            "size": size(made.size) if made else None,
-            "time": duration(record.seconds) if record else None,
+            "error": error,
+            "process": found["pid"] if found and running else None,
+            "content_id": record.content_id if record else None,
+            "size_bytes": store.open(record.content_id).manifest.size if record and there else None,
+            "seconds": record.seconds if record else None,
             "ended": record.ended if record else None,
         })  # fmt: skip
     if json_:
         print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows})
         return
     print(f"recipe {recipe.name}, store {store.root}")
-    print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+    columns = ("stage", "state", "artifact", "size", "time", "ended")
+    print_table(columns, [_status_row(row) for row in rows])
+
+
+def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
+    state = f"running (process {row['process']})" if row["process"] else row["state"]
+    return (
+        row["stage"],
+        f"failed: {row['error']}" if row["error"] else state,
+        row["content_id"] and row["content_id"][:12],
+        size(row["size_bytes"]) if row["size_bytes"] is not None else None,
+        duration(row["seconds"]) if row["seconds"] is not None else None,
+        row["ended"],
+    )
 
 
 COMMANDS = (init, run, plan, status)

@@ -86,7 +86,7 @@ def cut(
 
     Whole components go to one split. Given splits are honoured; the others are drawn in an order that depends on the
     seed and the texts alone: the test split is filled up to its share of prompts, then the validation split, and the
-    rest trains. A component too large for what is left of a share trains.
+    rest trains. A component too large for what is left of a share trains, and so does the only one.
 
     Args:
         given: split of the prompts whose source says one, by place.
@@ -107,11 +107,13 @@ def cut(
         sizes[split] += len(members[label])
     quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
     splits = np.empty(len(texts), dtype=np.int8)
+    free = [label for label in order if label not in fixed]
     for label in order:
         choice = fixed.get(label)
         if choice is None:
             size = len(members[label])
-            choice = next((split for split in (2, 1) if sizes[split] + size <= quotas[split]), 0)
+            last_to_train_on = label == free[-1] and not sizes[0]
+            choice = 0 if last_to_train_on else next((split for split in (2, 1) if sizes[split] + size <= quotas[split]), 0)
             sizes[choice] += size
         splits[members[label]] = choice
     return splits

@@ -44,7 +44,11 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
         yield from _read_jsonl(path, config.prompt_column, rejections)
     elif kind == "csv":
         for number, cells in read_csv(path, [config.prompt_column]):
-            yield PromptRow(number, _text(cells[config.prompt_column], number, rejections))
+            if None in cells:
+                rejections.refuse(number, "more cells than columns")
+                yield PromptRow(number, None)
+            else:
+                yield PromptRow(number, _text(cells[config.prompt_column], number, rejections))
     else:
         for number, line in read_lines(path):
             yield PromptRow(number, line)

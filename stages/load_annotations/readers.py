@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import InputError, did_you_mean
-from irpipe.schemas.files import check_columns, read_batches, read_csv, read_json, read_jsonl
+from irpipe.schemas.files import Cells, check_columns, read_batches, read_csv, read_json, read_jsonl
 
 _SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -257,7 +257,7 @@ _CSV_COLUMNS = {
 
 def _csv(path: Path, start: int) -> Iterator[RawRecord]:
     """Our own: one row per image of a record, joined by ranking_id and annotator. docs/formats.md describes it."""
-    groups: dict[tuple[str, str], list[tuple[int, dict[str, str | None]]]] = {}
+    groups: dict[tuple[str, str], list[tuple[int, Cells]]] = {}
     names: list[str] = []
     for number, item in read_csv(path, ["ranking_id", "prompt", "image", "rank"]):
         if not names:
@@ -274,6 +274,8 @@ def _csv(path: Path, start: int) -> Iterator[RawRecord]:
         record.split = items[0].get("split") or None
         if any(item["prompt"] != items[0]["prompt"] for item in items):
             record.fault = ("one ranking_id, several prompts", name)
+        elif any(None in item for item in items):
+            record.fault = ("more cells than columns", name)
         yield record
 
 
@@ -283,7 +285,7 @@ def _refuse_unknown(names: Sequence[str], path: Path) -> None:
             raise InputError(f"unknown column {name!r}{did_you_mean(name, _CSV_COLUMNS)}", where=str(path))
 
 
-def _csv_labels(item: dict[str, str | None]) -> dict[str, Any]:
+def _csv_labels(item: Cells) -> dict[str, Any]:
     labels: dict[str, Any] = {}
     if item.get("category"):
         labels["category"] = item["category"]

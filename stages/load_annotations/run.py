@@ -79,7 +79,9 @@ def gather(
                 rejections.refuse(raw.row, error.reason, error.detail)
                 continue
             if (record.record, record.annotator) in seen:
-                rejections.refuse(raw.row, "record stands twice", f"{record.record} by {record.annotator or 'nobody named'}")
+                rejections.refuse(
+                    raw.row, "record stands twice", f"{record.record} by {record.annotator or 'an unnamed annotator'}"
+                )
                 continue
             seen.add((record.record, record.annotator))
             records.append(record)
