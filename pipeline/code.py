@@ -12,24 +12,56 @@ from irpipe.pipeline.hashing import digest
 _ENGINE = "irpipe.pipeline"  # decides when a stage runs, not what comes out of it
 
 
-def code_digest(package: str) -> str:
+Parsed = dict[Path, tuple[str, frozenset[str]]]
+
+
+def code_digest(package: str, parsed: Parsed | None = None) -> str:
     """Digest of every module of a package and of what they import from the same top-level package.
 
     The engine is left out. Modules count by name and syntax tree.
+
+    Args:
+        parsed: files that were read before, and now; stages share most of what they import.
     """
     top = package.partition(".")[0]
+    known = parsed if parsed is not None else {}
     trees: dict[str, str] = {}
     pending = _modules_of(package)
     while pending:
         module, path = pending.popitem()
         if module in trees:
             continue
-        tree = _without_docstrings(ast.parse(path.read_bytes()))
-        trees[module] = ast.dump(tree)
-        for name in _imports(tree, module):
+        if path not in known:
+            known[path] = _read(module, path)
+        trees[module], imports = known[path]
+        for name in imports:
             if name.partition(".")[0] == top and not f"{name}.".startswith(f"{_ENGINE}."):
                 pending.update(_file_of(name))
     return digest(["code", trees])
+
+
+def _read(module: str, path: Path) -> tuple[str, frozenset[str]]:
+    """A module's syntax tree as text, without docstrings, and what it imports."""
+    tree = ast.parse(path.read_bytes())
+    imports: set[str] = set()
+    for node in ast.walk(tree):  # once: this is on the way of every run
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.update(_imported(node, module))
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return ast.dump(tree), frozenset(imports)
+
+
+def _imported(node: ast.Import | ast.ImportFrom, module: str) -> set[str]:
+    """Names that an import statement brings in; some may be functions of a module rather than modules."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    base = node.module or ""
+    if node.level:
+        base = ".".join((*module.split(".")[: -node.level], *([base] if base else [])))
+    return {base, *(f"{base}.{alias.name}" for alias in node.names)}
 
 
 def _modules_of(package: str) -> dict[str, Path]:
@@ -59,26 +91,3 @@ def _spec_of(module: str) -> ModuleSpec | None:
     if package and (above is None or above.submodule_search_locations is None):
         return None
     return importlib.util.find_spec(module)
-
-
-def _imports(tree: ast.Module, module: str) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join((*module.split(".")[: -node.level], *([base] if base else [])))
-            names.add(base)
-            names.update(f"{base}.{alias.name}" for alias in node.names)  # a module, if the base is a package
-    return names
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                node.body = node.body[1:]
-    return tree

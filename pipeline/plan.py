@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.code import Parsed, code_digest
 from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.external import Externals, resolve
 from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.stage import Config, hashed_names, role_of
+from irpipe.pipeline.stage import Config, Stage, hashed_names, role_of
 from irpipe.pipeline.store import Store
 
 
@@ -63,6 +63,7 @@ class Planner:
     remember: bool = False
     _by_stage: dict[str, list[Record]] = field(default_factory=dict)
     _externals: dict[str, Externals] = field(default_factory=dict)
+    _parsed: Parsed = field(default_factory=dict)
 
     def plan(self, target: str) -> list[Step]:
         """Every stage up to the target, in order of running. Writes nothing."""
@@ -95,7 +96,7 @@ class Planner:
         )
         record = self.store.lookup(key)
         if record is not None and self.force != stage.name:
-            changed = self._code_changed(node, record)
+            changed = self.code_changed(stage, record)
             if not (changed and self.strict_code):
                 notes += ["its code changed since (--strict-code makes that count)"] if changed else []
                 return Step(node, "reuse", externals, inputs, key, record, (), notes)
@@ -118,8 +119,9 @@ class Planner:
             if kind not in node.upstream and producers:
                 yield f"a given source replaces {producers[0]}"
 
-    def _code_changed(self, node: Node, record: Record) -> bool:
-        return code_digest(node.stage.package) != record.code_digest
+    def code_changed(self, stage: Stage, record: Record) -> bool:
+        """Whether a run was made by other code than there is now."""
+        return code_digest(stage.package, self._parsed) != record.code_digest
 
     def _nearest(self, node: Node, inputs: Mapping[str, InputEntry], externals: Externals) -> Record | None:
         """The earlier run of the stage that differs least, the newest among equals."""

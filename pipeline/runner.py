@@ -97,7 +97,7 @@ class Runner:
         if self.planner.force == step.name:
             return None
         record = recover(self.store, key) or self.store.lookup(key)
-        if record is not None and self.planner.strict_code and record.code_digest != code_digest(step.node.stage.package):
+        if record is not None and self.planner.strict_code and self.planner.code_changed(step.node.stage, record):
             return None
         return record
 
