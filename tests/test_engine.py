@@ -101,6 +101,12 @@ def test_execution_settings_do_not_count(project, shouting):
 
 
 def test_neutral_settings_count_only_when_set(project, shouting):
+    """So an artifact made before the setting existed keeps its key."""
+    from irpipe.pipeline.plan import hashed_config
+
+    config = stage_module.find_stage("word").config
+    assert hashed_config(config()) == {"text": "hello"}
+    assert hashed_config(config(loud=True)) == {"text": "hello", "loud": True}
     keys = {project.last("word", *settings)["key"] for settings in ((), ("word.loud=false",), ("word.loud=true",))}
     assert len(keys) == 2
 
