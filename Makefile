@@ -20,11 +20,11 @@ $(VENV)/bench: $(VENV)/dev
 	touch $@
 
 demo: $(VENV)/core ## prompts selected, annotated and paired, offline, into demo/
-	mkdir -p demo
-	cd demo && { test -f irpipe.toml || ../$(BIN)/irpipe init; }
-	cd demo && ../$(BIN)/irpipe run build-pairs
+	@mkdir -p demo
+	@cd demo && { test -f irpipe.toml || ../$(BIN)/irpipe init; }
+	@cd demo && ../$(BIN)/irpipe run build-pairs
 	@echo
-	cd demo && ../$(BIN)/irpipe sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
+	@cd demo && ../$(BIN)/irpipe sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
 	@echo
 	@echo "A plot of what was selected:  demo/artifacts/objects/*/*/coverage.png"
 	@echo "Next, in the folder demo:     ../$(BIN)/irpipe plan build-pairs --set select-prompts.count=300"
