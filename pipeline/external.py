@@ -128,7 +128,7 @@ class Memory:
         entries = _walk(path)
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
-        signature = hashlib.sha256(b"".join(name.encode() + b"\0" + stat for name, stat in entries)).digest()
+        signature = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + stat for name, stat in entries)).digest()
         return self._known_or(path, signature, lambda: self._hash_folder(path, entries))
 
     def _hash_file(self, path: Path) -> str:
@@ -140,6 +140,8 @@ class Memory:
             files = []
             for name, _ in entries:
                 file = folder / name
+                if os.fsencode(name) != name.encode("utf-8", "replace"):
+                    raise InputError(f"{os.fsencode(file)!r} has a name that is not UTF-8", where=str(folder))
                 if file.is_file():  # neither a link to nowhere nor a socket
                     files.append((name, file.stat().st_size, file_digest(file)))
                 bar.advance(1)

@@ -51,7 +51,7 @@ def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:
     """Keys of the runs whose results a run read: its inputs, and artifacts that its settings name."""
     yield from (entry.key for entry in record.inputs.values())
     for entry in record.external.values():
-        yield from (makers[artifact] for artifact in entry["artifacts"] if artifact in makers)
+        yield from (makers[artifact] for artifact in entry.get("artifacts", ()) if artifact in makers)
 
 
 def _reach(start: str, edges: Mapping[str, Iterable[str]]) -> set[str]:

@@ -114,6 +114,8 @@ class Planner:
 
     def _replaced(self, node: Node) -> Iterator[str]:
         usual = node.stage.kinds_read(type(node.config).model_construct())
+        for name in self.recipe.idle(node.stage.name):
+            yield f"{name} of the recipe has no effect here"
         for kind in usual:
             producers = self.recipe.producers.get(kind, ())
             if kind not in node.upstream and producers:

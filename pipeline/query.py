@@ -30,13 +30,14 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
     """Run a query over the newest tables.
 
     Each table is a view, `build_pairs.pairs` or, for the newest of that name, `pairs`; and `row_id('0123456789abcdef')`
-    makes a row id of its hex digits. Nothing outside the store can be read or written.
+    makes a row id of its hex digits. Nothing outside the store can be read, and nothing can be written.
 
     Raises:
         StoreError: DuckDB cannot answer.
     """
     import duckdb
 
+    questions = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
     with duckdb.connect() as connection:
         connection.execute("CREATE MACRO row_id(digits) AS ('0x' || digits)::UBIGINT")
         for name, files in views(store, records):
@@ -49,13 +50,11 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
         connection.execute("SET allowed_directories = [?]", [str(store.root / "objects")])
         connection.execute("SET enable_external_access = false")
         try:
-            answer = connection.execute(query)
-            if answer is None:
-                raise StoreError("the query is empty", expected='such as "SELECT count(*) FROM pairs"')
+            statements = connection.extract_statements(query)
+            if len(statements) != 1 or statements[0].type not in questions:
+                raise StoreError("this is not one question", where=query, expected='such as "SELECT count(*) FROM pairs"')
+            answer = connection.execute(statements[0])
             description = answer.description or []
-            names = [str(column[0]) for column in description]
-            if len(set(names)) < len(names):
-                raise StoreError(f"two columns have one name: {', '.join(names)}", where=query, mend="name them: SELECT a AS b")
             ids = [str(column[1]) == "UBIGINT" for column in description]
             rows = [
                 tuple(show_row_id(value) if is_id and value is not None else value for value, is_id in zip(row, ids, strict=True))

@@ -36,7 +36,7 @@ class Recipe:
     root: Path
     store: Path
     tables: Mapping[str, Mapping[str, Any]]
-    overridden: Mapping[str, str]
+    overridden: Sequence[str] = ()
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:
@@ -53,12 +53,22 @@ class Recipe:
 
     def config(self, name: str) -> Config:
         """The typed settings of one stage."""
-        settings = {key: value for key, value in self.tables[name].items() if key != WIRING}
+        settings = {key: value for key, value in self.tables[name].items() if key != WIRING and key not in self.idle(name)}
         stage = self.stages[name]
         try:
             return stage.config.model_validate(settings)
         except ValidationError as error:
             raise RecipeError("\n".join(_explain(name, stage.config, item) for item in error.errors())) from None
+
+    def idle(self, name: str) -> list[str]:
+        """Settings of the recipe that a --set for the same stage leaves without effect: they stand aside."""
+        overridden = {_field(override) for override in self.overridden if override.partition(".")[0].strip() == name}
+        if not overridden:
+            return []
+        config = self.stages[name].config
+        known = {key: value for key, value in self.tables[name].items() if key in config.model_fields}
+        unused = config.model_construct(**known).unused()
+        return [key for key in known if key in unused and key not in overridden]
 
     def chain(self, target: str) -> list[Node]:
         """The target and everything upstream of it, each after what it reads.
@@ -71,9 +81,10 @@ class Recipe:
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", mend=mend)
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
-        for stage, setting in self.overridden.items():
+        for setting in self.overridden:
+            stage = setting.partition(".")[0].strip()
             if stage not in nodes:
-                name, known = setting.partition("=")[0].partition(".")[2].strip(), self.stages[stage].config.model_fields
+                name, known = _field(setting), self.stages[stage].config.model_fields
                 if name not in known:
                     raise RecipeError(f"{stage} has no setting {name!r}{did_you_mean(name, known)}")
                 raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", mend="leave it out")
@@ -91,6 +102,10 @@ class Recipe:
             self._visit(producer, nodes, (*path, name))
         ancestors = _ancestors(upstream.values(), nodes)
         for kind in stage.reads_at_hand:
+            if kind in self.tables[name].get(WIRING, {}):
+                upstream[kind] = self._producer(stage, kind)
+                self._visit(upstream[kind], nodes, (*path, name))
+                continue
             at_hand = [producer for producer in self.producers.get(kind, ()) if producer in ancestors]
             if at_hand:
                 upstream[kind] = at_hand[0]
@@ -115,7 +130,7 @@ class Recipe:
 
     def _check_wiring(self, stage: Stage) -> None:
         wiring = self.tables[stage.name].get(WIRING, {})
-        kinds = stage.kinds_read(self.config(stage.name))
+        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_at_hand)
         if not isinstance(wiring, Mapping):
             raise RecipeError(f"[{stage.name}.{WIRING}] must be a table of kind = stage")
         for kind in wiring:
@@ -186,12 +201,17 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     if plain:
         unknown = next(iter(plain))
         raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))
-    overridden = {_override(tables, override): override for override in overrides}
-    return Recipe(name=name, root=root, store=(root / store).resolve(), tables=tables, overridden=overridden)
+    for override in overrides:
+        _override(tables, override)
+    return Recipe(name=name, root=root, store=(root / store).resolve(), tables=tables, overridden=tuple(overrides))
 
 
-def _override(tables: dict[str, dict[str, Any]], override: str) -> str:
-    """Lay an override over the tables. Returns its stage."""
+def _field(override: str) -> str:
+    """The field of `stage.field=value`."""
+    return override.partition("=")[0].partition(".")[2].strip()
+
+
+def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
     setting, equals, text = override.partition("=")
     stage, dot, name = setting.strip().partition(".")
     if not (equals and dot and name):
@@ -199,7 +219,6 @@ def _override(tables: dict[str, dict[str, Any]], override: str) -> str:
     if stage not in tables:
         raise RecipeError(f"--set {override!r}: the recipe has no stage {stage!r}{did_you_mean(stage, tables)}")
     tables[stage][name] = _value(text.strip())
-    return stage
 
 
 def _value(text: str) -> Any:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from irpipe.pipeline.code import code_digest
-from irpipe.pipeline.commit import begin, commit, recover
+from irpipe.pipeline.commit import attempt, begin, commit, recover
 from irpipe.pipeline.errors import InputError, IrpipeError, StageError, StoreError
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, shown_config
@@ -74,7 +74,7 @@ class Runner:
         record = step.record
         assert record is not None
         watcher = self.planner.watcher
-        self._clear_work(record.key)
+        self._clear_work(step.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
         watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
         return record
@@ -101,19 +101,25 @@ class Runner:
             return None
         return record
 
-    def _clear_work(self, key: str) -> None:
-        """Remove what a process left that was killed between publishing its record and cleaning up."""
-        if self.store.work_path(key).exists() and not self.store.is_locked(key):
-            with self.store.lock(key, lambda: None):
-                shutil.rmtree(self.store.work_path(key), ignore_errors=True)
+    def _clear_work(self, stage: str, key: str) -> None:
+        """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
+        for path in self.store.root.glob("work/*/attempt.json"):
+            work, found = path.parent, attempt(self.store, path.parent.name)
+            if found is None or found["stage"] != stage or found["recipe"] != self.recipe.name:
+                continue
+            kept = (work / "scratch").exists() and any((work / "scratch").iterdir())
+            if work.name == key or not kept:
+                with self.store.lock_if_free(work.name) as free:
+                    if free:
+                        shutil.rmtree(work, ignore_errors=True)
 
     def _run(self, step: Step, key: str) -> Record:
         stage, watcher = step.node.stage, self.planner.watcher
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
-        attempt = {"stage": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        told = {"stage": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
-        write_durably(attempt_file, to_json(attempt))
+        write_durably(attempt_file, to_json(told))
         started, clock = _now(), time.monotonic()
         inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
         context = Context(scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths)
@@ -124,7 +130,7 @@ class Runner:
             make_record = partial(self._record, step, key, report, started, clock, code)
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
-            self._keep_error(attempt_file, attempt, error)
+            self._keep_error(attempt_file, told, error)
             raise
         rows = report.rows
         watcher.event(
@@ -140,13 +146,13 @@ class Runner:
         )
         return record
 
-    def _keep_error(self, path: Path, attempt: dict[str, object], error: BaseException) -> None:
+    def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
         """Leave the reason beside the kept work, for `irpipe status`."""
         if path.parent.exists():
             what = error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
             what = "interrupted" if isinstance(error, KeyboardInterrupt) else what
             try:
-                write_durably(path, to_json({**attempt, "error": what}))
+                write_durably(path, to_json({**told, "error": what}))
             except OSError:
                 self.planner.watcher.say("  the reason could not be written beside the kept work")
 

@@ -141,6 +141,23 @@ class Store:
             yield
 
     @contextmanager
+    def lock_if_free(self, key: str) -> Iterator[bool]:
+        """Hold a key if nobody does, and tell whether it is held; never in a store that cannot be written."""
+
+        def busy() -> None:
+            raise BlockingIOError
+
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.lock(key, busy))
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) and error.errno not in (errno.EROFS, errno.EACCES):
+                    raise
+                yield False
+                return
+            yield True
+
+    @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep `irpipe gc` out while artifacts are read."""
         with ExitStack() as held:
@@ -162,7 +179,12 @@ class Store:
         def refuse() -> None:
             raise StoreError("a run is using this store", where=str(self.root), mend="wait for it to end, then again")
 
-        with _flock(self.root / "lock", fcntl.LOCK_EX, refuse):
+        with ExitStack() as held:
+            try:
+                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_EX, refuse))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES):
+                    raise  # but nobody changes a store that cannot be written
             yield
 
     def is_locked(self, key: str) -> bool:

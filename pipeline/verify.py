@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from irpipe.pipeline.commit import faults, set_aside
 from irpipe.pipeline.errors import InputError, IrpipeError
 from irpipe.pipeline.external import resolve
@@ -81,12 +83,12 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
     Args:
         root: the folder that outside files are relative to.
     """
-    stage = find_stage(record.stage)
     trial = store.root / "work" / f"rerun-{record.key}"
     shutil.rmtree(trial, ignore_errors=True)
     (trial / "out").mkdir(parents=True)
     (trial / "scratch").mkdir()
     try:
+        stage = find_stage(record.stage)
         config = stage.config.model_validate({name: record.config[name] for name in record.given})
         externals = resolve(stage.name, config, root, store, watcher, remember=False)
         changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
@@ -99,5 +101,7 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         return Rerun(record.stage, record.content_id, after, stage.determinism_of(config), None)
     except IrpipeError as error:
         return Rerun(record.stage, record.content_id, None, "bitwise", error.what)
+    except (ValidationError, KeyError) as error:
+        return Rerun(record.stage, record.content_id, None, "bitwise", f"its settings are of another release: {error}")
     finally:
         shutil.rmtree(trial)

@@ -50,11 +50,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """Number of the line, value, and what is wrong with the line (then the value is None). Blank lines are no rows."""
-    for number, line in read_lines(path):
+    """Number, from 0, value, and fault of every row (then the value is None). Blank lines are no rows and not counted."""
+    number = 0
+    for _, line in read_lines(path):
         if line.strip():
             value, fault = parse_json(line)
             yield number, value, fault
+            number += 1
 
 
 def parse_json(text: str) -> tuple[Any, str | None]:
@@ -103,6 +105,8 @@ def check_columns(present: Sequence[str], wanted: Sequence[str], where: str) -> 
     for name in wanted:
         if name not in present:
             raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
+        if list(present).count(name) > 1:
+            raise InputError(f"the column {name!r} stands twice", where=where)
 
 
 def open_parquet(path: Path) -> Any:

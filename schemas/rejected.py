@@ -59,7 +59,8 @@ class Rejections:
 
     def _add(self, row: int, reason: str, detail: str | None, *, bad: bool, of: int = -1) -> None:
         if detail is not None:
-            self._details[len(self._rows)] = detail
+            # What is wrong with a row may be that it is no text at all.
+            self._details[len(self._rows)] = detail.encode("utf-8", "backslashreplace").decode("utf-8")
         self._rows.append(row)
         self._codes.append(self._reasons.setdefault(reason, len(self._reasons)))
         self._bad.append(bad)

@@ -163,6 +163,7 @@ def test_files_of_a_folder_may_count_alike(project):
         ("x.csv", b"ranking_id,prompt,image\n", "no column 'rank'"),
         ("x.csv", b"ranking_id,prompt,image,rank,rnak\nr,p,i,1,2\n", "unknown column 'rnak'; did you mean 'rank'?"),
         ("x.jsonl", b"[" * 100_000, "none of 1 rows can be kept: row 0: not JSON"),
+        ("x.jsonl", b'{"prompt": "a", "images": ["a", "b"], "ranking": [1, 2], "\\ud800x": 1}', "row 0: unknown field"),
         ("x.jsonl", b'{"prompt": "\\ud800", "images": ["a", "b"], "ranking": [1, 2]}', "row 0: no prompt"),
         ("x.jsonl", b'{"prompt": "a", "images": ["\\ud800", "b"], "ranking": [1, 2]}', "row 0: images are no list of paths"),
     ],

@@ -303,16 +303,19 @@ def test_quiet_prints_the_path_only(project, shouting):
 
 def test_sql_prints_json_that_others_read(project, shouting):
     project.last("word")
-    assert project.rows("SELECT 'nan'::DOUBLE AS x") == [{"x": None}]
+    assert project.rows("SELECT ['nan'::DOUBLE, 1] AS x") == [{"x": [None, 1.0]}]
     assert "two columns have one name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
     assert "Catalog Error" in project("sql", "SELECT * FROM nothing", status=2).err
     secret = project.root / "out.csv"
-    assert "error" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
+    assert "is not one question" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
+    assert "error" in project("sql", f"SELECT * FROM read_text('{project.root / 'irpipe.toml'}')", status=2).err
     assert not secret.exists()
 
 
 def test_sql_errors_say_what_mends_them(project, shouting):
-    assert "the query is empty" in project("sql", "", status=2).err
+    for query in ("", "SELECT 1; SELECT 2", "CREATE TABLE t (a INT)", "COPY (SELECT 1) TO 'x.csv'"):
+        assert "is not one question" in project("sql", query, status=2).err
+    assert project("sql", "SHOW ALL TABLES").status == 0
     assert "there are no tables yet" in project("sql", "SELECT * FROM pairs", status=2).err
     assert "mend" not in project("sql", "SELCT 1", status=2).err
     wrong_id = "SELECT 1 WHERE 1::UBIGINT = '735c8ccefd61e2e4'"
@@ -331,6 +334,8 @@ def test_small_things_people_try(project, shouting):
 def test_programs_are_told_of_failures(project, shouting):
     events = project("run", "count", "--only", "--json", status=2).events
     assert events[-1]["event"] == "failed" and "not at hand" in events[-1]["error"]
+    events = project("run", "count", "--json", "--set", "cuont.times=1", status=2).events
+    assert [event["event"] for event in events] == ["failed"]
 
 
 def test_a_stage_that_returns_something_else_is_named(project, shouting):

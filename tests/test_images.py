@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 import zlib
 
@@ -125,6 +126,68 @@ def test_metadata_beside_the_zips_does_not_hide_them(project):
         archive.writestr("y.png", picture("blue"))
     project.last("import-images", annotate(project, ["images/t/x.png", "images/t/y.png"]), "import-images.image_root=data")
     assert len(imported(project)) == 2
+
+
+def test_what_is_no_table_hides_nothing(project):
+    root = project.root / "images"
+    (root / "meta.parquet").mkdir(parents=True)
+    (root / "junk.parquet").write_bytes(b"junk")
+    for name in "ab":
+        (root / name).write_bytes(picture())
+    done = project.last("import-images", annotate(project, "ab"), "import-images.image_root=images")
+    assert done["rows"]["kept"] == 2
+
+
+def test_a_cell_without_bytes_gives_way_to_one_that_has_some(project):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [{"bytes": None, "path": "x"}, {"bytes": picture(), "path": "x"}, {"bytes": picture("blue"), "path": "y"}]
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), project.root / "images.PARQUET")
+    done = project.last("import-images", annotate(project, "xy"), "import-images.image_root=images.PARQUET")
+    assert done["rows"]["kept"] == 2
+
+
+def test_zips_are_looked_through_from_the_nearest_up_and_never_outside(project):
+    root = project.root / "data"
+    (root / "a").mkdir(parents=True)
+    (project.root / "outside").mkdir()
+    for archive, member in (
+        (root / "a.zip", "b/u.png"),
+        (root / "a" / "b.zip", "v.png"),
+        (project.root / "outside" / "o.zip", "w.png"),
+    ):
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr(member, picture())
+    (root / "o.zip").symlink_to(project.root / "outside" / "o.zip")
+    project.last("import-images", annotate(project, ["a/b/u.png", "a/b/v.png", "o/w.png"]), "import-images.image_root=data")
+    assert set(imported(project)) == {"a/b/u.png", "a/b/v.png"} and faults(project) == {"o/w.png": "path leaves the root"}
+
+
+def test_many_archives_need_few_open_files(project):
+    """More archives than a process may have open: none is taken for a broken one."""
+    import resource
+
+    root = project.root / "data"
+    root.mkdir()
+    paths = []
+    for number in range(200):
+        with zipfile.ZipFile(root / f"{number}.zip", "w") as archive:
+            archive.writestr("x.png", picture())
+        paths.append(f"{number}/x.png")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, limits[1]))
+    try:
+        done = project.last("import-images", annotate(project, paths), "import-images.image_root=data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert done["rows"] == {"read": 200, "kept": 200, "rejected": 0}
+
+
+def test_a_name_that_is_not_utf8_is_named(project):
+    (project.root / "images").mkdir()
+    (project.root / "images" / "a").write_bytes(picture())
+    (project.root / "images" / os.fsdecode(b"\xff.png")).write_bytes(picture())
+    message = project.run("import-images", annotate(project, "ab"), "import-images.image_root=images", status=2).err
+    assert "a name that is not UTF-8" in message
 
 
 def test_names_that_no_file_system_takes(project):

@@ -222,6 +222,25 @@ def test_choices_say_nothing_of_the_others(project):
     assert done["metrics"]["rejected_for"] == {"not compared": 1} and done["metrics"]["pairs"] == 2
 
 
+def test_choices_that_contradict_each_other_are_a_conflict(project):
+    records = [
+        {"human_preference": chosen, "prompt": "a cat", "id": chosen, "file_path": ["a", "b", "c"], "user_hash": f"u{chosen}"}
+        for chosen in (0, 1)
+    ]
+    (project.root / "hps.json").write_text(json.dumps(records), encoding="utf-8")
+    flags = ("load-annotations.path=hps.json", "load-annotations.format=hps-json", "build-pairs.aggregate=majority")
+    assert project.last("build-pairs", *flags)["metrics"]["rejected_for"] == {"conflict": 1}
+
+
+def test_vectors_can_be_connected_on_purpose(project):
+    """Near-duplicates among one's own annotations, by the vectors of one's own pool."""
+    text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
+    project.recipe(text + '\n[build-pairs.reads]\nembeddings = "embed-prompts"\n')
+    project.jsonl("pool.jsonl", [{"prompt": "a cat"}, {"prompt": "a dog"}])
+    done = build(project, [ranking(), ranking("a dog")], "embed-prompts.path=pool.jsonl")
+    assert done["metrics"]["prompts_with_vector"] == 2
+
+
 def test_strengths_that_are_nearly_equal_tie_wherever_they_lie():
     """Not by rounding: 0.5 and 1.5 of a step would fall apart, 0.49 and 0.51 too."""
     from irpipe.stages.build_pairs import aggregate

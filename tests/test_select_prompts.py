@@ -249,6 +249,23 @@ def test_given_vectors_follow_their_rows(project):
     assert (vectors_of(project) == given_vectors[rows].astype(np.float16)).all()
 
 
+def test_blank_lines_are_no_rows_and_shift_no_vectors(project):
+    (project.root / "p.jsonl").write_text('\n{"prompt": "red"}\n\n{"prompt": "blue"}\n{"prompt": "blue"}\n', encoding="utf-8")
+    np.save(project.root / "v.npy", np.eye(3, dtype=np.float32))
+    embed(project, "embed-prompts.path=p.jsonl", "embed-prompts.vectors=v.npy")
+    assert vectors_of(project).tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_a_recipes_idle_settings_stand_aside_for_the_command_line(project):
+    project.recipe('recipe = "x"\n[embed-prompts]\npath = "p.jsonl"\nembedder = "sentence-transformers"\ndtype = "float32"\n')
+    project.jsonl("p.jsonl", [{"prompt": "a"}])
+    plan = project("plan", "embed-prompts", "--set", "embed-prompts.embedder=lexical").out
+    assert "dtype of the recipe has no effect here" in plan
+    project.run("embed-prompts", "embed-prompts.embedder=lexical")
+    message = project.run("embed-prompts", "embed-prompts.embedder=lexical", "embed-prompts.dtype=float32", status=2).err
+    assert "dtype has no effect" in message
+
+
 def test_centring_subtracts_the_mean_of_unit_vectors(project):
     project.jsonl("pool.jsonl", [{"prompt": text} for text in "abcd"])
     given_vectors = np.random.default_rng(0).normal(size=(4, 5))

@@ -163,12 +163,15 @@ def sql(
 
     Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"
     """
+    from irpipe.pipeline.errors import StoreError
     from irpipe.pipeline.query import ask, newest_records
 
     recipe, store = open_recipe()
     with store.in_use():
         answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
     if json_:
+        if len(set(answer.columns)) < len(answer.columns):
+            raise StoreError(f"two columns have one name: {', '.join(answer.columns)}", mend="name them: SELECT a AS b")
         print_json([dict(zip(answer.columns, map(_json_value, row), strict=True)) for row in answer.rows])
     else:
         print_table(answer.columns, answer.rows)
@@ -176,6 +179,10 @@ def sql(
 
 def _json_value(value: Any) -> Any:
     """NaN and infinities are no JSON."""
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

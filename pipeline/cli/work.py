@@ -57,16 +57,15 @@ def run(
 
     Example: irpipe run select-prompts --set select-prompts.count=400
     """
-    from irpipe.pipeline.errors import IrpipeError
     from irpipe.pipeline.progress import watcher_for
     from irpipe.pipeline.runner import Runner
 
     watcher = watcher_for(json_lines=json_, quiet=quiet)
-    runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
     try:
+        runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
         record = runner.run(stage, only=only)
-    except (IrpipeError, KeyboardInterrupt) as error:
-        watcher.event("failed", stage=stage, error=str(error) or "interrupted")
+    except BaseException as error:  # told and raised again: a program that reads the events must learn how it ended
+        watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
         raise
     if json_:
         return

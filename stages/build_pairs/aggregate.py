@@ -52,7 +52,7 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         count = len(images)
         parts.append({
             "rankings": np.full(count, ranking, dtype=np.uint64), "prompts": np.full(count, prompt, dtype=np.uint64),
-            "images": images, "ranks": ranks, "choices": rankings.choices[first],
+            "images": images, "ranks": ranks, "choices": np.full(count, all(rankings.choices[rows.start] for rows in members)),
         })  # fmt: skip
         names += [annotator] * count
         done += count

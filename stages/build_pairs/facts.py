@@ -147,7 +147,10 @@ def near_links(
     """Links between near-duplicates, where vectors are at hand; and how many prompts have a vector."""
     if config.near_duplicate == "off" or "embeddings" not in inputs:
         if config.near_duplicate != "off" and given(config, "near_duplicate"):
-            raise RecipeError("build-pairs.near_duplicate has no effect: the annotations come from no embedded prompts")
+            raise RecipeError(
+                "build-pairs.near_duplicate has no effect: the annotations come from no embedded prompts",
+                mend="--set build-pairs.near_duplicate=off, or in the recipe [build-pairs.reads] embeddings = 'embed-prompts'",
+            )
         return [], {"prompts_with_vector": 0}
     embeddings = inputs["embeddings"]
     pool = PROMPTS.read(embeddings.table("prompts"), ["prompt_id"])["prompt_id"].to_numpy()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,9 @@ class Found:
     fault: str | None = None
 
 
+_NO_SUCH_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
+_MOST_OPEN = 32  # archives
+
 # Columns that hold an image, and the column that holds the name it is known by (None: inside the image's struct).
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
 
@@ -34,13 +39,13 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
         InputError: the root is no folder, zip or Parquet file.
     """
     if root.is_dir():
-        tables = [file for file in sorted(root.rglob("*.parquet")) if _image_columns(open_parquet(file).schema_arrow.names)]
+        tables = _image_tables(root)
         left = dict.fromkeys(paths)
         for found in _from_parquet(tables, paths, max_bytes):
             del left[found.path]
             yield found
         yield from _from_folder(root, list(left), max_bytes)
-    elif root.suffix == ".parquet":
+    elif root.suffix.lower() == ".parquet":
         left = dict.fromkeys(paths)
         for found in _from_parquet([root], paths, max_bytes):
             del left[found.path]
@@ -51,6 +56,19 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
         yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
     else:
         raise InputError(f"{root} is no folder, zip or Parquet file", where="import-images.image_root")
+
+
+def _image_tables(root: Path) -> list[Path]:
+    """The Parquet files below a folder that hold images. Others, and what is none for all its name, hide nothing."""
+    real_root, found = root.resolve(), []
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() == ".parquet" and file.is_file() and file.resolve().is_relative_to(real_root):
+            try:
+                names = open_parquet(file).schema_arrow.names
+            except InputError:
+                continue
+            found += [file] if _image_columns(names) else []
+    return found
 
 
 def _inside(path: str) -> bool:
@@ -74,7 +92,9 @@ def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[F
                 yield _read_file(file, path, max_bytes)
             else:
                 yield _from_zip_above(root, path, zips, max_bytes)
-        except OSError as error:  # a name too long, a file that may not be read
+        except OSError as error:
+            if error.errno not in _NO_SUCH_NAME:
+                raise  # a disk that fails, or no more open files: not the image's fault
             yield Found(path, fault=f"cannot be read: {error.strerror}")
 
 
@@ -87,27 +107,25 @@ def _read_file(file: Path, path: str, max_bytes: int) -> Found:
 def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Found:
     """`a/b/c.webp` may be the member `c.webp` (or `b/c.webp`) of `a/b.zip`, as ImageRewardDB publishes it."""
     parts = PurePosixPath(path).parts
+    found = Found(path, fault="missing")
     for depth in range(len(parts) - 1, 0, -1):
         archive = root.joinpath(*parts[: depth - 1], f"{parts[depth - 1]}.zip")
-        if archive.is_file():
-            names = ["/".join(parts[depth:]), "/".join(parts[depth - 1 :]), path]
-            return zips.read(archive, names, path, max_bytes)
-    return Found(path, fault="missing")
+        if found.fault != "missing" or not archive.is_file():
+            continue
+        if not archive.resolve().is_relative_to(root.resolve()):
+            return _outside(path)
+        found = zips.read(archive, ["/".join(parts[depth:]), "/".join(parts[depth - 1 :]), path], path, max_bytes)
+    return found
 
 
 @dataclass
 class _Zips:
-    """Open archives, so that each directory is read once."""
+    """Archives that were used last, so that each directory is read once and few are open."""
 
-    _open: dict[Path, zipfile.ZipFile | None] = field(default_factory=dict)
+    _open: OrderedDict[Path, zipfile.ZipFile | None] = field(default_factory=OrderedDict)
 
     def read(self, archive: Path, names: Sequence[str], path: str, max_bytes: int) -> Found:
-        if archive not in self._open:
-            try:
-                self._open[archive] = zipfile.ZipFile(archive)
-            except (zipfile.BadZipFile, OSError):
-                self._open[archive] = None
-        opened = self._open[archive]
+        opened = self._archive(archive)
         if opened is None:
             return Found(path, fault="broken zip")
         name = next((name for name in names if name in opened.NameToInfo), None)
@@ -118,9 +136,23 @@ class _Zips:
         try:
             with opened.open(name) as member:
                 data = member.read(max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, RuntimeError, EOFError):
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError):
             return Found(path, fault="broken in its zip")
         return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
+
+    def _archive(self, path: Path) -> zipfile.ZipFile | None:
+        """The open archive, or None for a broken one."""
+        if path not in self._open:
+            try:
+                self._open[path] = zipfile.ZipFile(path)
+            except zipfile.BadZipFile:
+                self._open[path] = None
+            if len(self._open) > _MOST_OPEN:
+                oldest = self._open.popitem(last=False)[1]
+                if oldest is not None:
+                    oldest.close()
+        self._open.move_to_end(path)
+        return self._open[path]
 
 
 def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -129,8 +161,9 @@ def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _from_parquet(files: Sequence[Path], paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
-    """Those of the wanted images that stand in Parquet files."""
+    """Those of the wanted images that stand in Parquet files; a cell without bytes gives way to a later one that has some."""
     wanted = dict.fromkeys(paths)
+    empty: dict[str, Found] = {}
     for file in files:
         columns = _image_columns(open_parquet(file).schema_arrow.names)
         read = sorted({column for pair in columns for column in pair if column is not None})
@@ -138,9 +171,14 @@ def _from_parquet(files: Sequence[Path], paths: Sequence[str], max_bytes: int) -
             for row in batch.to_pylist():
                 for image, name in columns:
                     path, data = _cell(row[image], row[name] if name else None)
-                    if path in wanted:
-                        del wanted[path]
-                        yield _judge(path, data, max_bytes)
+                    if path not in wanted:
+                        continue
+                    if not data:
+                        empty[path] = Found(path, fault="empty")
+                        continue
+                    del wanted[path]
+                    yield _judge(path, data, max_bytes)
+    yield from (found for path, found in empty.items() if path in wanted)
 
 
 def _judge(path: str, data: Any, max_bytes: int) -> Found:

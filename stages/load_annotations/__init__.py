@@ -47,7 +47,7 @@ class LoadAnnotationsConfig(Config):
 
     @model_validator(mode="after")
     def _readable(self) -> LoadAnnotationsConfig:
-        if self.path is not None and self.format is None and self.path.suffix not in (".jsonl", ".csv"):
+        if self.path is not None and self.format is None and self.path.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
         if self.rating_scale[0] == self.rating_scale[1]:
             raise ValueError("rating_scale has no extent")

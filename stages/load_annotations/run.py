@@ -36,7 +36,7 @@ Columns = dict[str, list[Any]]
 
 def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     path = context.sources["path"][0] if config.path else inputs["annotation-files"].file("annotations.jsonl")
-    kind = config.format or path.suffix.removeprefix(".")
+    kind = config.format or path.suffix.lower().removeprefix(".")
     rejections = Rejections(config.max_rejected, path.name)
     records, read = gather(config, path, kind, rejections, context)
     rejections.check(read, len(records))

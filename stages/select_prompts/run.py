@@ -61,21 +61,22 @@ def prompts_of(path: Path) -> Iterator[str]:
     Raises:
         InputError: there is none.
     """
+    ending = path.suffix.lower()
     if path.is_dir():
         tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in open_parquet(file).schema_arrow.names]
         if not tables:
             raise InputError(f"{path} has no table with a column 'prompt'", where="select-prompts.exclude")
         for file in tables:
             yield from prompts_of(file)
-    elif path.suffix == ".parquet":
+    elif ending == ".parquet":
         for batch in read_batches(path, ["prompt"]):
             yield from (text for text in batch["prompt"].to_pylist() if text is not None)
-    elif path.suffix == ".txt":
+    elif ending == ".txt":
         yield from (line for _, line in read_lines(path))
-    elif path.suffix == ".csv":
+    elif ending == ".csv":
         yield from (cells["prompt"] or "" for _, cells in read_csv(path, ["prompt"]))
     else:
-        records = read_json(path) if path.suffix == ".json" else (value for _, value, _ in read_jsonl(path))
+        records = read_json(path) if ending == ".json" else (value for _, value, _ in read_jsonl(path))
         yield from (_prompt_field(record, path) for record in records)
 
 
