@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -331,4 +331,3 @@ _SUFFIXES = {
     "jsonl": ".jsonl",
     "csv": ".csv",
 }
-FORMATS: Iterable[str] = tuple(_READERS)
