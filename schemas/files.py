@@ -74,10 +74,10 @@ def read_json(path: Path) -> Any:
         InputError: it is not JSON.
     """
     with open_text(path) as file:
-        value, fault = parse_json(file.read())
-    if fault is not None:
-        raise InputError(f"{path} is not JSON: {fault!r}", where=str(path))
-    return value
+        try:
+            return json.load(file)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON: {error}", where=str(path)) from None
 
 
 def read_csv(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:

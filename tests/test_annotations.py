@@ -305,7 +305,7 @@ def test_a_record_counts_once(project):
     [
         ("[]", "holds no records"),
         ("{}", "is not a JSON list of records"),
-        ("[1", "is not JSON"),
+        ("[1", "is not JSON: Expecting ',' delimiter: line 1 column 3"),
         ('[{"id": 1, "prompt": "a", "generations": ["a"], "rankings": [1]}]', "no field 'ranking'; did you mean 'rankings'?"),
     ],
 )
