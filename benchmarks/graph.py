@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,10 +40,10 @@ def main(folder: Path) -> None:
     show("law: n^1.5", at_1_800_000=f"{law / 60:.0f} min at most (lists cost less a row as they grow)")
 
 
-def _search(path: Path, count: int, index: str) -> tuple[float, float, float]:
+def _search(path: Path, count: int, index: Literal["exact", "ivf"]) -> tuple[float, float, float]:
     recalls: list[float] = []
     points = Points(open_vectors(path), np.arange(count))
-    config = PromptGraphConfig(k=K, index=index)  # type: ignore[arg-type]
+    config = PromptGraphConfig(k=K, index=index)
     seconds, blocks = timed(lambda: [block.targets.astype(np.int32) for block in search(config, points, recalls, lambda n: None)])
     targets = np.concatenate(blocks)
     graph = Graph(np.arange(count + 1, dtype=np.int64) * K, targets.ravel(), np.zeros(count, dtype=np.int32))

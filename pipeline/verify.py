@@ -9,11 +9,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from irpipe.pipeline.commit import faults, set_aside
-from irpipe.pipeline.errors import InputError, IrpipeError
+from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError
 from irpipe.pipeline.external import resolve
 from irpipe.pipeline.manifest import Record, describe
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Context, find_stage
+from irpipe.pipeline.stage import Config, Context, Stage, find_stage
 from irpipe.pipeline.store import Store
 
 
@@ -89,7 +89,7 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
     (trial / "scratch").mkdir()
     try:
         stage = find_stage(record.stage)
-        config = stage.config.model_validate({name: record.config[name] for name in record.given})
+        config = _config_of(stage, record)
         externals = resolve(stage.name, config, root, store, watcher, remember=False)
         changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
         if changed:
@@ -101,7 +101,17 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         return Rerun(record.stage, record.content_id, after, stage.determinism_of(config), None)
     except IrpipeError as error:
         return Rerun(record.stage, record.content_id, None, "bitwise", error.what)
-    except (ValidationError, KeyError) as error:
-        return Rerun(record.stage, record.content_id, None, "bitwise", f"its settings are of another release: {error}")
     finally:
         shutil.rmtree(trial)
+
+
+def _config_of(stage: Stage, record: Record) -> Config:
+    """The settings of a run.
+
+    Raises:
+        RecipeError: the stage does not know them any more.
+    """
+    try:
+        return stage.config.model_validate({name: record.config[name] for name in record.given})
+    except (ValidationError, KeyError) as error:
+        raise RecipeError(f"its settings are of another release: {error}") from None

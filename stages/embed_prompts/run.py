@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,10 @@ def enough_images(pool: Pool, least: int, rejections: Rejections) -> Pool:
 def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
     """The part of a pool that a mask keeps."""
     places = np.flatnonzero(keep).tolist()
-    columns = (pool.ids, pool.texts, pool.source_rows, pool.num_images)
-    ids, texts, source_rows, num_images = ([column[place] for place in places] for column in columns)
-    return Pool(ids, texts, source_rows, num_images, pool.rows_read, pool.texts_cleaned)  # type: ignore[arg-type]
+    return replace(
+        pool,
+        ids=[pool.ids[place] for place in places],
+        texts=[pool.texts[place] for place in places],
+        source_rows=[pool.source_rows[place] for place in places],
+        num_images=[pool.num_images[place] for place in places],
+    )
