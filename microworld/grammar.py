@@ -1,74 +1,222 @@
-"""Scenes of one or two coloured shapes, and the sentences people would write for them."""
+"""Scenes of one or two coloured shapes, the sentences people would write for them, and the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-SIZES = ("large", "small")
-COLOURS = ("red", "green", "blue", "yellow", "purple")
-SHAPES = ("circle", "square", "triangle")
-PLACES = ("left of", "right of", "above", "below")
-BACKGROUNDS = ("dark", "grey", "light")
+from irpipe.pipeline.hashing import row_id
 
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+SIZES = ("large", "small")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
+SHAPES = ("circle", "square", "triangle", "cross")
+PLACES = ("left", "right", "top", "bottom", "centre")
+RELATIONS = ("left of", "right of", "above", "below")
+BACKGROUNDS = ("dark", "grey", "light", "brown")
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+# The first wording of each is the plain one.
 _SIZE_WORDS = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}
+_PLACE_WORDS = {
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "centre": ("in the centre", "in the middle"),
+}
+_RELATION_WORDS = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_BACKGROUND_WORDS = ("on a {} background", "against a {} background")
+_OPENINGS = ("", "a picture of ", "an image of ", "a drawing of ")
+_ENDINGS = ("", ", minimal", ", flat colours", ", simple shapes", ", clean edges")
+
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene."""
+    """One object of a scene. What is None is left open by the prompt."""
 
-    size: str
+    size: str | None
     colour: str
     shape: str
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things, how the first stands to the second, and what is behind them."""
+    """One thing, perhaps at a place, or two and how the first stands to the second; and what is behind them."""
 
     things: tuple[Thing, ...]
+    relation: str | None
     place: str | None
-    background: str
+    background: str | None
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random scene; two things have different colours."""
-    count = 1 if rng.random() < 0.35 else 2
-    colours = rng.permutation(COLOURS)[:count]
-    things = tuple(Thing(str(rng.choice(SIZES)), str(colour), str(rng.choice(SHAPES))) for colour in colours)
-    place = str(rng.choice(PLACES)) if count == 2 else None
-    return Scene(things, place, str(rng.choice(BACKGROUNDS)))
+@dataclass(frozen=True)
+class Requirement:
+    """One thing a prompt asks for, and the words (places in `prompt.split()`) that ask for it.
+
+    Attributes:
+        kind: size, colour, shape, relation, place or background.
+        thing: which of the scene's things it is about; None for the scene as a whole.
+    """
+
+    kind: str
+    thing: int | None
+    value: str
+    words: tuple[int, ...]
+
+
+def split_of(scene: Scene) -> Split:
+    """The part of the world a scene belongs to: a tenth each to validation and test, however it is worded.
+
+    Nothing that is trained here (generator, encoders) ever saw a scene of validation or of test.
+    """
+    part = row_id("scene", repr(canonical(scene))) % 10
+    return "test" if part == 0 else "validation" if part == 1 else "train"
+
+
+def canonical(scene: Scene) -> Scene:
+    """One of the two ways to say which thing stands where."""
+    if scene.relation in ("right of", "below"):
+        return turned(scene)
+    return scene
+
+
+def turned(scene: Scene) -> Scene:
+    """The same scene, told from its other thing."""
+    assert scene.relation is not None
+    return replace(scene, things=scene.things[::-1], relation=OPPOSITE[scene.relation])
+
+
+def sample_scene(rng: np.random.Generator, split: Split | None = None) -> Scene:
+    """A random scene, of one part of the world if asked; two things have different colours."""
+    while True:
+        count = 1 if rng.random() < 0.45 else 2
+        colours = rng.permutation(COLOURS)[:count]
+        things = tuple(Thing(_maybe(rng, SIZES, 0.75), str(colour), str(rng.choice(SHAPES))) for colour in colours)
+        relation = str(rng.choice(RELATIONS)) if count == 2 else None
+        place = _maybe(rng, PLACES, 0.6) if count == 1 else None
+        scene = Scene(things, relation, place, _maybe(rng, BACKGROUNDS, 0.75))
+        if split is None or split_of(scene) == split:
+            return scene
+
+
+def _maybe(rng: np.random.Generator, values: tuple[str, ...], chance: float) -> str | None:
+    return str(rng.choice(values)) if rng.random() < chance else None
+
+
+def corrupt(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one of its requirements turned into another that contradicts it."""
+    kinds = [
+        (index, name) for index, thing in enumerate(scene.things) for name in ("size", "colour", "shape") if getattr(thing, name)
+    ]
+    kinds += [(-1, name) for name in ("relation", "place", "background") if getattr(scene, name)]
+    index, name = kinds[int(rng.integers(len(kinds)))]
+    if name == "relation":
+        assert scene.relation is not None
+        return replace(scene, relation=OPPOSITE[scene.relation])
+    pool = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "place": PLACES, "background": BACKGROUNDS}[name]
+    if index < 0:
+        return replace(scene, **{name: _other(rng, pool, {getattr(scene, name)})})
+    taken = {thing.colour for thing in scene.things} if name == "colour" else {getattr(scene.things[index], name)}
+    thing = replace(scene.things[index], **{name: _other(rng, pool, taken)})
+    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
+
+
+def _other(rng: np.random.Generator, pool: tuple[str, ...], taken: set[str]) -> str:
+    return str(rng.choice([value for value in pool if value not in taken]))
 
 
 def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """The scene's plain sentence, or, given a generator, a paraphrase: other words, the same scene."""
-    things, place = scene.things, scene.place
-    if rng is not None and place is not None and rng.random() < 0.5:
-        things, place = (things[1], things[0]), _OPPOSITE[place]
-    words = [_noun_phrase(thing, rng) for thing in things]
-    sentence = words[0] if place is None else f"{words[0]} {place} {words[1]}"
     if rng is None:
-        return f"{sentence} on a {scene.background} background"
-    templates = (
-        "{sentence} on a {background} background",
-        "{sentence}, {background} background",
-        "a picture of {sentence} on a {background} background",
-        "{background} background with {sentence}",
-    )
-    return str(rng.choice(templates)).format(sentence=sentence, background=scene.background)
+        return _sentence(scene, lambda wordings: wordings[0])
+    if scene.relation is not None and rng.random() < 0.5:
+        scene = turned(scene)
+    return _sentence(scene, lambda wordings: wordings[int(rng.integers(len(wordings)))])
 
 
-def _noun_phrase(thing: Thing, rng: np.random.Generator | None) -> str:
-    size = thing.size if rng is None else str(rng.choice(_SIZE_WORDS[thing.size]))
-    return f"a {size} {thing.colour} {thing.shape}"
+def _sentence(scene: Scene, pick: Callable[[tuple[str, ...]], str]) -> str:
+    things = [" ".join(["a", *([pick(_SIZE_WORDS[t.size])] if t.size else []), t.colour, t.shape]) for t in scene.things]
+    words = things[0]
+    if scene.relation is not None:
+        words += f" {pick(_RELATION_WORDS[scene.relation])} {things[1]}"
+    if scene.place is not None:
+        words += f" {pick(_PLACE_WORDS[scene.place])}"
+    if scene.background is not None:
+        words += f" {pick(_BACKGROUND_WORDS).format(scene.background)}"
+    return f"{pick(_OPENINGS)}{words}{pick(_ENDINGS)}"
+
+
+def words() -> list[str]:
+    """Every word a sentence of this grammar may hold, in a fixed order."""
+    wordings = [*_SIZE_WORDS.values(), *_PLACE_WORDS.values(), *_RELATION_WORDS.values(), _BACKGROUND_WORDS, _OPENINGS, _ENDINGS]
+    texts = [text for group in wordings for text in group] + [*COLOURS, *SHAPES, *BACKGROUNDS, "a"]
+    return list(dict.fromkeys(word for text in texts for word in re.findall(r"[a-z]+", text)))
+
+
+_THING = r"an? (?:(?P<size{n}>large|big|huge|small|little|tiny) )?(?P<colour{n}>%s) (?P<shape{n}>%s)" % (
+    "|".join(COLOURS),
+    "|".join(SHAPES),
+)
+_PROMPT = re.compile(
+    r"(?:an? (?:picture|image|drawing) of )?"
+    + _THING.format(n=0)
+    + r"(?: (?P<relation>(?:to the )?left of|(?:to the )?right of|above|over|below|under) "
+    + _THING.format(n=1)
+    + r"| (?P<place>on the left|on the right|at the top|at the bottom|in the centre|in the middle))?"
+    + r"(?: (?:on|against) a (?P<background>%s) background)?" % "|".join(BACKGROUNDS)
+    + r"(?: (?:minimal|flat colours|simple shapes|clean edges))?"
+)
+_MEANING = {
+    wording: value
+    for group in (_SIZE_WORDS, _PLACE_WORDS, _RELATION_WORDS)
+    for value, wordings in group.items()
+    for wording in wordings
+}
+
+
+def parse(prompt: str) -> tuple[Scene, tuple[Requirement, ...]]:
+    """The scene a sentence of this grammar asks for, and which of its words ask for what.
+
+    Raises:
+        ValueError: the sentence is not of this grammar.
+    """
+    tokens = [re.sub(r"[^a-z]", "", word.lower()) for word in prompt.split()]
+    text = " ".join(tokens)
+    match = _PROMPT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a sentence of the micro world: {prompt!r}")
+    found: dict[str, str | None] = {name: _MEANING.get(given, given) for name, given in match.groupdict(default="").items()}
+    found = {name: value or None for name, value in found.items()}
+    count = 2 if found["relation"] else 1
+    things = tuple(Thing(found[f"size{n}"], str(found[f"colour{n}"]), str(found[f"shape{n}"])) for n in range(count))
+    scene = Scene(things, found["relation"], found["place"], found["background"])
+
+    requirements = []
+    for name, value in found.items():
+        if value is None:
+            continue
+        start, end = match.span(name)
+        first = text.count(" ", 0, start)
+        covered = tuple(range(first, first + 1 + text.count(" ", start, end)))
+        kind = name.rstrip("01")
+        requirements.append(Requirement(kind, int(name[-1]) if name[-1].isdigit() else None, value, covered))
+    return scene, tuple(requirements)
 
 
 def prompts(count: int, paraphrase_share: float, duplicate_share: float, seed: int) -> Iterator[str]:
-    """A pool as people write it: plain sentences, paraphrases of earlier scenes, and the same again in other case.
+    """A pool as people write it: sentences, paraphrases of earlier scenes, and the same again in other case.
 
     Args:
         count: how many.
@@ -86,6 +234,6 @@ def prompts(count: int, paraphrase_share: float, duplicate_share: float, seed: i
             sentence = describe(scenes[int(rng.integers(len(scenes)))], rng)
         else:
             scenes.append(sample_scene(rng))
-            sentence = describe(scenes[-1])
+            sentence = describe(scenes[-1], rng if rng.random() < 0.5 else None)
         sentences.append(sentence)
         yield sentence

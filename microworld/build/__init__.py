@@ -1,0 +1,1 @@
+"""Trains the models that the micro world ships: `python -m irpipe.microworld.build FOLDER`."""

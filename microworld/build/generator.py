@@ -1,0 +1,129 @@
+"""The micro world's generator: a Stable Diffusion pipeline of the real classes, mediocre by what it is trained on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from irpipe.microworld.build.data import Pictures, pictures
+from irpipe.microworld.build.loop import Average, Schedule, steps
+from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
+
+PICTURES, WRONG_CAPTIONS, DAMAGED = 32_000, 0.25, 0.25
+VAE_STEPS, VAE_BATCH = 4000, 8  # a small batch and many steps: with a large one colours collapse to a few
+UNET_STEPS, UNET_BATCH = 6000, 64
+NO_CAPTION = 0.1  # share of captions left out, for classifier-free guidance (Ho and Salimans 2022)
+_WIDTH = 64
+
+
+def build(folder: Path, scale: float) -> dict[str, float]:
+    """Train and save the generator. `scale` shortens the training, for tests.
+
+    Returns:
+        figures for the manifest.
+    """
+    data = pictures(PICTURES, seed=5, wrong_captions=WRONG_CAPTIONS, damaged=DAMAGED)
+    vae = train_vae(math.ceil(VAE_STEPS * scale))
+    mean, spread = encode(vae, data)
+    vae.register_to_config(scaling_factor=float(1 / mean.std()))
+    tokenizer = clip_tokenizer()
+    text, unet, loss = train_denoiser(
+        tokenizer, data, mean * vae.config.scaling_factor, spread * vae.config.scaling_factor, math.ceil(UNET_STEPS * scale)
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    return {"unet_loss": round(loss, 4)}
+
+
+def scheduler() -> Any:
+    """The noise schedule of Stable Diffusion 1."""
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
+
+
+def to_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+    """(n, 3, 32, 32) from -1 to 1, of (n, 32, 32, 3) from 0 to 255."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(count: int) -> Any:
+    """An autoencoder of 32 x 32 pixels to 8 x 8 x 4. Differences of colour weigh more than those of brightness."""
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        sample_size=32, mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    images = to_tensor(pictures(PICTURES // 2, seed=6, wrong_captions=0, damaged=0.1).pixels)
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0)
+    for _ in steps("autoencoder", count, optimizer, Schedule(peak=3e-3, warmup=30, floor=3e-5)):
+        batch = images[torch.randint(0, len(images), (VAE_BATCH,))].contiguous(memory_format=torch.channels_last)
+        latent = vae.encode(batch).latent_dist
+        error = vae.decode(latent.sample()).sample - batch
+        colour = error - error.mean(dim=1, keepdim=True)
+        reconstruction = error.abs().mean() + 2 * error.square().mean() + 2 * colour.abs().mean() + 4 * colour.square().mean()
+        loss = reconstruction + 3e-4 * latent.kl().mean() / 256
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+    return vae.eval()
+
+
+@torch.no_grad()
+def encode(vae: Any, data: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, 4, 8, 8) mean and standard deviation of every picture's latent."""
+    latents = [vae.encode(to_tensor(data.pixels[start : start + 256])).latent_dist for start in range(0, len(data.pixels), 256)]
+    return torch.cat([latent.mean for latent in latents]), torch.cat([latent.std for latent in latents])
+
+
+def train_denoiser(
+    tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
+) -> tuple[Any, Any, float]:
+    """Text encoder and UNet, together, on the plain noise-prediction loss; the weights' running average is kept."""
+    torch.manual_seed(2)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=_WIDTH,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 96), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=_WIDTH, attention_head_dim=4, norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    noise_schedule = scheduler()
+    ids, _ = token_ids(tokenizer, data.captions)
+    nothing = token_ids(tokenizer, [""])[0]
+    weights = [*text.parameters(), *unet.parameters()]
+    optimizer, average, recent = torch.optim.AdamW(weights, weight_decay=1e-3), Average(weights, 0.998), 0.0
+    for _ in steps("text encoder and UNet", count, optimizer, Schedule(peak=1.2e-3, warmup=100, floor=2e-5)):
+        batch = torch.randint(0, len(ids), (UNET_BATCH,))
+        latents = mean[batch] + spread[batch] * torch.randn_like(mean[batch])
+        captions = torch.where(torch.rand(UNET_BATCH, 1) < NO_CAPTION, nothing, ids[batch])
+        # Words are decided where there is nearly only noise, so those times are drawn more often.
+        times = (1000 * torch.rand(UNET_BATCH) ** 0.6).long().clamp(max=999)
+        noise = torch.randn_like(latents)
+        noisy = noise_schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        loss = F.mse_loss(unet(noisy, times, text(captions)[0]).sample, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        average.update()
+        recent += (loss.item() - recent) / 100
+    average.apply()
+    return text.eval(), unet.eval(), recent

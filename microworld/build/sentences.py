@@ -1,0 +1,93 @@
+"""The micro world's sentence encoder: an MPNet whose cosines say how much two scenes have in common."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
+
+from irpipe.microworld.build.data import corrupt_within_training
+from irpipe.microworld.build.loop import Schedule, steps
+from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
+from irpipe.microworld.grammar import Scene, canonical, describe, sample_scene, turned
+
+STEPS, BATCH = 2000, 64
+_WIDTH = 64
+
+
+def build(folder: Path, scale: float) -> dict[str, float]:
+    """Train the encoder and save it as a sentence-transformers folder.
+
+    Returns:
+        figures for the manifest.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    tokenizer = MPNetTokenizer(vocab=word_pieces(("<s>", "<pad>", "</s>", "[UNK]", "<mask>")), model_max_length=MAX_TOKENS)
+    model, error = train(tokenizer, math.ceil(STEPS * scale))
+    with TemporaryDirectory() as plain:
+        model.half().save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        transformer = Transformer(plain, model_kwargs={"dtype": torch.float16})
+    SentenceTransformer(modules=[transformer, Pooling(_WIDTH), Normalize()]).save(str(folder), create_model_card=False)
+    return {"similarity_error": round(error, 4)}
+
+
+def train(tokenizer: Any, count: int) -> tuple[Any, float]:
+    """Fit cosines of mean-pooled vectors to the likeness of scenes, over all pairs of a batch."""
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    model = MPNetModel(
+        MPNetConfig(
+            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=3, num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS + 2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    optimizer, recent = torch.optim.AdamW(model.parameters(), weight_decay=1e-2), 0.0
+    for _ in steps("sentence encoder", count, optimizer, Schedule(peak=2e-3, warmup=50, floor=1e-5)):
+        scenes = [sample_scene(rng, "train") for _ in range(BATCH)]
+        others = [_relative(scene, rng) for scene in scenes]
+        wanted = torch.tensor([[likeness(scene, other) for other in others] for scene in scenes])
+        ids, mask = token_ids(tokenizer, [describe(scene, rng) for scene in (*scenes, *others)])
+        states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors = F.normalize((states * mask[..., None]).sum(dim=1), dim=-1)
+        error = vectors[:BATCH] @ vectors[BATCH:].T - wanted
+        # One pair in BATCH is of a scene and its relative: those decide what a near-duplicate is.
+        loss = error.square().mean() + error.diagonal().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent += (error.detach().abs().mean().item() - recent) / 100
+    return model.eval(), recent
+
+
+def _relative(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene itself, to be worded anew, or one that differs in one or two words."""
+    for _ in range(int(rng.integers(3))):
+        scene = corrupt_within_training(scene, rng)
+    return scene
+
+
+def likeness(first: Scene, second: Scene) -> float:
+    """Share of what two scenes ask for that they have in common, from 0 to 1; 1 for two wordings of one scene."""
+    if canonical(first) == canonical(second):
+        return 1.0
+    told = [second, turned(second)] if second.relation else [second]
+    ours = _facts(first)
+    return max(len(ours & _facts(scene)) / len(ours | _facts(scene)) for scene in told)
+
+
+def _facts(scene: Scene) -> set[tuple[object, ...]]:
+    facts: set[tuple[object, ...]] = {("relation", scene.relation), ("place", scene.place), ("background", scene.background)}
+    for place, thing in enumerate(scene.things):
+        facts |= {(place, "thing"), (place, "size", thing.size), (place, "colour", thing.colour), (place, "shape", thing.shape)}
+    return {fact for fact in facts if None not in fact}
