@@ -1,73 +1,164 @@
-"""People whose taste is a formula: a hidden worth of every image, seen with noise."""
+"""People whose taste is a formula: they see what the oracle sees, each with a lean and noise of their own.
+
+The noise model: person p sees the worth of an image with alignment a and fidelity f as
+
+    utility(a, f, lean_p) + noise_p * e,    e ~ N(0, 1), drawn for every image and record,
+
+ranks by it, and ties what comes out closer than `TIE`. Whoever knows a and f can therefore say how probably p prefers one
+image to another, and so what accuracy on pairs nobody can exceed: `best_accuracy`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.schemas.annotations import PROBLEMS
+from irpipe.microworld.oracle import Verdict, utility
 
-_SLOTS, _MAX_PER_SLOT = 5, 2  # ImageReward, appendix B.3
+SLOTS, MOST_PER_SLOT = 5, 2  # ImageReward, appendix B.3
+TIE = 0.02
+_GAP = 0.25  # of worth; so far apart, a slot stays empty between two images if there are slots to spare
+_RATING_NOISE = 0.06
+_SLIP = 0.1  # chance that a problem box is not ticked
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A person: a name, how far off the mark they see, and how strictly they rate."""
+    """A person.
+
+    Attributes:
+        lean: weight moved from fidelity to alignment (`irpipe.microworld.oracle.utility`).
+        noise: standard deviation of what they see, in units of worth.
+        strictness: points that they rate below the others.
+    """
 
     name: str
+    lean: float
     noise: float
     strictness: float
 
 
-def crowd(count: int, rng: np.random.Generator) -> list[Annotator]:
-    """People who differ a little in care and in strictness."""
-    return [Annotator(f"annotator-{number}", float(rng.uniform(0.2, 0.5)), float(rng.normal(0, 0.3))) for number in range(count)]
-
-
-def annotate(person: Annotator, worth: NDArray[np.float64], rng: np.random.Generator) -> dict[str, Any]:
-    """One person's ranking, ratings and problems of the images of one prompt.
+def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> list[Annotator]:
+    """People who differ in taste, care and strictness.
 
     Args:
-        worth: (k,) hidden worth, about standard normal.
+        noise: mean standard deviation of what they see; each has between half and one and a half of it.
+        lean: standard deviation of their leans.
+    """
+    return [
+        Annotator(f"annotator-{number}", float(rng.normal(0, lean)), noise * float(rng.uniform(0.5, 1.5)), float(rng.normal(0, 0.3)))
+        for number in range(count)
+    ]
+
+
+def worths(person: Annotator, verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
+    """(k,) what a person would see without noise."""
+    return np.array([utility(verdict.alignment, verdict.fidelity, person.lean) for verdict in verdicts])
+
+
+def annotate(person: Annotator, verdicts: Sequence[Verdict], contradicts: bool, rng: np.random.Generator) -> dict[str, Any]:
+    """One person's ranking, ratings and problem boxes of the images of one prompt.
+
+    Args:
+        contradicts: whether the overall ratings of the best and the worst image come out swapped.
 
     Returns:
         fields of our own JSONL: ranking, overall, alignment, fidelity, problems.
     """
-    seen = worth + rng.normal(0, person.noise, len(worth))
+    seen = worths(person, verdicts) + rng.normal(0, person.noise, len(verdicts))
+    ranking = slots(seen)
+    overall = _points(seen, person.strictness)
+    if contradicts:
+        best, worst = int(np.argmin(ranking)), int(np.argmax(ranking))
+        overall[best], overall[worst] = overall[worst], overall[best]
     ratings = {
-        aspect: [int(value) for value in np.clip(np.rint(4 + 1.5 * (seen + offset) - person.strictness), 1, 7)]
-        for aspect, offset in (
-            ("overall", np.zeros(len(worth))),
-            ("alignment", rng.normal(0, 0.4, len(worth))),
-            ("fidelity", rng.normal(0, 0.4, len(worth))),
-        )
+        aspect: _points(np.array([getattr(v, aspect) for v in verdicts]) + rng.normal(0, _RATING_NOISE, len(verdicts)), person.strictness)
+        for aspect in ("alignment", "fidelity")
     }
-    problems = [[str(rng.choice(PROBLEMS[:3]))] if value < -1 and rng.random() < 0.5 else [] for value in seen]
-    return {"ranking": slots(seen), **ratings, "problems": problems}
+    return {"ranking": ranking, "overall": overall, **ratings, "problems": [_problems(verdict, rng) for verdict in verdicts]}
+
+
+def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
+    return [int(value) for value in np.clip(np.rint(1 + 6 * worth - strictness), 1, 7)]
+
+
+def _problems(verdict: Verdict, rng: np.random.Generator) -> list[str]:
+    """The boxes of ImageReward B.2 that mean something here: too many things, misshapen ones, and nothing to be seen."""
+    there = {"repeated_generation": verdict.extra > 0, "body_problem": verdict.blobs > 0, "too_blurred": verdict.fidelity < 0.15}
+    return [name for name, is_there in there.items() if is_there and rng.random() >= _SLIP]
 
 
 def slots(seen: NDArray[np.float64]) -> list[int]:
-    """Ranks from 1, best, to 5: images go to the slot of their worth, at most two a slot, ten in all.
+    """Ranks from 1, best, to 5, at most two images each.
+
+    Of all ways to tie neighbours, the one that ties those closest together: it loses the least worth, where a tie loses what
+    it ties over and gains `TIE`. Slots to spare stay empty where neighbours are far apart.
 
     Args:
-        seen: (k,) with k at most 10.
+        seen: (k,) worth as seen, k from 1 to 10.
     """
     order = np.argsort(-seen, kind="stable")
-    wanted = np.clip(np.rint(3 - seen[order]), 1, _SLOTS).astype(int)
-    free = [_MAX_PER_SLOT] * _SLOTS
-    ranks = np.empty(len(seen), dtype=int)
-    for place, image in enumerate(order.tolist()):
-        # Leave room below for everybody who comes after, and never rise above somebody who came before.
-        lowest = next(slot for slot in range(_SLOTS) if sum(free[slot + 1 :]) < len(order) - place) if sum(free) else 0
-        before = ranks[order[place - 1]] - 1 if place else 0
-        slot = max(before, min(wanted[place] - 1, lowest))
-        while not free[slot]:
-            slot += 1
-        free[slot] -= 1
-        for skipped in range(slot):
-            free[skipped] = 0
-        ranks[image] = slot + 1
+    gaps = -np.diff(seen[order])
+    # lost[groups][i]: the least loss of putting the best i images into so many slots; tied[groups][i]: whether the last two share.
+    count = len(order)
+    lost = np.full((SLOTS + 1, count + 1), np.inf)
+    tied = np.zeros((SLOTS + 1, count + 1), dtype=bool)
+    lost[0, 0] = 0
+    for groups in range(1, SLOTS + 1):
+        for i in range(1, count + 1):
+            alone = lost[groups - 1, i - 1]
+            shared = lost[groups - 1, i - 2] + gaps[i - 2] - TIE if i >= 2 else np.inf
+            lost[groups, i], tied[groups, i] = min(alone, shared), shared < alone
+    groups = int(lost[:, count].argmin())
+    sizes, i = [], count
+    for group in range(groups, 0, -1):
+        sizes.append(2 if tied[group, i] else 1)
+        i -= sizes[-1]
+    ends = np.cumsum(sizes[::-1])
+
+    spare, slot, ranks = SLOTS - groups, 1, np.empty(count, dtype=int)
+    for start, end in zip((0, *ends), ends, strict=False):
+        if start and spare and gaps[start - 1] > _GAP:
+            spare, slot = spare - 1, slot + 1
+        ranks[order[start:end]] = slot
+        slot += 1
     return [int(rank) for rank in ranks]
+
+
+def best_accuracy(
+    prompts: Iterable[Sequence[Verdict]], people: Sequence[Annotator], draws: int, rng: np.random.Generator
+) -> tuple[float, int]:
+    """The Bayes bound: how often the best possible judge of pairs, who knows the truth and the people, agrees with one of them.
+
+    For each pair the judge says what most of the people, by the noise model, prefer; new records are drawn and their pairs
+    that are not tied are counted.
+
+    Args:
+        draws: records drawn for each prompt.
+
+    Returns:
+        share of pairs, and how many were counted.
+    """
+    agreed = counted = 0
+    for verdicts in prompts:
+        preferred = sum(_preference(person, verdicts) for person in people) > 0
+        for _ in range(draws):
+            person = people[int(rng.integers(len(people)))]
+            ranks = np.array(slots(worths(person, verdicts) + rng.normal(0, person.noise, len(verdicts))))
+            better = ranks[:, None] < ranks[None, :]
+            agreed += int((better & preferred).sum())
+            counted += int(better.sum())
+    return agreed / max(1, counted), counted
+
+
+def _preference(person: Annotator, verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
+    """(k, k) how much more probably than not a person prefers image i to image j."""
+    from scipy.special import erf
+
+    worth = worths(person, verdicts)
+    # P(i over j) = Phi(d / (sqrt(2) noise)), and 2 Phi(z) - 1 = erf(z / sqrt(2)).
+    return np.asarray(erf((worth[:, None] - worth[None, :]) / (2 * person.noise)))

@@ -83,12 +83,16 @@ class Verdict:
         fidelity: from 0 to 1; 1 is a clean scene.
         defects: (32, 32) from 0, clean, to 1.
         wrong_words: places, in `prompt.split()`, of the words that the image does not satisfy.
+        extra: things that the prompt does not ask for.
+        blobs: things of no known shape or colour.
     """
 
     alignment: float
     fidelity: float
     defects: NDArray[np.float64]
     wrong_words: tuple[int, ...]
+    extra: int
+    blobs: int
 
     @property
     def utility(self) -> float:
@@ -117,11 +121,12 @@ def judge(prompt: str, image: Image) -> Verdict:
     scene, requirements = parse(prompt)
     view = look(image)
     reading = best_reading(scene, requirements, view)
+    blobs = sum(thing.shape is None or thing.colour is None for thing in view.things)
     extra = max(0, len(view.things) - len(scene.things))
     wrong = sorted(
         word for requirement, good in zip(requirements, reading, strict=True) if not good for word in requirement.words
     )
-    return Verdict(sum(reading) / len(reading) * _EXTRA_THING**extra, view.fidelity, view.defects, tuple(wrong))
+    return Verdict(sum(reading) / len(reading) * _EXTRA_THING**extra, view.fidelity, view.defects, tuple(wrong), extra, blobs)
 
 
 def look(image: Image) -> View:

@@ -9,14 +9,19 @@ import struct
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from irpipe.pipeline.errors import InputError, IrpipeError, ModelError
+from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Config, hashed_names, role_of
+from irpipe.pipeline.stage import Config, Model, hashed_names, role_of
 from irpipe.pipeline.store import Store
+
+MODELS = "irpipe.models"  # the entry-point group by which packages ship models: name = "package:folder.folder"
 
 _LFS_POINTER = b"version https://git-lfs"
 # A file changed twice within the clock's grain keeps its `stat`: what is younger than this is not remembered.
@@ -30,6 +35,7 @@ class Externals:
 
     digests: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    models: dict[str, tuple[Model, ...]] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,16 +64,18 @@ def resolve(stage: str, config: Config, root: Path, store: Store, watcher: Watch
         value, where = getattr(config, name), f"{stage}.{name}"
         if value is None or value == ():
             continue
+        values = value if isinstance(value, tuple) else (value,)
         if role_of(type(config), name) == "model":
-            digests, paths = _model(str(value), root, memory, where)
+            named = [_model(str(item), root, memory, where) for item in values]
+            found.models[name] = tuple(model for model, _ in named)
+            digests: Any = [digest_ for _, digest_ in named] if isinstance(value, tuple) else named[0][1]
             artifacts: list[str] = []
         else:
-            values = value if isinstance(value, tuple) else (value,)
             sources = [_source(str(item), root, store, memory, where) for item in values]
-            digests, paths = [source.digest for source in sources], tuple(source.path for source in sources)
+            digests = [source.digest for source in sources]
+            found.paths[name] = tuple(source.path for source in sources)
             artifacts = [source.artifact for source in sources if source.artifact is not None]
         found.digests[name] = digests
-        found.paths[name] = paths
         found.shown[name] = {"given": _plain(value), "digest": digests, "artifacts": artifacts}
     return found
 
@@ -76,18 +84,40 @@ def _plain(value: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, tuple) else str(value)
 
 
-def _model(value: str, root: Path, memory: Memory, where: str) -> tuple[Any, tuple[Path, ...]]:
+def _model(value: str, root: Path, memory: Memory, where: str) -> tuple[Model, Any]:
+    """A model and its part of the key."""
     folder = root / value
     if folder.is_dir():
-        return memory.digest(folder, where), (folder,)
+        digest_ = memory.digest(folder, where)
+        return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
+    if value in shipped_models():
+        folder = _shipped_folder(shipped_models()[value])
+        digest_ = memory.digest(folder, where)
+        return Model(value, digest_, folder), ["shipped", value, digest_]
     name, at, revision = value.partition("@")
     if not (at and len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)):
         raise ModelError(
-            f"{where} = {value!r} is neither a local folder nor a hub id with a pinned revision",
+            f"{where} = {value!r} is neither a local folder, a shipped model, nor a hub id with a pinned revision"
+            + (did_you_mean(value, shipped_models()) if "/" not in value else ""),
             expected="name/model@<40 hex digits of a commit>, or a folder with the model's files",
             mend="take the commit from the model page's history, or give the folder that holds the weights",
         )
-    return ["hub", name, revision], ()
+    return Model(name, revision, None), ["hub", name, revision]
+
+
+@cache
+def shipped_models() -> dict[str, EntryPoint]:
+    """Models that installed packages ship, by name."""
+    return {point.name: point for point in entry_points(group=MODELS)}
+
+
+def _shipped_folder(point: EntryPoint) -> Path:
+    spec = find_spec(point.module)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    folder = Path(places[0], *point.attr.split(".")) if places else None
+    if folder is None or not folder.is_dir():
+        raise ModelError(f"the package that ships {point.name!r} has no folder {point.value!r}", mend="install it again")
+    return folder
 
 
 def _source(value: str, root: Path, store: Store, memory: Memory, where: str) -> _Source:
@@ -100,12 +130,20 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
         if store.root.is_relative_to(path.resolve()):
             raise InputError(f"{value} holds the store itself", where=where, mend="name a folder beside it, or inside it a file")
         digest_ = memory.digest(path, where)
-        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path)
+        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path, _artifact_of(path, store))
     try:
         artifact = store.open(store.resolve(value).content_id)
     except IrpipeError:
         raise InputError(f"{value} does not exist", where=where, mend="give a path relative to irpipe.toml's folder") from None
     return _Source(artifact.content_id, artifact.path, artifact.content_id)
+
+
+def _artifact_of(path: Path, store: Store) -> str | None:
+    """The artifact that a path reaches into, if any."""
+    objects = store.root.resolve() / "objects"
+    path = path.resolve()
+    parts = path.relative_to(objects).parts if path.is_relative_to(objects) else ()
+    return parts[1] if len(parts) > 1 else None
 
 
 class Memory:

@@ -47,6 +47,16 @@ def lineage(store: Store, focus: Record) -> Lineage:
     )
 
 
+def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
+    """Names of the stages that made some artifacts or anything they were made from."""
+    records = {record.key: record for record in store.records()}
+    makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
+    up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
+    wanted = set(content_ids)
+    made = [key for key, record in records.items() if record.content_id in wanted]
+    return {records[key].stage for start in made for key in {start, *_reach(start, up)}}
+
+
 def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:
     """Keys of the runs whose results a run read: its inputs, and artifacts that its settings name."""
     yield from (entry.key for entry in record.inputs.values())

@@ -21,11 +21,15 @@ WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] imag
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a recipe with its settings and its upstream stages, by the kind they provide."""
+    """A stage of a recipe with its settings and its upstream stages, by the kind they provide.
+
+    `knows_truth`: whether it, or anything upstream, is the truth that no trained stage may see.
+    """
 
     stage: Stage
     config: Config
     upstream: Mapping[str, str]
+    knows_truth: bool
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,13 @@ class Recipe:
             at_hand = [producer for producer in self.producers.get(kind, ()) if producer in ancestors]
             if at_hand:
                 upstream[kind] = at_hand[0]
-        nodes[name] = Node(stage, config, upstream)
+        knowing = [producer for producer in upstream.values() if nodes[producer].knows_truth]
+        if knowing and not stage.evaluation:
+            raise RecipeError(
+                f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
+                mend=f"let {name} read another stage, or declare it with evaluation=True if it trains and selects nothing",
+            )
+        nodes[name] = Node(stage, config, upstream, stage.truth or bool(knowing))
 
     def _producer(self, stage: Stage, kind: str) -> str:
         producers = self.producers.get(kind, ())

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import attempt, begin, commit, recover
-from irpipe.pipeline.errors import InputError, IrpipeError, StageError, StoreError
+from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError
+from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, shown_config
 from irpipe.pipeline.progress import duration, size
-from irpipe.pipeline.recipe import Recipe
-from irpipe.pipeline.stage import Context, Report
+from irpipe.pipeline.recipe import Node, Recipe
+from irpipe.pipeline.stage import Context, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
 
 
@@ -53,7 +54,7 @@ class Runner:
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
             for node in chain:
-                self.planner.externals(node)  # what is missing outside is missed now, not after hours
+                self._refuse_truth(node)  # what is missing outside, or forbidden, is missed now, not after hours
             for node in chain:
                 step = self.planner.examine(node, made)
                 if step.state == "run" and only and step.name != target:
@@ -69,6 +70,19 @@ class Runner:
             rows=dict(record.rows), path=str(self.store.object_path(record.content_id)),
         )  # fmt: skip
         return record
+
+    def _refuse_truth(self, node: Node) -> None:
+        """No setting may name an artifact that holds or judges by the truth, unless the stage is an evaluation.
+
+        Raises:
+            RecipeError: one does. What a recipe's own stages read is refused by the recipe.
+        """
+        shown = self.planner.externals(node).shown
+        for name, entry in shown.items():
+            if entry["artifacts"] and not node.stage.evaluation:
+                behind = stages_behind(self.store, entry["artifacts"]) & set(registered())
+                if any(find_stage(stage).truth for stage in behind):
+                    raise RecipeError(f"{node.stage.name}.{name} may not be made from the truth: only evaluations may read it")
 
     def _reuse(self, step: Step) -> Record:
         record = step.record
@@ -122,7 +136,9 @@ class Runner:
         write_durably(attempt_file, to_json(told))
         started, clock = _now(), time.monotonic()
         inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
-        context = Context(scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths)
+        context = Context(
+            scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths, step.externals.models
+        )
         try:
             report = stage.load_run()(step.node.config, inputs, out, context)
             _check(step.name, report)
@@ -145,6 +161,9 @@ class Runner:
             f" ({size(written)}, {duration(record.seconds)})"
         )
         return record
+
+    def _say(self, text: str) -> None:
+        self.planner.watcher.say(f"  {text}")
 
     def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
         """Leave the reason beside the kept work, for `irpipe status`."""

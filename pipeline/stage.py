@@ -26,7 +26,8 @@ ENTRY_POINTS = "irpipe.stages"
 #   execution  it changes only how the result is reached (device, workers): recorded, not hashed
 #   neutral    added after a release: left out of the hash while it has its default, so that old artifacts stay valid
 #   external   names files from outside (or artifacts): their content is hashed, their names are not
-#   model      a model, as `hub/name@revision` or a local folder: the revision or the folder's content is hashed
+#   model      a model (or several), as `hub/name@revision`, a local folder, or the name of one that an installed package
+#              ships: the revision or the folder's content is hashed
 Role = Literal["result", "execution", "neutral", "external", "model"]
 
 
@@ -120,6 +121,28 @@ class ProgressMaker(Protocol):
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model whose identity is known.
+
+    Attributes:
+        name: its hub id, the name an installed package ships it by, or `folder:` and 12 digits of its content.
+        revision: the commit on the hub, or the digest of the folder.
+        folder: where its files lie; None while they are the hub's.
+    """
+
+    name: str
+    revision: str
+    folder: Path | None
+
+    @property
+    def location(self) -> dict[str, str | None]:
+        """The arguments that every `from_pretrained` takes."""
+        if self.folder is not None:
+            return {"pretrained_model_name_or_path": str(self.folder)}
+        return {"pretrained_model_name_or_path": self.name, "revision": self.revision}
+
+
+@dataclass(frozen=True)
 class Context:
     """What a run may use of its surroundings.
 
@@ -128,12 +151,14 @@ class Context:
         progress: ``with context.progress("embedding", total, "prompts") as bar: bar.advance(n)``.
         say: one line for the person who watches.
         sources: the resolved files (or artifacts) of each external setting.
+        models: the models of each setting that names some.
     """
 
     work: Path
     progress: ProgressMaker
     say: Callable[[str], None]
     sources: Mapping[str, tuple[Path, ...]]
+    models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
 
 
 Determinism = Literal["bitwise", "numeric"]
@@ -154,6 +179,8 @@ class Stage:
             depends on its settings.
         config: its settings.
         run: ``module:function``, imported only when it runs.
+        truth: whether it writes what no trained stage may see; only evaluations may be made of it, however indirectly.
+        evaluation: whether it only judges, so that it may read the truth.
     """
 
     name: str
@@ -164,6 +191,8 @@ class Stage:
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
     config: type[Config]
     run: str
+    truth: bool = False
+    evaluation: bool = False
 
     def kinds_read(self, config: Config) -> tuple[str, ...]:
         """The kinds this stage reads under a config, without those taken only at hand."""

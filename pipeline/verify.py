@@ -95,7 +95,9 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         if changed:
             raise InputError(f"{record.external[changed[0]]['given']} is not what it was")
         inputs = {kind: store.open(entry.content_id) for kind, entry in record.inputs.items()}
-        context = Context(trial / "scratch", watcher.progress, lambda text: watcher.say(f"  {text}"), externals.paths)
+        context = Context(
+            trial / "scratch", watcher.progress, lambda text: watcher.say(f"  {text}"), externals.paths, externals.models
+        )
         stage.load_run()(config, inputs, trial / "out", context)
         after = describe(trial / "out").content_id
         return Rerun(record.stage, record.content_id, after, stage.determinism_of(config), None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from irpipe.schemas.table import Column, Table, TableWriter
 
@@ -42,8 +45,31 @@ IMAGES = ImageTable(
         Column("width", pa.int32(), "Pixels."),
         Column("height", pa.int32(), "Pixels."),
         Column("format", pa.string(), "PNG, JPEG, WEBP, ..."),
+        Column("generator", pa.string(), "The model that made it, where that is known.", nullable=True),
+        Column("revision", pa.string(), "The model's commit, or the digest of its folder.", nullable=True),
+        Column("seed", pa.uint64(), "Seed of its noise.", nullable=True),
+        Column("settings", pa.string(), "How it was made: steps, guidance, scheduler, ..., as JSON.", nullable=True),
+        Column("fault", pa.string(), "Why nobody should judge it: blackened, not finite, constant.", nullable=True),
     ),
 )
+_MAYBE = ("generator", "revision", "seed", "settings", "fault")
+
+
+def image_row(
+    image_id: int, prompt_id: int, data: bytes, path: str, digest: str, size: tuple[int, int], kind: str, **known: Any
+) -> dict[str, Any]:
+    """A row of the table `images`; what is not known of it is null."""
+    width, height = size
+    row = {
+        "image_id": image_id,
+        "prompt_id": prompt_id,
+        "image": {"bytes": data, "path": path},
+        "image_digest": digest,
+        "width": width,
+        "height": height,
+        "format": kind,
+    }
+    return row | dict.fromkeys(_MAYBE) | known
 
 
 class ImageShards:
@@ -85,3 +111,41 @@ class ImageShards:
                 if self._writer is not None and self._writer.rows == ROWS_PER_SHARD:
                     self._open_shard()
                 self._write()
+
+
+class ImageReader:
+    """Reads rows of `images` by image id, each row group once and one at a time.
+
+    Cost: opening reads the ids, 8 bytes an image; reading n images touches at most n row groups of `ROWS_PER_GROUP`.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._groups: list[tuple[Path, int]] = []
+        ids, group_of = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+        for file in files:
+            with pq.ParquetFile(file) as shard:
+                for group in range(shard.num_row_groups):
+                    found = shard.read_row_group(group, ["image_id"])["image_id"].to_numpy()
+                    ids.append(found)
+                    group_of.append(np.full(len(found), len(self._groups)))
+                    self._groups.append((file, group))
+        self.ids = np.concatenate(ids)
+        self._group_of = np.concatenate(group_of)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, columns: Sequence[str], image_ids: Iterable[int] | None = None) -> Iterator[Mapping[str, Any]]:
+        """Rows in the order they lie in, all of them or those of some ids; ids that are not there are passed over.
+
+        Args:
+            columns: of `IMAGES`; `image_id` always comes with them.
+        """
+        wanted = None if image_ids is None else np.fromiter(image_ids, dtype=np.uint64)
+        keep = np.ones(len(self.ids), dtype=bool) if wanted is None else np.isin(self.ids, wanted)
+        names = ["image_id", *(name for name in columns if name != "image_id")]
+        for number in np.unique(self._group_of[keep]).tolist():
+            file, group = self._groups[number]
+            with pq.ParquetFile(file) as shard:
+                table = shard.read_row_group(group, names)
+            yield from table.filter(pa.array(keep[self._group_of == number])).to_pylist()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from irpipe.schemas.images import ROWS_PER_GROUP, ROWS_PER_SHARD, ImageShards
+from irpipe.schemas.images import ROWS_PER_GROUP, ROWS_PER_SHARD, ImageShards, image_row
 
 
 def picture(colour="red", size=(8, 6), kind="PNG") -> bytes:
@@ -270,10 +270,7 @@ def test_a_root_that_is_none(project, root, message):
 def test_shards_are_cut_at_fixed_places(tmp_path, count):
     with ImageShards(tmp_path) as shards:
         for number in range(count):
-            shards.append({
-                "image_id": number, "prompt_id": 0, "image": {"bytes": b"x", "path": str(number)}, "image_digest": "",
-                "width": 1, "height": 1, "format": "PNG",
-            })  # fmt: skip
+            shards.append(image_row(number, 0, b"x", str(number), "", (1, 1), "PNG"))
     files = sorted((tmp_path / "images").iterdir())
     assert [pq.read_metadata(file).num_rows for file in files] == [
         min(ROWS_PER_SHARD, count - start) for start in range(0, max(count, 1), ROWS_PER_SHARD)

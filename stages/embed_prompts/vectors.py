@@ -139,12 +139,11 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
             mend="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
     disable_progress_bar()  # loading takes a second; our own bar comes after it
-    local = context.sources.get("model", ())
-    name, _, revision = config.model.partition("@")
+    named = context.models["model"][0]
     try:
         model = SentenceTransformer(
-            str(local[0]) if local else name,
-            revision=None if local else revision,
+            named.location["pretrained_model_name_or_path"],
+            revision=named.location.get("revision"),
             device=None if config.device == "auto" else config.device,
             model_kwargs={"dtype": getattr(torch, config.dtype), "use_safetensors": True},
             trust_remote_code=False,
@@ -152,7 +151,7 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the sentence model {config.model} cannot be loaded: {str(error).splitlines()[0]}",
-            mend=f"huggingface-cli download {name}{f' --revision {revision}' if revision else ''}, or give a local folder:"
+            mend=f"hf download {named.name} --revision {named.revision}, or give a local folder:"
             " --set embed-prompts.model=FOLDER; without weights: --set embed-prompts.embedder=lexical",
         ) from None
 

@@ -26,7 +26,7 @@ class ImportImagesConfig(Config):
 
 STAGE = Stage(
     name="import-images",
-    version=1,
+    version=2,
     reads=("annotations",),
     writes="images",
     determinism="bitwise",

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import ANNOTATION_IMAGES
-from irpipe.schemas.images import ImageShards
+from irpipe.schemas.images import ImageShards, image_row
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.sources import Found, fetch
@@ -53,7 +52,10 @@ def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
                 if image.fault is not None:
                     rejections.refuse(place, image.fault, image.path)
                 else:
-                    shards.append(row_of(image, ids[0][place], ids[1][place]))
+                    size = (image.width, image.height)
+                    shards.append(
+                        image_row(ids[0][place], ids[1][place], image.data, image.path, image.digest, size, image.format)
+                    )
                     kept += 1
             bar.advance(1)
     rejections.check(wanted.num_rows, kept)
@@ -93,16 +95,3 @@ def check(found: Found, max_pixels: int) -> Checked:
         return Checked(found.path, fault=f"cannot be decoded: {error}"[:120])
     digest = hashlib.sha256(found.data).hexdigest()
     return Checked(found.path, found.data, digest, width, height, kind)
-
-
-def row_of(image: Checked, image_id: int, prompt_id: int) -> dict[str, Any]:
-    """A row of the table `images`."""
-    return {
-        "image_id": image_id,
-        "prompt_id": prompt_id,
-        "image": {"bytes": image.data, "path": image.path},
-        "image_digest": image.digest,
-        "width": image.width,
-        "height": image.height,
-        "format": image.format,
-    }
