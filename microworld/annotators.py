@@ -42,6 +42,21 @@ class Annotator:
     strictness: float
 
 
+@dataclass(frozen=True)
+class Impression:
+    """What of an image's truth makes its worth, and its problems: see `irpipe.microworld.oracle.Verdict`."""
+
+    alignment: float
+    fidelity: float
+    extra: int
+    blobs: int
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Impression:
+        """The part of a verdict that people act on."""
+        return cls(verdict.alignment, verdict.fidelity, verdict.extra, verdict.blobs)
+
+
 def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> list[Annotator]:
     """People who differ in taste, care and strictness.
 
@@ -50,17 +65,19 @@ def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> li
         lean: standard deviation of their leans.
     """
     return [
-        Annotator(f"annotator-{number}", float(rng.normal(0, lean)), noise * float(rng.uniform(0.5, 1.5)), float(rng.normal(0, 0.3)))
+        Annotator(
+            f"annotator-{number}", float(rng.normal(0, lean)), noise * float(rng.uniform(0.5, 1.5)), float(rng.normal(0, 0.3))
+        )
         for number in range(count)
     ]
 
 
-def worths(person: Annotator, verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
+def worths(person: Annotator, images: Sequence[Impression]) -> NDArray[np.float64]:
     """(k,) what a person would see without noise."""
-    return np.array([utility(verdict.alignment, verdict.fidelity, person.lean) for verdict in verdicts])
+    return np.array([utility(image.alignment, image.fidelity, person.lean) for image in images])
 
 
-def annotate(person: Annotator, verdicts: Sequence[Verdict], contradicts: bool, rng: np.random.Generator) -> dict[str, Any]:
+def annotate(person: Annotator, images: Sequence[Impression], contradicts: bool, rng: np.random.Generator) -> dict[str, Any]:
     """One person's ranking, ratings and problem boxes of the images of one prompt.
 
     Args:
@@ -69,26 +86,28 @@ def annotate(person: Annotator, verdicts: Sequence[Verdict], contradicts: bool, 
     Returns:
         fields of our own JSONL: ranking, overall, alignment, fidelity, problems.
     """
-    seen = worths(person, verdicts) + rng.normal(0, person.noise, len(verdicts))
+    seen = worths(person, images) + rng.normal(0, person.noise, len(images))
     ranking = slots(seen)
     overall = _points(seen, person.strictness)
     if contradicts:
         best, worst = int(np.argmin(ranking)), int(np.argmax(ranking))
         overall[best], overall[worst] = overall[worst], overall[best]
     ratings = {
-        aspect: _points(np.array([getattr(v, aspect) for v in verdicts]) + rng.normal(0, _RATING_NOISE, len(verdicts)), person.strictness)
+        aspect: _points(
+            np.array([getattr(image, aspect) for image in images]) + rng.normal(0, _RATING_NOISE, len(images)), person.strictness
+        )
         for aspect in ("alignment", "fidelity")
     }
-    return {"ranking": ranking, "overall": overall, **ratings, "problems": [_problems(verdict, rng) for verdict in verdicts]}
+    return {"ranking": ranking, "overall": overall, **ratings, "problems": [_problems(image, rng) for image in images]}
 
 
 def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
     return [int(value) for value in np.clip(np.rint(1 + 6 * worth - strictness), 1, 7)]
 
 
-def _problems(verdict: Verdict, rng: np.random.Generator) -> list[str]:
+def _problems(image: Impression, rng: np.random.Generator) -> list[str]:
     """The boxes of ImageReward B.2 that mean something here: too many things, misshapen ones, and nothing to be seen."""
-    there = {"repeated_generation": verdict.extra > 0, "body_problem": verdict.blobs > 0, "too_blurred": verdict.fidelity < 0.15}
+    there = {"repeated_generation": image.extra > 0, "body_problem": image.blobs > 0, "too_blurred": image.fidelity < 0.15}
     return [name for name, is_there in there.items() if is_there and rng.random() >= _SLIP]
 
 
@@ -103,7 +122,7 @@ def slots(seen: NDArray[np.float64]) -> list[int]:
     """
     order = np.argsort(-seen, kind="stable")
     gaps = -np.diff(seen[order])
-    # lost[groups][i]: the least loss of putting the best i images into so many slots; tied[groups][i]: whether the last two share.
+    # lost[groups][i]: the least loss of putting the best i images into so many slots; tied: whether the last two share one.
     count = len(order)
     lost = np.full((SLOTS + 1, count + 1), np.inf)
     tied = np.zeros((SLOTS + 1, count + 1), dtype=bool)
@@ -130,7 +149,7 @@ def slots(seen: NDArray[np.float64]) -> list[int]:
 
 
 def best_accuracy(
-    prompts: Iterable[Sequence[Verdict]], people: Sequence[Annotator], draws: int, rng: np.random.Generator
+    prompts: Iterable[Sequence[Impression]], people: Sequence[Annotator], draws: int, rng: np.random.Generator
 ) -> tuple[float, int]:
     """The Bayes bound: how often the best possible judge of pairs, who knows the truth and the people, agrees with one of them.
 
@@ -144,21 +163,21 @@ def best_accuracy(
         share of pairs, and how many were counted.
     """
     agreed = counted = 0
-    for verdicts in prompts:
-        preferred = sum(_preference(person, verdicts) for person in people) > 0
+    for images in prompts:
+        preferred = sum(_preference(person, images) for person in people) > 0
         for _ in range(draws):
             person = people[int(rng.integers(len(people)))]
-            ranks = np.array(slots(worths(person, verdicts) + rng.normal(0, person.noise, len(verdicts))))
+            ranks = np.array(slots(worths(person, images) + rng.normal(0, person.noise, len(images))))
             better = ranks[:, None] < ranks[None, :]
             agreed += int((better & preferred).sum())
             counted += int(better.sum())
     return agreed / max(1, counted), counted
 
 
-def _preference(person: Annotator, verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
+def _preference(person: Annotator, images: Sequence[Impression]) -> NDArray[np.float64]:
     """(k, k) how much more probably than not a person prefers image i to image j."""
     from scipy.special import erf
 
-    worth = worths(person, verdicts)
+    worth = worths(person, images)
     # P(i over j) = Phi(d / (sqrt(2) noise)), and 2 Phi(z) - 1 = erf(z / sqrt(2)).
     return np.asarray(erf((worth[:, None] - worth[None, :]) / (2 * person.noise)))

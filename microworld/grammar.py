@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -165,18 +165,28 @@ def words() -> list[str]:
     return list(dict.fromkeys(word for text in texts for word in re.findall(r"[a-z]+", text)))
 
 
-_THING = r"an? (?:(?P<size{n}>large|big|huge|small|little|tiny) )?(?P<colour{n}>%s) (?P<shape{n}>%s)" % (
-    "|".join(COLOURS),
-    "|".join(SHAPES),
-)
+def _any_of(name: str, texts: Iterable[str]) -> str:
+    """A named group that matches one of some texts, the longest first."""
+    return f"(?P<{name}>{'|'.join(sorted(texts, key=len, reverse=True))})"
+
+
+def _thing(number: int) -> str:
+    size = _any_of(f"size{number}", (word for group in _SIZE_WORDS.values() for word in group))
+    return f"a (?:{size} )?{_any_of(f'colour{number}', COLOURS)} {_any_of(f'shape{number}', SHAPES)}"
+
+
+def _said(texts: Iterable[str]) -> str:
+    """One of the fixed phrases at the ends of a sentence, without punctuation."""
+    return "|".join(re.escape(text.strip(" ,")) for text in texts if text)
+
+
 _PROMPT = re.compile(
-    r"(?:an? (?:picture|image|drawing) of )?"
-    + _THING.format(n=0)
-    + r"(?: (?P<relation>(?:to the )?left of|(?:to the )?right of|above|over|below|under) "
-    + _THING.format(n=1)
-    + r"| (?P<place>on the left|on the right|at the top|at the bottom|in the centre|in the middle))?"
-    + r"(?: (?:on|against) a (?P<background>%s) background)?" % "|".join(BACKGROUNDS)
-    + r"(?: (?:minimal|flat colours|simple shapes|clean edges))?"
+    f"(?:(?:{_said(_OPENINGS)}) )?"
+    f"{_thing(0)}"
+    f"(?: {_any_of('relation', (text for group in _RELATION_WORDS.values() for text in group))} {_thing(1)}"
+    f"| {_any_of('place', (text for group in _PLACE_WORDS.values() for text in group))})?"
+    f"(?: (?:on|against) a {_any_of('background', BACKGROUNDS)} background)?"
+    f"(?: (?:{_said(_ENDINGS)}))?"
 )
 _MEANING = {
     wording: value
@@ -215,11 +225,12 @@ def parse(prompt: str) -> tuple[Scene, tuple[Requirement, ...]]:
     return scene, tuple(requirements)
 
 
-def prompts(count: int, paraphrase_share: float, duplicate_share: float, seed: int) -> Iterator[str]:
+def prompts(count: int, part: Split | None, paraphrase_share: float, duplicate_share: float, seed: int) -> Iterator[str]:
     """A pool as people write it: sentences, paraphrases of earlier scenes, and the same again in other case.
 
     Args:
         count: how many.
+        part: the part of the world they are of; None for all of it.
         paraphrase_share: share of prompts that say an earlier scene in other words.
         duplicate_share: share of prompts that repeat an earlier one but for case and white space.
     """
@@ -233,7 +244,7 @@ def prompts(count: int, paraphrase_share: float, duplicate_share: float, seed: i
         elif scenes and kind < duplicate_share + paraphrase_share:
             sentence = describe(scenes[int(rng.integers(len(scenes)))], rng)
         else:
-            scenes.append(sample_scene(rng))
+            scenes.append(sample_scene(rng, part))
             sentence = describe(scenes[-1], rng if rng.random() < 0.5 else None)
         sentences.append(sentence)
         yield sentence

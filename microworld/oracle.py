@@ -218,7 +218,8 @@ def met(requirement: Requirement, scene: Scene, chosen: Sequence[Seen | None], v
     if any(seen is None for seen in standing):
         return False
     first, last = standing[0], standing[-1]
-    assert first is not None and last is not None
+    assert first is not None
+    assert last is not None
     if requirement.kind == "relation":
         return _stands(requirement.value, first.x - last.x, first.y - last.y, _APART)
     if requirement.value == "centre":

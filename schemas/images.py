@@ -52,6 +52,15 @@ IMAGES = ImageTable(
         Column("fault", pa.string(), "Why nobody should judge it: blackened, not finite, constant.", nullable=True),
     ),
 )
+OVERLONG_PROMPTS = Table(
+    "overlong_prompts",
+    "Prompts of which a text encoder took only the beginning.",
+    (
+        Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
+        Column("tokens", pa.int32(), "Its length, with the tokens at both ends."),
+        Column("lost", pa.string(), "The part that was cut off."),
+    ),
+)
 _MAYBE = ("generator", "revision", "seed", "settings", "fault")
 
 

@@ -292,7 +292,7 @@ def test_without_weights_the_error_says_how_to_get_them(project, monkeypatch):
     message = project.run("embed-prompts", missing, status=2).err
     assert "cannot be loaded" in message and "hf download nobody/nothing" in message
     unpinned = project.run("embed-prompts", "embed-prompts.model=nobody/nothing", status=2).err
-    assert "neither a local folder nor a hub id with a pinned revision" in unpinned
+    assert "neither a local folder, a shipped model, nor a hub id" in unpinned
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -46,8 +46,9 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
     rng = np.random.default_rng(3)
     model = MPNetModel(
         MPNetConfig(
-            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=3, num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS + 2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=MAX_TOKENS + 2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip

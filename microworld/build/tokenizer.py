@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from irpipe.microworld.grammar import words
@@ -25,9 +26,10 @@ def clip_tokenizer() -> Any:
             merges.append((symbols[0], symbols[1]))
             vocabulary.setdefault(symbols[0] + symbols[1], len(vocabulary))
             symbols = _split(word, merges)
-    for special in ("<|startoftext|>", "<|endoftext|>"):
+    end = "<|endoftext|>"
+    for special in ("<|startoftext|>", end):
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, pad_token=end)
 
 
 def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
@@ -35,7 +37,7 @@ def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
     rank = {pair: place for place, pair in enumerate(merges)}
     symbols = [*word[:-1], f"{word[-1]}</w>"]
     while True:
-        found = [(rank[pair], place) for place, pair in enumerate(zip(symbols, symbols[1:], strict=False)) if pair in rank]
+        found = [(rank[pair], place) for place, pair in enumerate(pairwise(symbols)) if pair in rank]
         if not found:
             return symbols
         _, place = min(found)

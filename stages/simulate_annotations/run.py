@@ -3,41 +3,79 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from irpipe.microworld.annotators import Annotator, annotate, crowd
-from irpipe.pipeline.errors import InputError
+from irpipe.microworld.annotators import Annotator, Impression, annotate, best_accuracy, crowd
+from irpipe.microworld.grammar import parse, split_of
+from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
+from irpipe.schemas.images import ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
+from irpipe.schemas.rejected import Rejections
 from irpipe.stages.simulate_annotations import SimulateAnnotationsConfig
+
+Seen = dict[str, Impression]
+"""What is to be seen of a prompt's images, by their paths."""
+
+_BOUND_RECORDS = 20_000  # drawn for the Bayes bound: its standard error is then below .2 %
 
 
 def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    if config.annotators_per_prompt > config.annotators or config.min_images > config.max_images:
-        raise InputError("more annotators a prompt than annotators, or min_images above max_images", where="simulate-annotations")
-    prompts = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
-    people = crowd(config.annotators, np.random.default_rng([config.seed, 0]))
+    chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"])
+    prompts = dict(zip(chosen["prompt_id"].to_pylist(), chosen["prompt"].to_pylist(), strict=True))
+    images = ImageReader(inputs["images"].table("images"))
+    rejections = Rejections(config.max_rejected, "images")
+    seen = look_at(images, prompts, rejections, context)
+    rejections.check(len(images), len(images) - len(rejections))
+    people = crowd(config.annotators, config.noise, config.lean, np.random.default_rng([config.seed, 0]))
     records = 0
     with (out / "annotations.jsonl").open("w", encoding="utf-8") as file:
-        for prompt in prompts:
-            for record in campaign(config, prompt["prompt_id"], prompt["prompt"], people):
+        for identity, known in seen.items():
+            for record in campaign(config, identity, prompts[identity], known, people):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records += 1
-    return Report(Rows(len(prompts), len(prompts), 0), {"prompts": len(prompts), "records": records})
+    bound, pairs = bayes_bound(list(seen.values()), people, config.seed)
+    told = {"people": [asdict(person) for person in people], "bayes_accuracy": bound, "bayes_pairs": pairs}
+    (out / "people.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    rejected = rejections.write(out)
+    metrics = {"prompts": len(seen), "records": records, "bayes_accuracy": round(bound, 4), "rejected_for": rejections.counts()}
+    return Report(Rows(len(images), len(images) - rejected, rejected), metrics)
 
 
-def campaign(config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, people: list[Annotator]) -> Iterator[dict[str, Any]]:
+def look_at(images: ImageReader, prompts: Mapping[int, str], rejections: Rejections, context: Context) -> dict[int, Seen]:
+    """What is to be seen of every image, by prompt. Prompts with a single image cannot be ranked."""
+    seen: dict[int, Seen] = {}
+    places: dict[int, int] = {}
+    with context.progress("looking at images", len(images), "images") as bar:
+        for place, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
+            bar.advance(1)
+            identity, cell = image["prompt_id"], image["image"]
+            try:
+                verdict = verdict_on(prompts.get(identity), cell["bytes"], image["fault"])
+            except NotOfThisWorldError as error:
+                rejections.refuse(place, image["fault"] or "nobody can judge it", str(error))
+                continue
+            seen.setdefault(identity, {})[cell["path"]] = Impression.of(verdict)
+            places[identity] = place
+    for identity in [identity for identity, known in seen.items() if len(known) < 2]:
+        rejections.drop(places[identity], "the only image of its prompt")
+        del seen[identity]
+    return seen
+
+
+def campaign(
+    config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, seen: Seen, people: Sequence[Annotator]
+) -> Iterator[dict[str, Any]]:
     """Every annotator's record of one prompt. Draws depend on the seed and the prompt alone, not on its place."""
     rng = np.random.default_rng([config.seed, row_id("campaign", prompt_id)])
-    name = show_row_id(prompt_id)
-    count = int(rng.integers(config.min_images, config.max_images + 1))
-    worth = rng.normal(0, 1, count)
+    name, paths = show_row_id(prompt_id), sorted(seen)
     unclear = bool(rng.random() < config.unclear_share)
     for person in rng.choice(len(people), config.annotators_per_prompt, replace=False).tolist():
         yield {
@@ -45,7 +83,14 @@ def campaign(config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, peo
             "prompt_id": name,
             "prompt": prompt,
             "annotator": people[person].name,
-            "images": [f"{name}/{place}.png" for place in range(count)],
-            **annotate(people[person], worth, rng),
-            "labels": {"category": "Artifacts", "intent_unclear": unclear, "unsafe": []},
+            "images": paths,
+            **annotate(people[person], [seen[path] for path in paths], bool(rng.random() < config.contradiction_share), rng),
+            "labels": {"category": "Abstract", "intent_unclear": unclear, "unsafe": []},
+            "split": split_of(parse(prompt)[0]),
         }
+
+
+def bayes_bound(seen: Sequence[Seen], people: Sequence[Annotator], seed: int) -> tuple[float, int]:
+    """The best accuracy on pairs that anybody can reach with these people and images, and over how many drawn pairs."""
+    draws = max(1, _BOUND_RECORDS // max(1, len(seen)))
+    return best_accuracy([list(known.values()) for known in seen], people, draws, np.random.default_rng([seed, 1]))

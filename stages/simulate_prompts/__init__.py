@@ -9,11 +9,16 @@ Cost: O(count).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class SimulatePromptsConfig(Config):
     count: int = setting(2000, ge=1, le=1_000_000, meaning="Prompts to write.")
+    part: Literal["all", "train", "validation", "test"] = setting(
+        "all", meaning="Part of the world. What is trained on it and shipped saw scenes of train alone."
+    )
     paraphrase_share: float = setting(0.3, ge=0, le=0.9, meaning="Share that says an earlier scene in other words.")
     duplicate_share: float = setting(
         0.05, ge=0, le=0.1, meaning="Share that repeats an earlier prompt but for case and white space."
@@ -23,7 +28,7 @@ class SimulatePromptsConfig(Config):
 
 STAGE = Stage(
     name="simulate-prompts",
-    version=1,
+    version=2,
     writes="prompt-pool",
     determinism="bitwise",
     config=SimulatePromptsConfig,

@@ -14,6 +14,7 @@ from irpipe.stages.simulate_prompts import SimulatePromptsConfig
 
 def run(config: SimulatePromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     with (out / "prompts.jsonl").open("w", encoding="utf-8") as file:
-        for text in prompts(config.count, config.paraphrase_share, config.duplicate_share, config.seed):
+        part = None if config.part == "all" else config.part
+        for text in prompts(config.count, part, config.paraphrase_share, config.duplicate_share, config.seed):
             file.write(json.dumps({"prompt": text}) + "\n")
     return Report(Rows(config.count, config.count, 0), {"prompts": config.count})

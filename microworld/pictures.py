@@ -1,0 +1,52 @@
+"""Encoded images as the oracle takes them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from irpipe.microworld.oracle import Verdict, judge
+from irpipe.microworld.render import SIDE, Image
+
+
+class NotOfThisWorldError(ValueError):
+    """A prompt or an image that the oracle has no verdict on."""
+
+
+def decode(data: bytes) -> Image:
+    """(32, 32, 3) from 0 to 1.
+
+    Raises:
+        NotOfThisWorldError: it is no image, or of another size.
+    """
+    try:
+        with Pillow.open(io.BytesIO(data)) as image:
+            if image.size != (SIDE, SIDE):
+                raise NotOfThisWorldError(
+                    f"{image.width} x {image.height} pixels, and the micro world's images have {SIDE} x {SIDE}"
+                )
+            return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+    except (UnidentifiedImageError, OSError) as error:
+        raise NotOfThisWorldError(f"no image: {error}") from None
+
+
+def verdict_on(prompt: str | None, data: bytes, fault: str | None) -> Verdict:
+    """The oracle's verdict on an encoded image.
+
+    Args:
+        prompt: None where it is not known.
+        fault: why nobody should judge the image, if so.
+
+    Raises:
+        NotOfThisWorldError: there is none.
+    """
+    if prompt is None or fault is not None:
+        raise NotOfThisWorldError(fault or "its prompt was not selected")
+    image = decode(data)
+    try:
+        return judge(prompt, image)
+    except ValueError as error:
+        raise NotOfThisWorldError(str(error)) from None

@@ -1,0 +1,1 @@
+"""Networks and samplers: thin wrappers of well-kept libraries, shared by the stages."""

@@ -1,0 +1,259 @@
+"""Text-to-image pipelines of diffusers: loaded with clear errors, and sampled in batches with a seed for every image."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.stage import Model
+
+SchedulerName = Literal["own", "ddpm", "ddim", "pndm", "lms", "euler", "euler-ancestral", "dpm-solver++", "unipc"]
+
+_SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+# What `encode_prompt` returns, by pipeline. The prompts of any other pipeline are encoded by its own call.
+_ENCODINGS = {
+    "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
+    "StableDiffusionXLPipeline": (
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled; `width` and `height` of None are the model's own."""
+
+    num_steps: int
+    guidance_scale: float
+    scheduler: SchedulerName
+    width: int | None
+    height: int | None
+    negative_prompt: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    safety_checker: bool
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """A prompt that the text encoder cannot take whole."""
+
+    prompt: str
+    tokens: int
+    lost: str
+
+
+class ImageGenerator:
+    """A loaded pipeline. Make one with `load`."""
+
+    def __init__(self, pipeline: Any, sampling: Sampling) -> None:
+        self.pipeline = pipeline
+        self.sampling = sampling
+        self._takes = frozenset(inspect.signature(type(pipeline).__call__).parameters)
+
+    @property
+    def settings(self) -> str:
+        """The sampling as JSON with sorted keys, with the scheduler and the size that are really used."""
+        shown = asdict(self.sampling) | {"scheduler": type(self.pipeline.scheduler).__name__}
+        return json.dumps(shown, sort_keys=True)
+
+    def overlong(self, prompts: Sequence[str]) -> list[Overlong]:
+        """The prompts of which the tokenizer keeps only a part, and what it drops."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return []
+        found = []
+        for prompt in prompts:
+            ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
+            if len(ids) > tokenizer.model_max_length:
+                lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+                found.append(Overlong(prompt, len(ids), lost))
+        return found
+
+    def encode(self, prompts: Sequence[str]) -> Encodings:
+        """Encode prompts for `sample`, each once."""
+        names = _ENCODINGS.get(type(self.pipeline).__name__)
+        if names is None:
+            return Encodings(list(prompts), {})
+        guided = self.sampling.guidance_scale > 1
+        encoded = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            device=self.pipeline._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            negative_prompt=[self.sampling.negative_prompt] * len(prompts) if guided else None,
+        )
+        return Encodings(list(prompts), {name: value for name, value in zip(names, encoded, strict=True) if value is not None})
+
+    def sample(self, encodings: Encodings, rows: Sequence[int], seeds: Sequence[int]) -> tuple[NDArray[np.float32], list[bool]]:
+        """Images of some of the encoded prompts.
+
+        Args:
+            rows: (n,) which prompt each image is of.
+            seeds: (n,) each image's noise is drawn on the CPU from its own seed, whatever the batch and the device.
+
+        Returns:
+            (n, height, width, 3) from 0 to 1, and for each image whether a safety checker blackened it.
+        """
+        import torch
+
+        sampling = self.sampling
+        given: dict[str, Any] = {name: value[list(rows)] for name, value in encodings.tensors.items()}
+        if not given:
+            given = {"prompt": [encodings.prompts[row] for row in rows]}
+            if sampling.guidance_scale > 1 and "negative_prompt" in self._takes:
+                given["negative_prompt"] = [sampling.negative_prompt] * len(rows)
+        sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
+        with torch.inference_mode(), _out_of_memory(len(rows)):
+            made = self.pipeline(
+                **given,
+                **sizes,
+                num_inference_steps=sampling.num_steps,
+                guidance_scale=sampling.guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+            )
+        flags = getattr(made, "nsfw_content_detected", None) or [False] * len(rows)
+        return made.images, [bool(flag) for flag in flags]
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Encoded prompts: tensors with one row a prompt, by the name under which the pipeline takes them."""
+
+    prompts: list[str]
+    tensors: dict[str, Any]
+
+
+def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
+    """Load a text-to-image pipeline from safetensors.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ModelError: the library or the weights are not at hand, need a licence to be accepted, or are no text-to-image pipeline.
+    """
+    try:
+        import diffusers
+        import torch
+    except ImportError:
+        raise ModelError("generating images needs the extra 'generate'", mend="pip install 'irpipe[generate]'") from None
+    _quiet()
+    with _not_at_hand(model):
+        index = diffusers.DiffusionPipeline.load_config(**model.location)
+    _check_class(index.get("_class_name"), model)
+    unsafe = {"safety_checker": None, "requires_safety_checker": False} if _drops_checker(index, sampling) else {}
+    with _not_at_hand(model):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
+        )
+    if sampling.scheduler != "own":
+        pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return ImageGenerator(pipeline.to(pick_device(device)), sampling)
+
+
+def _drops_checker(index: dict[str, Any], sampling: Sampling) -> bool:
+    return not sampling.safety_checker and "safety_checker" in index
+
+
+def pick_device(device: str) -> str:
+    """The device that `auto` means here: the first GPU if there is one."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _quiet() -> None:
+    """Libraries' own bars and hints go; ours come."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _check_class(name: str | None, model: Model) -> None:
+    """Whether a pipeline's class makes images of a prompt alone.
+
+    Raises:
+        ModelError: diffusers has no such class, or it needs more than a prompt, or makes something else.
+    """
+    import diffusers
+
+    pipeline = getattr(diffusers, name or "", None)
+    callable_class = inspect.isclass(pipeline) and "__call__" in dir(pipeline)
+    parameters = inspect.signature(pipeline.__call__).parameters if callable_class else {}
+    needed = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
+    demands = [
+        p for p in parameters if p in ("image", "mask_image", "control_image", "image_embeds", "num_frames", "audio_length_in_s")
+    ]
+    if not needed <= set(parameters) or demands:
+        why = f"takes {', '.join(demands)}" if demands else "is not a text-to-image pipeline of diffusers"
+        raise ModelError(
+            f"{model.name} is a {name}, which {why}",
+            expected="a pipeline that makes images of a prompt, such as StableDiffusionPipeline or StableDiffusionXLPipeline",
+        )
+
+
+@contextmanager
+def _not_at_hand(model: Model) -> Iterator[None]:
+    """Turn what the hub and the loaders raise into one error that says what to do."""
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        if any(isinstance(cause, GatedRepoError) for cause in chain):
+            raise ModelError(
+                f"{model.name} is given only to those who accept its licence",
+                mend=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
+            ) from None
+        where = str(model.folder) if model.folder else None
+        get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(
+            f"the generator {model.name} cannot be loaded: {told}",
+            where=where,
+            expected="a diffusers folder: model_index.json and safetensors" if where else None,
+            mend=None if where else get,
+        ) from None
+
+
+@contextmanager
+def _out_of_memory(batch: int) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        smaller = f"batch_size={max(1, batch // 2)}" if batch > 1 else "smaller width and height"
+        raise StageError(
+            f"out of memory with {batch} images a batch: {str(error).splitlines()[0][:200]}",
+            mend=f"--set generate-images.{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused",
+        ) from None

@@ -1,0 +1,100 @@
+"""The work of `generate-images`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.images import IMAGES, OVERLONG_PROMPTS, ImageReader
+from irpipe.schemas.prompts import SELECTED_PROMPTS
+from irpipe.schemas.rejected import Rejections
+from irpipe.stages.generate_images import GenerateImagesConfig
+from irpipe.stages.generate_images.shards import Job, Shard, make_shards
+from irpipe.stages.generate_images.sheets import draw_sheets
+
+
+def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    prompts = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
+    jobs = plan_jobs(config, prompts, len(context.models["models"]))
+    rejections = Rejections(config.max_rejected, "selected-prompts")
+    for job in jobs:
+        if not job.prompt.strip():
+            rejections.refuse(job.place, "empty prompt", show_row_id(job.prompt_id))
+    shards = cut_shards([job for job in jobs if job.prompt.strip()], config.shard_size)
+    overlong = make_shards(config, shards, context)
+    files = gather(shards, context.work, out)
+    by_model = refuse_faults(shards, files, rejections)
+    kept = len(jobs) - len(rejections)
+    rejections.check(len(jobs), kept)
+    rejected = rejections.write(out)
+    OVERLONG_PROMPTS.write(out, {column.name: [row[column.name] for row in overlong] for column in OVERLONG_PROMPTS.columns})
+    if overlong:
+        context.say(f"{len(overlong):,} prompts were cut to what the text encoder takes: see the table overlong_prompts")
+    draw_sheets(ImageReader(files), {row["prompt_id"]: row["prompt"] for row in prompts}, config.sheets, out)
+    metrics = {
+        "images": kept, "prompts": len(prompts), "images_by_model": by_model, "overlong_prompts": len(overlong),
+        "rejected_for": rejections.counts(),
+    }  # fmt: skip
+    return Report(Rows(len(jobs), kept, rejected), metrics)
+
+
+def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]], num_models: int) -> list[Job]:
+    """What is to be made: for each prompt a number of images drawn from the seed, dealt round the models."""
+    jobs = []
+    for row in prompts:
+        identity = row["prompt_id"]
+        spread = config.max_images - config.min_images + 1
+        count = config.min_images + row_id("number of images", config.seed, identity) % spread
+        first = row_id("first model", config.seed, identity)
+        for index in range(count):
+            seed = row_id("noise", config.seed, identity, index)
+            jobs.append(Job(len(jobs), identity, row["prompt"], index, (first + index) % num_models, seed))
+    return jobs
+
+
+def cut_shards(jobs: Sequence[Job], shard_size: int) -> list[Shard]:
+    """Shards of one model each, of at least so many images, and of whole prompts: a prompt is encoded once a model."""
+    shards: list[Shard] = []
+    for model in sorted({job.model for job in jobs}):
+        part: list[Job] = []
+        for job in (job for job in jobs if job.model == model):
+            if len(part) >= shard_size and job.prompt_id != part[-1].prompt_id:
+                shards.append(Shard(len(shards), model, tuple(part)))
+                part = []
+            part.append(job)
+        shards.append(Shard(len(shards), model, tuple(part)))
+    return shards
+
+
+def gather(shards: Sequence[Shard], work: Path, out: Path) -> list[Path]:
+    """Put the finished shards in their place, as links where the disk has them: a kill meanwhile loses none."""
+    (out / IMAGES.name).mkdir()
+    files = [out / IMAGES.name / shard.name for shard in shards]
+    for file in files:
+        try:
+            os.link(work / file.name, file)
+        except OSError:
+            shutil.copyfile(work / file.name, file)
+    return files
+
+
+def refuse_faults(shards: Sequence[Shard], files: Sequence[Path], rejections: Rejections) -> dict[str, int]:
+    """Count images that nobody should judge as rejected. Returns how many good ones each model made."""
+    by_model: Counter[str] = Counter()
+    for shard, file in zip(shards, files, strict=True):
+        table = pq.read_table(file, columns=["fault", "generator"], partitioning=None)
+        for job, fault, generator in zip(shard.jobs, table["fault"].to_pylist(), table["generator"].to_pylist(), strict=True):
+            if fault is None:
+                by_model[generator] += 1
+            else:
+                rejections.refuse(job.place, fault, f"prompt {show_row_id(job.prompt_id)}, image {job.index}")
+    return dict(sorted(by_model.items()))

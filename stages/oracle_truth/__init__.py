@@ -1,0 +1,30 @@
+"""Write down what the micro world's oracle knows of every image.
+
+Reads: the selected prompts and their images.
+Writes: the table `truth`: alignment, fidelity, utility, wrong words and a map of defects, for evaluations alone.
+Paper: none; it is what no campaign of people can have.
+Deviates: stages that train or select are refused this artifact and all that is made from it.
+Cost: about 1 ms an image on one core.
+"""
+
+from __future__ import annotations
+
+from irpipe.pipeline.stage import Config, Stage, setting
+
+
+class OracleTruthConfig(Config):
+    max_rejected: float = setting(
+        0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) without a verdict that stops the run."
+    )
+
+
+STAGE = Stage(
+    name="oracle-truth",
+    version=1,
+    reads=("selected-prompts", "images"),
+    writes="truth",
+    determinism="bitwise",
+    config=OracleTruthConfig,
+    run="irpipe.stages.oracle_truth.run:run",
+    truth=True,
+)
