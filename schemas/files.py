@@ -122,13 +122,14 @@ def open_parquet(path: Path) -> Any:
 
 
 def read_batches(path: Path, columns: Sequence[str], batch_size: int = 1 << 16) -> Iterator[Any]:
-    """Some columns of a Parquet file, a batch at a time.
+    """Some columns of a Parquet file, a batch at a time; `image.path` is one field of a struct.
 
     Raises:
         InputError: a column is missing, or the file is damaged.
     """
     file = open_parquet(path)
-    check_columns(file.schema_arrow.names, columns, str(path))
+    names = file.schema_arrow.names
+    check_columns(names, [name if name in names else name.partition(".")[0] for name in columns], str(path))
     batches = file.iter_batches(batch_size=batch_size, columns=list(columns))
     while True:
         try:

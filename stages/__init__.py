@@ -6,6 +6,6 @@ prompt_graph          each prompt's nearest others
 select_prompts        the prompts to annotate
 simulate_annotations  rankings and ratings of those prompts, written offline, for the micro recipe
 load_annotations      anybody's annotations in one canonical form
-import_images         the annotated images, checked, in Parquet
+import_images         images, annotated or existing, checked, in Parquet
 build_pairs           C(k, 2) preference pairs, split without leaks
 """

@@ -1,21 +1,43 @@
-"""Check the annotated images and keep their bytes in Parquet.
+"""Check the images that were annotated, or that exist of the selected prompts, and keep their bytes in Parquet.
 
-Reads: the annotations, and the images below `image_root`, in place: files, zips, Parquet with images.
+Reads: the annotations, or the selected prompts where `layout` tells how existing images lie; and the images below
+    `image_root`, in place: files, zips, Parquet with images, DiffusionDB and ImageRewardDB as published.
 Writes: the tables `images` (shards of 1,024) and `rejected`.
-Paper: ImageReward, section 2.1 (4-9 images a prompt).
-Deviates: every image is decoded once here, so that no later stage meets a broken one.
-Cost: one read and one decode an image; memory O(64 images), and O(1) a name.
+Paper: ImageReward, section 2.1 (4-9 images a prompt, from DiffusionDB).
+Deviates: every image is decoded once here, so that no later stage meets a broken one. The paper does not say which
+    images it took of a prompt with more than nine; here a hash of their paths decides.
+Cost: one decode an image, and one read (two of existing images, of which the good ones must be counted first); memory
+    O(64 images), and O(1) a name.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import model_validator
 
 from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 
 class ImportImagesConfig(Config):
     image_root: FilePath = setting(
-        role="external", meaning="Folder (or zip, or Parquet file) that the annotations' image paths are relative to."
+        role="external",
+        meaning="Folder (or zip, or Parquet file) that holds the images; the annotations' paths are relative to it.",
     )
+    layout: Literal["annotated", "folder", "table", "diffusiondb", "imagerewarddb", "parquet"] = setting(
+        "annotated",
+        role="neutral",
+        meaning="annotated: the images that the annotations name. Otherwise existing images of the selected prompts, and how"
+        " they lie in image_root: a folder a prompt, a table of prompts and paths, a published set, or Parquet.",
+    )
+    min_images: int = setting(
+        4, ge=1, meaning="Prompts with fewer good images are dropped.", source="ImageReward 2.1: 4-9 images a prompt"
+    )
+    max_images: int = setting(
+        9, ge=1, meaning="Of more good images of a prompt, those with the lowest hash of their path are kept.",
+        source="ImageReward 2.1: 4-9 images a prompt",
+    )  # fmt: skip
     max_pixels: int = setting(50_000_000, ge=1, meaning="Larger images are rejected unread.")
     max_bytes: int = setting(100_000_000, ge=1, meaning="Larger files are rejected unread, also inside zips.")
     max_rejected: float = setting(
@@ -23,11 +45,25 @@ class ImportImagesConfig(Config):
     )
     num_workers: int = setting(4, ge=1, le=256, role="execution", meaning="Threads that decode.")
 
+    @model_validator(mode="after")
+    def _some_number(self) -> ImportImagesConfig:
+        if self.min_images > self.max_images:
+            raise ValueError(f"min_images = {self.min_images} is more than max_images = {self.max_images}")
+        return self
+
+    def unused(self) -> dict[str, str]:
+        why = "layout = 'annotated' takes every image that was annotated"
+        return dict.fromkeys(("min_images", "max_images"), why) if self.layout == "annotated" else {}
+
+
+def _reads(config: ImportImagesConfig) -> Sequence[str]:
+    return ("annotations",) if config.layout == "annotated" else ("selected-prompts",)
+
 
 STAGE = Stage(
     name="import-images",
     version=2,
-    reads=("annotations",),
+    reads=_reads,
     writes="images",
     determinism="bitwise",
     config=ImportImagesConfig,

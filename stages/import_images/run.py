@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.annotations import ANNOTATION_IMAGES
 from irpipe.schemas.images import ImageShards, image_row
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
+from irpipe.stages.import_images.layouts import LAYOUTS, Fetch
 from irpipe.stages.import_images.sources import Found, fetch
+from irpipe.stages.import_images.wanted import (
+    Wanted,
+    annotated_images,
+    by_place,
+    choose,
+    existing_images,
+    selected_texts,
+    without_images,
+)
 
 _BLOCK = 64  # images in memory at once
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+Places = Mapping[str, Sequence[int]]  # the rows of each place below the root
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An image that was looked at: its bytes and measures, or why it cannot be used."""
+    """An image that was looked at: where it lies, its bytes and measures, or why it cannot be used."""
 
-    path: str
+    place: str
     data: bytes = b""
     digest: str = ""
     width: int = 0
@@ -38,30 +51,69 @@ class Checked:
 
 
 def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    wanted = ANNOTATION_IMAGES.read(inputs["annotations"].table("annotation_images"))
-    places: dict[str, list[int]] = {}
-    for place, path in enumerate(wanted["path"].to_pylist()):
-        places.setdefault(path, []).append(place)
-    ids = wanted["image_id"].to_pylist(), wanted["prompt_id"].to_pylist()
-    rejections = Rejections(config.max_rejected, str(config.image_root))
-    kept = 0
-    found = fetch(context.sources["image_root"][0], list(places), config.max_bytes)
-    with context.progress("decoding", len(places), "images") as bar, ImageShards(out) as shards:
-        for image in checked(found, config.max_pixels, config.num_workers):
-            for place in places[image.path]:
-                if image.fault is not None:
-                    rejections.refuse(place, image.fault, image.path)
+    root, rejections = context.sources["image_root"][0], Rejections(config.max_rejected, str(config.image_root))
+    fetched: Fetch = fetch
+    metrics: dict[str, Any] = {}
+    if config.layout == "annotated":
+        wanted = annotated_images(inputs["annotations"])
+    else:
+        listed, fetched = LAYOUTS[config.layout]
+        texts = selected_texts(inputs["selected-prompts"])
+        with context.progress("listing", None, "images") as bar:
+            wanted = existing_images(listed(root), texts, config, rejections, bar)
+        metrics = without_images(texts, wanted)
+    read, places = len(wanted) + len(rejections), by_place(wanted, wanted)
+    images = checked(fetched(root, list(places), config.max_bytes), config.max_pixels, config.num_workers)
+    good = good_images(images, places, wanted, rejections, context)
+    if config.layout != "annotated":
+        seen = {row: replace(image, data=b"") for row, image in good}
+        chosen = by_place(wanted, sorted(choose(seen, wanted, config, rejections)))
+        good = again(fetched(root, list(chosen), config.max_bytes), chosen, seen, context)
+    kept = write(good, wanted, out)
+    rejections.check(read, kept.total())
+    metrics |= {"images": kept.total(), "prompts": len(kept), "files": len(places), "rejected_for": rejections.counts()}
+    return Report(Rows(read, kept.total(), rejections.write(out)), metrics)
+
+
+def good_images(
+    images: Iterable[Checked], places: Places, wanted: Mapping[int, Wanted], rejections: Rejections, context: Context
+) -> Iterator[tuple[int, Checked]]:
+    """Every row whose image can be used, with the image; the others are refused."""
+    with context.progress("decoding", len(places), "images") as bar:
+        for image in images:
+            for row in places[image.place]:
+                if image.fault is None:
+                    yield row, image
                 else:
-                    size = (image.width, image.height)
-                    shards.append(
-                        image_row(ids[0][place], ids[1][place], image.data, image.path, image.digest, size, image.format)
-                    )
-                    kept += 1
+                    rejections.refuse(row, image.fault, wanted[row].path)
             bar.advance(1)
-    rejections.check(wanted.num_rows, kept)
-    rejected = rejections.write(out)
-    metrics = {"images": kept, "files": len(places), "rejected_for": rejections.counts()}
-    return Report(Rows(wanted.num_rows, kept, rejected), metrics)
+
+
+def again(found: Iterable[Found], places: Places, seen: Mapping[int, Checked], context: Context) -> Iterator[tuple[int, Checked]]:
+    """The chosen of the images that were seen, with their bytes: to hold them meanwhile would take all memory.
+
+    Raises:
+        InputError: an image is another than the one that was decoded.
+    """
+    with context.progress("writing", len(places), "images") as bar:
+        for image in found:
+            digest = hashlib.sha256(image.data).hexdigest()
+            for row in places[image.path]:
+                if seen[row].digest != digest:
+                    raise InputError(f"{image.path} changed while it was read", mend="run again")
+                yield row, replace(seen[row], data=image.data)
+            bar.advance(1)
+
+
+def write(images: Iterable[tuple[int, Checked]], wanted: Mapping[int, Wanted], out: Path) -> Counter[int]:
+    """Write the table `images`. Returns how many each prompt has."""
+    kept: Counter[int] = Counter()
+    with ImageShards(out) as shards:
+        for row, image in images:
+            of, size = wanted[row], (image.width, image.height)
+            shards.append(image_row(of.image_id, of.prompt_id, image.data, of.path, image.digest, size, image.format, **of.known))
+            kept[of.prompt_id] += 1
+    return kept
 
 
 def checked(found: Iterable[Found], max_pixels: int, num_workers: int) -> Iterator[Checked]:

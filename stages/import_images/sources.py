@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import lzma
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -27,6 +26,8 @@ class Found:
 
 _NO_SUCH_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 _MOST_OPEN = 32  # archives
+# zipfile expands a bzip2 or LZMA block whole, however few bytes were asked for; images are never kept so.
+_BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 # Columns that hold an image, and the column that holds the name it is known by (None: inside the image's struct).
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
@@ -38,19 +39,25 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
     Raises:
         InputError: the root is no folder, zip or Parquet file.
     """
-    if root.is_dir():
-        tables = _image_tables(root)
-        left = dict.fromkeys(paths)
-        for found in _from_parquet(tables, paths, max_bytes):
-            del left[found.path]
-            yield found
-        yield from _from_folder(root, list(left), max_bytes)
-    elif root.suffix.lower() == ".parquet":
-        left = dict.fromkeys(paths)
-        for found in _from_parquet([root], paths, max_bytes):
-            del left[found.path]
-            yield found
+    lone = root.suffix.lower() == ".parquet" and root.is_file()
+    left = dict.fromkeys(paths)
+    for found in _from_parquet([root] if lone else _image_tables(root), paths, max_bytes):
+        del left[found.path]
+        yield found
+    if lone:
         yield from (Found(path, fault="missing") for path in left)
+    else:
+        yield from fetch_files(root, list(left), max_bytes)
+
+
+def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    """Every wanted file of a folder (or of zips in it) or of one zip, in the order of `paths`.
+
+    Raises:
+        InputError: the root is no folder or zip.
+    """
+    if root.is_dir():
+        yield from _from_folder(root, paths, max_bytes)
     elif zipfile.is_zipfile(root):
         zips = _Zips()
         yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
@@ -58,11 +65,55 @@ def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
         raise InputError(f"{root} is no folder, zip or Parquet file", where="import-images.image_root")
 
 
+def fetch_rows(root: Path, places: Sequence[str], max_bytes: int) -> Iterator[Found]:
+    """Every wanted image of a column `image`, each named `<file>/<row>` (see `parquet_files`), in the order of rows."""
+    wanted = set(places)
+    for name, file in parquet_files(root):
+        row = 0
+        for batch in read_batches(file, ["image"], batch_size=64):
+            for cell in batch["image"]:
+                place = f"{name}/{row}"
+                row += 1
+                if place in wanted:
+                    data = _cell(cell.as_py(), place)[1]
+                    yield _judge(place, data, max_bytes)
+
+
+def parquet_files(root: Path) -> list[tuple[str, Path]]:
+    """Name and path of a Parquet file, or of all below a folder; a name is relative to the folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    files = [file for file in found if file.suffix.lower() == ".parquet" and _below(file, root)]
+    if not files:
+        raise InputError(f"{root} is no Parquet file and holds none", where="import-images.image_root")
+    return [(file.relative_to(root.parent if root.is_file() else root).as_posix(), file) for file in files]
+
+
+def members(archive: Path) -> list[str]:
+    """Names in a zip, in their order there.
+
+    Raises:
+        InputError: it is no zip, or a broken one.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.namelist()
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{archive} is no folder and no readable zip: {error}", where="import-images.image_root") from None
+
+
+def _below(file: Path, root: Path) -> bool:
+    return file.resolve().is_relative_to(root.resolve())
+
+
 def _image_tables(root: Path) -> list[Path]:
     """The Parquet files below a folder that hold images. Others, and what is none for all its name, hide nothing."""
-    real_root, found = root.resolve(), []
+    found = []
     for file in sorted(root.rglob("*")):
-        if file.suffix.lower() == ".parquet" and file.is_file() and file.resolve().is_relative_to(real_root):
+        if file.suffix.lower() == ".parquet" and file.is_file() and _below(file, root):
             try:
                 names = open_parquet(file).schema_arrow.names
             except InputError:
@@ -131,12 +182,15 @@ class _Zips:
         name = next((name for name in names if name in opened.NameToInfo), None)
         if name is None:
             return Found(path, fault="missing")
-        if opened.getinfo(name).file_size > max_bytes:
+        member = opened.getinfo(name)
+        if member.file_size > max_bytes:
             return Found(path, fault="file too large")
+        if member.compress_type not in _BOUNDED:
+            return Found(path, fault="compressed as a bomb may be")
         try:
-            with opened.open(name) as member:
-                data = member.read(max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError):
+            with opened.open(member) as file:
+                data = file.read(max_bytes + 1)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
             return Found(path, fault="broken in its zip")
         return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
 

@@ -1,0 +1,215 @@
+"""One reader per layout that existing images lie in. Each lists every image of a source and reads none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_batches, read_csv, read_jsonl
+from irpipe.stages.import_images.sources import Found, fetch_files, fetch_rows, members, parquet_files
+
+_WHERE = "import-images.image_root"
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_TABLES = (".jsonl", ".csv", ".parquet")
+_TEXTS = ("prompt", "caption", "text")
+_PART = re.compile(r"part-\d+")
+_MAX_PART_BYTES = 100_000_000  # of JSON; a published part has 1,000 images and less than a megabyte
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An image as a source lists it.
+
+    Attributes:
+        prompt: text of its prompt (its id in 16 hex digits, in a folder of prompts), as yet unchecked.
+        path: what it is known by, as yet unchecked; what a bad row says, where it has a fault.
+        place: where below the root its bytes lie.
+        known: further columns of the table `images`.
+        fault: why the row tells no image.
+    """
+
+    prompt: Any
+    path: Any
+    place: Any
+    known: Mapping[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+
+
+def read_folder(root: Path) -> Iterator[Listed]:
+    """`<prompt id>/<image>` below a folder, or anywhere in a zip."""
+    if root.is_dir():
+        folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+        names: Iterator[str] = (f"{folder.name}/{name}" for folder in folders for name in sorted(_names(folder)))
+    else:
+        names = iter(sorted(members(root)))
+    for name in names:
+        path = PurePosixPath(name)
+        if path.suffix.lower() in _ENDINGS:
+            yield Listed(path.parent.name, name, name)
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
+
+
+def read_table(root: Path) -> Iterator[Listed]:
+    """The rows (`prompt`, `path`) of the one table that a folder holds beside its images."""
+    if root.is_file():  # the key of a run counts what image_root names: a lone table would not count its images
+        raise InputError(f"{root.name} is a file", where=_WHERE, expected="the folder that holds the table and its images")
+    tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES]
+    if len(tables) != 1:
+        found = ", ".join(table.name for table in tables[:3]) or "none"
+        raise InputError(f"{root} holds {len(tables)} tables: {found}", where=_WHERE, expected=f"one of {', '.join(_TABLES)}")
+    return _READ_TABLE[tables[0].suffix.lower()](tables[0])
+
+
+def _read_jsonl(table: Path) -> Iterator[Listed]:
+    seen = False
+    for _, record, fault in read_jsonl(table):
+        if fault is not None:
+            yield Listed(None, fault, None, fault="not JSON")
+        elif not isinstance(record, dict) or not {"prompt", "path"} <= record.keys():
+            yield Listed(None, repr(record)[:80], None, fault="no field 'prompt' or 'path'")
+        else:
+            seen = True
+            yield Listed(record["prompt"], record["path"], record["path"])
+    if not seen:
+        raise InputError("no line is a JSON object with the fields 'prompt' and 'path'", where=str(table))
+
+
+def _read_csv(table: Path) -> Iterator[Listed]:
+    for _, cells in read_csv(table, ["prompt", "path"]):
+        yield Listed(cells["prompt"], cells["path"], cells["path"], fault="more cells than columns" if None in cells else None)
+
+
+def _read_paths(table: Path, path: str = "path") -> Iterator[Listed]:
+    for batch in read_batches(table, ["prompt", path]):
+        for prompt, place in zip(batch["prompt"].to_pylist(), batch[path].to_pylist(), strict=True):
+            yield Listed(prompt, place, place)
+
+
+_READ_TABLE = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_paths}
+
+
+def read_imagerewarddb(root: Path) -> Iterator[Listed]:
+    """The rows of `metadata-*.parquet`, of all splits."""
+    tables = sorted(root.glob("metadata-*.parquet"))
+    if not tables:
+        raise InputError(f"{root} holds no metadata-*.parquet", where=_WHERE, expected="ImageRewardDB's folder as published")
+    for table in tables:
+        yield from _read_paths(table, "image_path")
+
+
+def read_diffusiondb(root: Path) -> Iterator[Listed]:
+    """The images that the JSON of each part names; a part is known by its number, wherever it lies.
+
+    Raises:
+        InputError: there is no part, or one has no readable JSON.
+    """
+    lists = _parts_of_folder(root) if root.is_dir() else [name for name in members(root) if _lists_part(name)]
+    if not lists:
+        raise InputError(
+            f"{root} holds no part of DiffusionDB", where=_WHERE,
+            expected="folders or zips part-000001, ..., each with its part-000001.json; in a zip, folders",
+        )  # fmt: skip
+    for found in fetch_files(root, lists, _MAX_PART_BYTES):
+        part = PurePosixPath(found.path)
+        for name, entry in _entries(found, root).items():
+            place = str(PurePosixPath(part.parent, name))
+            if isinstance(entry, dict) and "p" in entry:
+                yield Listed(entry["p"], f"{part.stem}/{name}", place, _made_by(entry))
+            else:
+                yield Listed(None, f"{part.stem}/{name}", place, fault="its part names no prompt")
+
+
+def _parts_of_folder(root: Path) -> list[str]:
+    """Where the JSON of each part lies (or would, were a part's zip a folder): in the root or in a folder of it."""
+    parents = [root, *(folder for folder in root.iterdir() if folder.is_dir() and not _PART.fullmatch(folder.name))]
+    lists = {name for name in _names(root) if _lists_part(name)}  # the root is a part itself
+    for parent in parents:
+        parts = {name.removesuffix(".zip") for name in _names(parent)}
+        lists |= {str((parent / part / f"{part}.json").relative_to(root)) for part in parts if _PART.fullmatch(part)}
+    return sorted(lists)
+
+
+def _lists_part(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix == ".json" and _PART.fullmatch(path.stem) is not None
+
+
+def _entries(found: Found, root: Path) -> Mapping[str, Any]:
+    where = f"{root}: {found.path}"
+    if found.fault is not None:
+        raise InputError(f"the list of a part cannot be read: {found.fault}", where=where)
+    try:
+        entries, fault = parse_json(found.data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"the list of a part is not UTF-8 text: {error.reason}", where=where) from None
+    if fault is not None or not isinstance(entries, dict):
+        raise InputError("the list of a part is not a JSON object", where=where, mend="fetch the part again")
+    return entries
+
+
+def _made_by(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part tells of how an image was made; the release does not tell the revision of the model."""
+    seed = entry.get("se")
+    settings = {"guidance": entry.get("c"), "sampler": entry.get("sa"), "steps": entry.get("st")}
+    told = {name: value for name, value in settings.items() if _plain(value)}
+    return {
+        "generator": "diffusiondb",
+        "seed": seed if type(seed) is int and 0 <= seed < 1 << 64 else None,
+        "settings": json.dumps(told, sort_keys=True) if told else None,
+    }
+
+
+def _plain(value: object) -> bool:
+    """Whether a value is one that JSON has: the reader takes NaN too."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def read_parquet(root: Path) -> Iterator[Listed]:
+    """The rows of Parquet with the images in them; an image without a path is known by its file and row.
+
+    Raises:
+        InputError: a file has no column of images, or not one of prompts.
+    """
+    for name, file in parquet_files(root):
+        schema = open_parquet(file).schema_arrow
+        check_columns(schema.names, ["image"], str(file))
+        kind = schema.field("image").type
+        texts = [text for text in _TEXTS if text in schema.names]
+        if len(texts) != 1:
+            found = " and ".join(texts) or "none"
+            raise InputError(f"which column holds the prompts? {found}", where=str(file), expected=f"one of {', '.join(_TEXTS)}")
+        fields = {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in fields):
+            raise InputError(
+                f"the column 'image' holds no images but {kind}", where=str(file), expected="bytes, or struct<bytes, path>"
+            )
+        row = 0
+        for batch in read_batches(file, [*texts, *(["image.path"] if "path" in fields else [])]):
+            cells = batch["image"].to_pylist() if "path" in fields else [None] * batch.num_rows
+            for prompt, cell in zip(batch[texts[0]].to_pylist(), cells, strict=True):
+                place = f"{name}/{row}"
+                yield Listed(prompt, (cell or {}).get("path") or place, place)
+                row += 1
+
+
+Fetch = Callable[[Path, Sequence[str], int], Iterator[Found]]
+
+# How each layout lists its images, and how their bytes are fetched.
+LAYOUTS: Mapping[str, tuple[Callable[[Path], Iterator[Listed]], Fetch]] = {
+    "folder": (read_folder, fetch_files),
+    "table": (read_table, fetch_files),
+    "diffusiondb": (read_diffusiondb, fetch_files),
+    "imagerewarddb": (read_imagerewarddb, fetch_files),
+    "parquet": (read_parquet, fetch_rows),
+}
