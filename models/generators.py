@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -222,7 +223,10 @@ def _not_at_hand(model: Model) -> Iterator[None]:
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        yield
+        with warnings.catch_warnings():
+            # diffusers still passes it, and the hub's client says on every download that it does nothing.
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
+            yield
     except (OSError, ValueError, KeyError) as error:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:

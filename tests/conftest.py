@@ -15,6 +15,7 @@ from irpipe.pipeline.cli import main
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.stage import Context
 from irpipe.pipeline.store import Store
+from tests.renders import render_pool
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real prompts, vectors and rankings, and outputs recorded from the published implementations. Not part of the project.
@@ -77,7 +78,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Project:
-    """An empty folder with the micro recipe."""
+    """An empty folder with the micro recipe, but for its sentence encoder."""
     root = tmp_path / "project"
     root.mkdir()
     monkeypatch.chdir(root)
@@ -95,7 +96,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     project = Project(root, run)
     project("init")
+    # Hashed n-grams need no model: loading one takes longer than most tests.
+    shipped = (root / "irpipe.toml").read_text(encoding="utf-8")
+    project.recipe(shipped.replace('model = "micro-sentences"\ndtype = "float32"', 'embedder = "lexical"'))
     return project
+
+
+@pytest.fixture
+def import_recipe(project: Project) -> None:
+    """The recipe of people who bring their own images and annotations."""
+    project.recipe(
+        'recipe = "micro"\n[simulate-prompts]\n[embed-prompts]\nembedder = "lexical"\n[prompt-graph]\nk = 50\n'
+        "[select-prompts]\ncount = 200\n[load-annotations]\n[import-images]\n[build-pairs]\n"
+    )
+
+
+@pytest.fixture(scope="session")
+def pool_renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of the first 200 simulated prompts, in folders by prompt id."""
+    return render_pool(tmp_path_factory.mktemp("renders"), 200)
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from tests.test_faults import SMALL, irpipe, whole
 
 
 @pytest.fixture
-def small_disk(project):
-    """The store on a disk of its own that a test can fill, or make read-only."""
+def small_disk(project, pool_renders):
+    """The images that the small recipe imports, and the store on a disk of its own that a test can fill, or make read-only."""
+    (project.root / "images").symlink_to(pool_renders)
     store = project.root / "artifacts"
     store.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(store)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(store)], check=False, capture_output=True
     ).returncode:
         pytest.skip("NEEDS THE RIGHT TO MOUNT a small disk")
     yield store
@@ -23,7 +24,7 @@ def small_disk(project):
 
 
 def test_a_full_disk(project, small_disk):
-    project.recipe(SMALL.replace("count = 400", "count = 5000"))
+    project.recipe(SMALL)
     result = irpipe("run", "build-pairs")
     assert result.returncode == 2, result.stderr
     assert "the store cannot be written" in result.stderr and "Traceback" not in result.stderr

@@ -25,6 +25,8 @@ from tests.test_images import faults, picture, png_header
 CAT, DOG, FOX = "a cat on a mat", "two dogs, oil on canvas", "a fox"
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
+pytestmark = pytest.mark.usefixtures("import_recipe")
+
 
 def unlike(number: int) -> bytes:
     """A picture that no other number has."""

@@ -15,7 +15,7 @@ import pytest
 SMALL = """
 recipe = "small"
 [simulate-prompts]
-count = 400
+count = 200
 [embed-prompts]
 embedder = "lexical"
 shard_size = 64
@@ -23,13 +23,16 @@ shard_size = 64
 k = 10
 [select-prompts]
 count = 60
+[import-images]
+layout = "folder"
+image_root = "images"
 [simulate-annotations]
 [load-annotations]
 [build-pairs]
 """
 STAGES = [
-    "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "simulate-annotations", "load-annotations",
-    "build-pairs",
+    "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "import-images", "simulate-annotations",
+    "load-annotations", "build-pairs",
 ]  # fmt: skip
 
 # Runs the command line and kills the process at the n-th call of anything that changes the disk during a commit.
@@ -79,6 +82,12 @@ Stage.load_run = load_run
 from irpipe.pipeline.cli import main
 main()
 """
+
+
+@pytest.fixture(autouse=True)
+def images(project, pool_renders):
+    """The images that the small recipe imports."""
+    (project.root / "images").symlink_to(pool_renders)
 
 
 def script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

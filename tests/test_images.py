@@ -15,6 +15,8 @@ from PIL import Image
 
 from irpipe.schemas.images import ROWS_PER_GROUP, ROWS_PER_SHARD, ImageShards, image_row
 
+pytestmark = pytest.mark.usefixtures("import_recipe")
+
 
 def picture(colour="red", size=(8, 6), kind="PNG") -> bytes:
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_
 from irpipe.microworld.grammar import sample_scene
 from irpipe.microworld.render import damage, render, to_pixels
 
-PICTURES, STEPS, BATCH = 24_000, 3000, 96
+PICTURES, STEPS, BATCH = 24_000, 2500, 96
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.27
 RATED_PICTURES = 4000
 _WIDTH = 64

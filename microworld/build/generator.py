@@ -16,9 +16,9 @@ from irpipe.microworld.build.data import Pictures, pictures
 from irpipe.microworld.build.loop import Average, Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
 
-PICTURES, WRONG_CAPTIONS, DAMAGED = 32_000, 0.25, 0.25
-VAE_STEPS, VAE_BATCH = 4000, 8  # a small batch and many steps: with a large one colours collapse to a few
-UNET_STEPS, UNET_BATCH = 6000, 64
+PICTURES, WRONG_CAPTIONS, DAMAGED = 32_000, 0.15, 0.2
+VAE_STEPS, VAE_BATCH = 3000, 8  # a small batch and many steps: with a large one colours collapse to a few
+UNET_STEPS, UNET_BATCH = 5000, 64
 NO_CAPTION = 0.1  # share of captions left out, for classifier-free guidance (Ho and Salimans 2022)
 _WIDTH = 64
 
@@ -58,27 +58,57 @@ def to_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def train_vae(count: int) -> Any:
-    """An autoencoder of 32 x 32 pixels to 8 x 8 x 4. Differences of colour weigh more than those of brightness."""
+    """An autoencoder of 32 x 32 pixels to 8 x 8 x 4.
+
+    Things are a tenth of the pixels and hold nearly all that a prompt says, so they weigh nine times as much as the
+    background, and differences of colour more than those of brightness. Without it a thousand steps end at a utility of .24,
+    with it at .79.
+    """
     torch.manual_seed(1)
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8,
         sample_size=32, mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)  # fmt: skip
+    vae.quant_conv.bias.data[4:] = -5.0  # begin with little noise in the latent
     images = to_tensor(pictures(PICTURES // 2, seed=6, wrong_captions=0, damaged=0.1).pixels)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0)
     for _ in steps("autoencoder", count, optimizer, Schedule(peak=3e-3, warmup=30, floor=3e-5)):
         batch = images[torch.randint(0, len(images), (VAE_BATCH,))].contiguous(memory_format=torch.channels_last)
         latent = vae.encode(batch).latent_dist
-        error = vae.decode(latent.sample()).sample - batch
+        weight = 1 + 8 * (_away_from_background(batch) > 0.2).float()
+        error = (vae.decode(latent.sample()).sample - batch) * (weight / weight.mean()).sqrt()
         colour = error - error.mean(dim=1, keepdim=True)
         reconstruction = error.abs().mean() + 2 * error.square().mean() + 2 * colour.abs().mean() + 4 * colour.square().mean()
-        loss = reconstruction + 3e-4 * latent.kl().mean() / 256
+        loss = reconstruction + 1e-5 * latent.kl().mean() / 256
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
+    standardise(vae, images[:2000])
     return vae.eval()
+
+
+def _away_from_background(images: torch.Tensor) -> torch.Tensor:
+    """(n, 1, 32, 32) how far each pixel is from its image's median colour, which is the background's."""
+    median = images.flatten(2).median(dim=2).values[:, :, None, None]
+    return (images - median).abs().amax(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def standardise(vae: Any, images: torch.Tensor) -> None:
+    """Give every latent channel mean 0 and variance 1, by folding scale and shift into the 1 x 1 convolutions around it.
+
+    Images decode as before; diffusion then spends no less care on one channel than on another.
+    """
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(250)])
+    shift, scale = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    into, out_of = vae.quant_conv, vae.post_quant_conv
+    into.weight[:4] /= scale[:, None, None, None]
+    into.bias[:4] = (into.bias[:4] - shift) / scale
+    into.bias[4:] -= 2 * scale.log()  # log variances
+    out_of.bias += (out_of.weight[:, :, 0, 0] * shift).sum(dim=1)
+    out_of.weight *= scale[None, :, None, None]
 
 
 @torch.no_grad()

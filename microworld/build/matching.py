@@ -26,7 +26,7 @@ from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
 from irpipe.microworld.grammar import Scene
 
-PICTURES, STEPS, BATCH = 24_000, 4000, 48
+PICTURES, STEPS, BATCH = 24_000, 3500, 48
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.27
 _WIDTH = 64
 
