@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Context
+from irpipe.pipeline.stage import Context, Model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -80,10 +80,12 @@ def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> N
     pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
 
 
-def quiet_context(work: Path, sources: dict[str, tuple[Path, ...]] | None = None) -> Context:
+def quiet_context(
+    work: Path, sources: dict[str, tuple[Path, ...]] | None = None, models: dict[str, tuple[Model, ...]] | None = None
+) -> Context:
     """A run's surroundings without anybody watching."""
     work.mkdir(parents=True, exist_ok=True)
-    return Context(work, Watcher().progress, lambda text: None, sources or {})
+    return Context(work, Watcher().progress, lambda text: None, sources or {}, models or {})
 
 
 def show(name: str, **figures: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import DATA, quiet_context, show, timed
+from irpipe.pipeline.stage import Model
 from irpipe.schemas.embeddings import unit_rows
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.vectors import sentence_encoder
@@ -29,7 +30,9 @@ def main(folder: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     plain_model = SentenceTransformer(model, device="cpu")
-    encode = sentence_encoder(EmbedPromptsConfig(), quiet_context(folder / "work", {"model": (Path(model),)}))
+    encode = sentence_encoder(
+        EmbedPromptsConfig(), quiet_context(folder / "work", models={"model": (Model("all-mpnet-base-v2", "", Path(model)),)})
+    )
     plain_model.encode(texts[:32])
     encode(texts[:32])
     plain, ours = [], []

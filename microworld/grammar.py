@@ -127,7 +127,8 @@ def corrupt(scene: Scene, rng: np.random.Generator) -> Scene:
         return replace(scene, relation=OPPOSITE[scene.relation])
     pool = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "place": PLACES, "background": BACKGROUNDS}[name]
     if index < 0:
-        return replace(scene, **{name: _other(rng, pool, {getattr(scene, name)})})
+        other = _other(rng, pool, {getattr(scene, name)})
+        return replace(scene, place=other) if name == "place" else replace(scene, background=other)
     taken = {thing.colour for thing in scene.things} if name == "colour" else {getattr(scene.things[index], name)}
     thing = replace(scene.things[index], **{name: _other(rng, pool, taken)})
     return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))

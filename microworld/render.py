@@ -69,7 +69,7 @@ def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float6
         half, height = _TRIANGLE * radius, _TRIANGLE * radius * _APEX_TO_BASE
         below_apex = down + height * 2 / 3
         distance = np.maximum(below_apex - height, (height * abs(right) - half * below_apex) / np.hypot(half, height))
-    return np.clip(0.5 - distance, 0, 1)
+    return np.asarray(np.clip(0.5 - distance, 0, 1))
 
 
 def compose(background: NDArray[np.float64], parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Image:

@@ -202,7 +202,7 @@ def _check_class(name: str | None, model: Model) -> None:
     """
     import diffusers
 
-    pipeline = getattr(diffusers, name or "", None)
+    pipeline: Any = getattr(diffusers, name or "", None)
     callable_class = inspect.isclass(pipeline) and "__call__" in dir(pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters if callable_class else {}
     needed = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}

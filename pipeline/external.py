@@ -91,7 +91,7 @@ def _model(value: str, root: Path, memory: Memory, where: str) -> tuple[Model, A
         digest_ = memory.digest(folder, where)
         return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
     if value in shipped_models():
-        folder = _shipped_folder(shipped_models()[value])
+        folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
         return Model(value, digest_, folder), ["shipped", value, digest_]
     name, at, revision = value.partition("@")
@@ -111,7 +111,13 @@ def shipped_models() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=MODELS)}
 
 
-def _shipped_folder(point: EntryPoint) -> Path:
+def shipped_folder(name: str) -> Path:
+    """Where a model lies that an installed package ships.
+
+    Raises:
+        ModelError: the package is broken.
+    """
+    point = shipped_models()[name]
     spec = find_spec(point.module)
     places = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(places[0], *point.attr.split(".")) if places else None

@@ -135,7 +135,8 @@ class Recipe:
             )
         raise RecipeError(
             f"{stage.name} reads {kind!r}, which {' and '.join(producers)} write",
-            mend=f'name one: [{stage.name}.{WIRING}] {kind} = "{producers[0]}"',
+            mend=f"name one: --set {stage.name}.{WIRING}.{kind}={producers[0]}, or in {RECIPE_FILE}:"
+            f' [{stage.name}.{WIRING}] {kind} = "{producers[0]}"',
         )
 
     def _check_wiring(self, stage: Stage) -> None:
@@ -228,7 +229,11 @@ def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
         raise RecipeError(f"--set {override!r} is not of the form stage.field=value", expected="--set select-prompts.count=400")
     if stage not in tables:
         raise RecipeError(f"--set {override!r}: the recipe has no stage {stage!r}{did_you_mean(stage, tables)}")
-    tables[stage][name] = _value(text.strip())
+    wiring, dot, kind = name.partition(".")
+    if dot and wiring == WIRING:
+        tables[stage][WIRING] = {**tables[stage].get(WIRING, {}), kind: _value(text.strip())}
+    else:
+        tables[stage][name] = _value(text.strip())
 
 
 def _value(text: str) -> Any:

@@ -4,8 +4,10 @@ simulate_prompts      a small pool of prompts, written offline, for the micro re
 embed_prompts         prompts, cleaned, and their vectors
 prompt_graph          each prompt's nearest others
 select_prompts        the prompts to annotate
-simulate_annotations  rankings and ratings of those prompts, written offline, for the micro recipe
-load_annotations      anybody's annotations in one canonical form
+generate_images       images of those prompts, by one model or several
 import_images         images, annotated or existing, checked, in Parquet
+simulate_annotations  what people who see by a formula say of the micro world's images
+load_annotations      anybody's annotations in one canonical form
 build_pairs           C(k, 2) preference pairs, split without leaks
+oracle_truth          the truth about the micro world's images, for evaluations alone
 """

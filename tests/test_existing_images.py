@@ -601,7 +601,8 @@ def test_what_is_read_depends_on_the_layout(project):
     (project.root / "images").mkdir()
     (project.root / "images" / "x").write_bytes(b"x")
     flags = ("--set", "import-images.image_root=images")
-    steps = project("plan", "import-images", "--json", *flags).json
+    path = project.jsonl("mine.jsonl", [{"prompt": "a", "images": ["x", "y"], "ranking": [1, 2]}])
+    steps = project("plan", "import-images", "--json", *flags, "--set", f"load-annotations.path={path}").json
     assert steps[-2]["stage"] == "load-annotations"
     steps = project("plan", "import-images", "--json", *flags, "--set", "import-images.layout=folder").json
     assert steps[-2]["stage"] == "select-prompts"

@@ -75,9 +75,17 @@ def test_declarations_load_nothing_heavy():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "build-pairs"], ["run", "build-pairs"], ["status"]])
 def test_commands_with_nothing_to_do_load_nothing_heavy(project, arguments):
-    project.run("build-pairs", "simulate-prompts.count=60", "select-prompts.count=20", "prompt-graph.k=5")
     text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
-    text = text.replace("count = 2000", "count = 60").replace("count = 200\n", "count = 20\n").replace("k = 50", "k = 5")
+    for shipped, small in (
+        ("count = 2000", "count = 60"),
+        ("count = 100\n", "count = 6\n"),
+        ("k = 50", "k = 5"),
+        ("num_steps = 40", "num_steps = 1"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, small)
+    project.recipe(text)
+    project.run("build-pairs")
     project.recipe(text)
     code = (
         f"import sys; sys.argv = ['irpipe', *{arguments!r}]\nfrom irpipe.pipeline.cli import main\n"

@@ -359,9 +359,18 @@ def test_one_prompt_in_two_given_splits(project):
     assert "stands in the splits train and test" in build(project, records, status=2).err
 
 
-def test_vectors_are_used_where_they_are_at_hand(project):
+def simulated(project, renders):
+    """The micro recipe with rendered images in the generator's place."""
+    text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
+    head, _, tail = text.partition("[generate-images]")
+    project.recipe(head + '[import-images]\nlayout = "folder"\nimage_root = "images"\n\n' + tail[tail.index("[simulate-") :])
+    (project.root / "images").symlink_to(renders)
+    return ("simulate-prompts.count=200", "select-prompts.count=30", "prompt-graph.k=10", "load-annotations.split=train")
+
+
+def test_vectors_are_used_where_they_are_at_hand(project, pool_renders):
     """In the recipe the annotations come from embedded prompts; given annotations do not, and nothing is embedded."""
-    small = ("simulate-prompts.count=200", "select-prompts.count=30", "prompt-graph.k=10")
+    small = simulated(project, pool_renders)
     done = project.last("build-pairs", *small)
     assert done["metrics"]["prompts_with_vector"] == 30
     loose = project.last("build-pairs", *small, "build-pairs.near_duplicate=0.3")
@@ -370,7 +379,7 @@ def test_vectors_are_used_where_they_are_at_hand(project):
     assert "near_duplicate has no effect" in message
 
 
-def test_images_at_hand(project):
+def test_images_at_hand(project, import_recipe):
     """Images that import-images rejected make no pairs, and equal bytes relate prompts and are no pair."""
     from tests.test_images import picture
 
@@ -388,8 +397,8 @@ def test_images_at_hand(project):
     assert done["metrics"]["components"] == 1 and done["metrics"]["pairs"] == 3
 
 
-def test_a_row_can_be_traced_both_ways(project):
-    project.last("build-pairs", "simulate-prompts.count=200", "select-prompts.count=30", "prompt-graph.k=10")
+def test_a_row_can_be_traced_both_ways(project, pool_renders):
+    project.last("build-pairs", *simulated(project, pool_renders))
     pair = project.rows("SELECT pair_id, prompt_id, better FROM pairs LIMIT 1")[0]
     rows = project("trace", pair["pair_id"], "--json").json
     assert {row["table"] for row in rows} >= {"pairs", "rankings", "annotation_images", "selected_prompts", "prompts"}

@@ -23,7 +23,8 @@ def test_the_two_recipes_differ_in_values_only(project):
     (project.root / "irpipe.toml").unlink()
     project("init", "--recipe", "imagereward")
     real = load_recipe(project.root)
-    assert set(real.tables) == {name for name in micro.tables if not name.startswith("simulate-")}
+    offline = {"simulate-prompts", "simulate-annotations", "oracle-truth"}
+    assert set(real.tables) - {"import-images"} == set(micro.tables) - offline
 
 
 def test_init_does_not_overwrite(project):
@@ -50,12 +51,12 @@ def test_without_a_recipe_the_error_names_init(project):
         ("select-prompts.method=votek", "should be 'vote-k', 'k-center' or 'random'"),
         ("select-prompts.count", "is not of the form stage.field=value"),
         ("count=4", "is not of the form stage.field=value"),
-        ("build-pairs.test_share=0.95", "leave nothing to train on"),
+        ("build-pairs.test_share=0.99", "leave nothing to train on"),
         ("load-annotations.format=jsonl", "format has no effect: it describes path, which is not given"),
         ("embed-prompts.dtype=float32", "dtype has no effect: embedder = 'lexical' has no model"),
         ("load-annotations.path=x.json", "the format of x.json must be given"),
-        ("import-images.max_pixels=5", "has no effect: build-pairs does not read import-images"),
-        ("import-images.max_pixel=5", "import-images has no setting 'max_pixel'; did you mean 'max_pixels'?"),
+        ("oracle-truth.max_rejected=0.5", "has no effect: build-pairs does not read oracle-truth"),
+        ("oracle-truth.max_reject=0.5", "oracle-truth has no setting 'max_reject'; did you mean 'max_rejected'?"),
     ],
 )
 def test_a_wrong_setting_is_named(project, setting, message):
@@ -63,6 +64,8 @@ def test_a_wrong_setting_is_named(project, setting, message):
 
 
 def test_a_setting_that_must_be_given_is_named(project):
+    (project.root / "irpipe.toml").unlink()
+    project("init", "--recipe", "imagereward")
     assert "import-images.image_root must be given" in project.run("import-images", status=2).err
 
 

@@ -25,17 +25,20 @@ from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.recipe import load_recipe
 from irpipe.pipeline.stage import find_stage, registered
 from irpipe.pipeline.store import Store
+from tests.renders import render_pool
 
 FIXTURES = Path(__file__).with_name("fixtures")
 EXPECTED = FIXTURES / "stage_outputs.json"
 RECIPE = FIXTURES / "recipe.toml"
-TARGETS = ("build-pairs", "import-images")
+# What a generator makes differs in the last bits from machine to machine.
+COMPARABLE = sorted(name for name in registered() if find_stage(name).determinism != "numeric")
+TARGETS = ("build-pairs", "oracle-truth")
 
 
 def outputs(folder: Path) -> dict[str, dict[str, Any]]:
     """Version and digest of what each stage of the fixture's recipe makes."""
     (folder / "irpipe.toml").write_bytes(RECIPE.read_bytes())
-    (folder / "images").symlink_to(FIXTURES / "images")
+    render_pool(folder / "images", 120)
     for target in TARGETS:
         command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"]
         subprocess.run(command, cwd=folder, check=True, env={**os.environ, "PYTHONWARNINGS": "default"})
@@ -72,10 +75,10 @@ def made(tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 
 def test_every_stage_is_in_the_fixture():
-    assert set(json.loads(EXPECTED.read_text(encoding="utf-8"))) == set(registered())
+    assert set(json.loads(EXPECTED.read_text(encoding="utf-8"))) == set(COMPARABLE)
 
 
-@pytest.mark.parametrize("name", sorted(registered()))
+@pytest.mark.parametrize("name", COMPARABLE)
 def test_a_changed_output_needs_a_new_version(made, name):
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))[name]
     if find_stage(name).determinism == "bitwise":

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,16 +48,16 @@ def build_part(folder: Path, scale: float) -> dict[str, float]:
     return figures
 
 
-def write_manifest(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
+def write_manifest(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """`manifest.json`: size and SHA-256 of every file."""
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / "manifest.json":
             data = path.read_bytes()
             files[path.relative_to(folder).as_posix()] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    total = sum(int(str(entry["bytes"])) for entry in files.values())
+    total: int = sum(entry["bytes"] for entry in files.values())
     if total > MOST_BYTES:
         raise SystemExit(f"{total:,} bytes are more than the {MOST_BYTES:,} that the wheel has room for")
     return manifest

@@ -80,11 +80,11 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
     return model.eval(), recent
 
 
-@torch.no_grad()
 def image_features(model: Any, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
     """(n, 64) image features of length 1."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    features = model.visual_projection(model.vision_model(pixel_values=(images - IMAGE_MEAN) / IMAGE_STD).pooler_output)
+    with torch.no_grad():
+        features = model.visual_projection(model.vision_model(pixel_values=(images - IMAGE_MEAN) / IMAGE_STD).pooler_output)
     return F.normalize(features, dim=-1)
 
 

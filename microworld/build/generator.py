@@ -95,26 +95,28 @@ def _away_from_background(images: torch.Tensor) -> torch.Tensor:
     return (images - median).abs().amax(dim=1, keepdim=True)
 
 
-@torch.no_grad()
 def standardise(vae: Any, images: torch.Tensor) -> None:
     """Give every latent channel mean 0 and variance 1, by folding scale and shift into the 1 x 1 convolutions around it.
 
     Images decode as before; diffusion then spends no less care on one channel than on another.
     """
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(250)])
-    shift, scale = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    into, out_of = vae.quant_conv, vae.post_quant_conv
-    into.weight[:4] /= scale[:, None, None, None]
-    into.bias[:4] = (into.bias[:4] - shift) / scale
-    into.bias[4:] -= 2 * scale.log()  # log variances
-    out_of.bias += (out_of.weight[:, :, 0, 0] * shift).sum(dim=1)
-    out_of.weight *= scale[None, :, None, None]
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(250)])
+        shift, scale = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+        into, out_of = vae.quant_conv, vae.post_quant_conv
+        into.weight[:4] /= scale[:, None, None, None]
+        into.bias[:4] = (into.bias[:4] - shift) / scale
+        into.bias[4:] -= 2 * scale.log()  # log variances
+        out_of.bias += (out_of.weight[:, :, 0, 0] * shift).sum(dim=1)
+        out_of.weight *= scale[None, :, None, None]
 
 
-@torch.no_grad()
 def encode(vae: Any, data: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, 4, 8, 8) mean and standard deviation of every picture's latent."""
-    latents = [vae.encode(to_tensor(data.pixels[start : start + 256])).latent_dist for start in range(0, len(data.pixels), 256)]
+    with torch.no_grad():
+        latents = [
+            vae.encode(to_tensor(data.pixels[start : start + 256])).latent_dist for start in range(0, len(data.pixels), 256)
+        ]
     return torch.cat([latent.mean for latent in latents]), torch.cat([latent.std for latent in latents])
 
 

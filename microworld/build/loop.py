@@ -46,15 +46,15 @@ class Average:
         self._weights, self._decay, self._updates = list(weights), decay, 0
         self._kept = [weight.detach().clone() for weight in weights]
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(self._kept, self._weights, 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._kept, self._weights, 1 - decay)
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Put the average in the weights' place."""
-        for weight, kept in zip(self._weights, self._kept, strict=True):
-            weight.copy_(kept)
+        with torch.no_grad():
+            for weight, kept in zip(self._weights, self._kept, strict=True):
+                weight.copy_(kept)

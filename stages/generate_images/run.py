@@ -49,7 +49,7 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
 
 def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]], num_models: int) -> list[Job]:
     """What is to be made: for each prompt a number of images drawn from the seed, dealt round the models."""
-    jobs = []
+    jobs: list[Job] = []
     for row in prompts:
         identity = row["prompt_id"]
         spread = config.max_images - config.min_images + 1

@@ -1,0 +1,84 @@
+"""generate-images against diffusers called a prompt at a time, and against the bare pipeline at the same batch size.
+
+On a CPU with the micro world's generator; with an NVIDIA GPU also with a pipeline of Stable Diffusion 1.4's size, random weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import show, timed
+from irpipe.microworld.grammar import describe, sample_scene
+from irpipe.models.generators import Sampling
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.stage import Model
+from irpipe.schemas.prompts import prompt_id
+from irpipe.stages.generate_images import GenerateImagesConfig
+from irpipe.stages.generate_images.run import cut_shards, plan_jobs
+from irpipe.stages.generate_images.shards import Process, Workshop
+
+IMAGES, BATCHES, STEPS, ROUNDS = 192, (32, 64, 128), 20, 2
+
+
+def main(folder: Path) -> None:
+    model = shipped_folder("micro-generator")
+    rng = np.random.default_rng(0)
+    prompts = [describe(sample_scene(rng)) for _ in range(IMAGES)]
+    compare("micro generator, CPU, float32", model, prompts, folder, "float32", "cpu", BATCHES, STEPS, {"guidance_scale": 1.0})
+    if torch.cuda.is_available():
+        from benchmarks.large_pipeline import save
+
+        large = save(folder / "large")
+        few = [f"a photo of thing number {number}" for number in range(64)]
+        compare("SD 1.4 size, bfloat16", large, few, folder, "bfloat16", "cuda", (8, 16, 32), 50, {"guidance_scale": 7.5})
+
+
+def compare(
+    name: str,
+    model: Path,
+    prompts: list[str],
+    folder: Path,
+    dtype: str,
+    device: str,
+    batches: tuple[int, ...],
+    steps: int,
+    sampling: dict[str, Any],
+) -> None:
+    """Images per second: one prompt at a time, the bare pipeline at its best batch size, and the stage at that size."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype), safety_checker=None).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def bare(batch: int, texts: list[str]) -> None:
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            generators = [torch.Generator("cpu").manual_seed(start + place) for place in range(len(part))]
+            pipeline(part, num_inference_steps=steps, generator=generators, output_type="pil", **sampling)
+
+    few = prompts[: max(8, len(prompts) // 6)]
+    bare(1, few[:2])
+    one = len(few) / min(timed(lambda: bare(1, few))[0] for _ in range(ROUNDS))
+    rates = {}
+    for batch in batches:
+        bare(batch, prompts[:batch])
+        rates[batch] = len(prompts) / min(timed(lambda size=batch: bare(size, prompts))[0] for _ in range(ROUNDS))
+    best = max(rates, key=rates.__getitem__)
+    config = GenerateImagesConfig(models=("model",), min_images=1, max_images=1)
+    rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in prompts]
+    (shard,) = cut_shards(plan_jobs(config, rows, 1), len(prompts))
+    settings = Sampling(steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
+    work = folder / f"work {device}"
+    work.mkdir()
+    process = Process(Workshop(settings, (Model("model", "0" * 64, model),), "png", best, device, work), device)
+    process.make(shard, lambda _: None)  # loads the model
+    ours = len(prompts) / min(timed(lambda: process.make(shard, lambda _: None))[0] for _ in range(ROUNDS))
+    show(
+        name,
+        one_at_a_time=f"{one:.2f}/s", bare=f"{rates[best]:.2f}/s at {best}", irpipe=f"{ours:.2f}/s",
+        against_one=f"{ours / one:.1f}x", against_bare=f"{ours / rates[best]:.0%}",
+    )  # fmt: skip
