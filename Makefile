@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+IRPIPE := ../$(BIN)/irpipe
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all check bench docs clean
@@ -9,6 +10,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/demo: $(VENV)/core
+	$(INSTALL) --editable '.[embed,generate]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
@@ -19,15 +24,20 @@ $(VENV)/bench: $(VENV)/dev
 	$(INSTALL) --editable '.[bench]'
 	touch $@
 
-demo: $(VENV)/core ## prompts selected, annotated and paired, offline, into demo/
+demo: $(VENV)/demo ## from nothing to preference pairs, offline, into demo/
 	@mkdir -p demo
-	@cd demo && { test -f irpipe.toml || ../$(BIN)/irpipe init; }
-	@cd demo && ../$(BIN)/irpipe run build-pairs
+	@cd demo && { test -f irpipe.toml || $(IRPIPE) init; }
+	@cd demo && $(IRPIPE) run build-pairs
+	@cd demo && $(IRPIPE) run oracle-truth
 	@echo
-	@cd demo && ../$(BIN)/irpipe sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
+	@cd demo && $(IRPIPE) sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
 	@echo
-	@echo "A plot of what was selected:  demo/artifacts/objects/*/*/coverage.png"
-	@echo "Next, in the folder demo:     ../$(BIN)/irpipe plan build-pairs --set select-prompts.count=300"
+	@cd demo && $(IRPIPE) show load-annotations | grep 'figure *agreement'
+	@cd demo && $(IRPIPE) show simulate-annotations | grep 'figure *bayes_accuracy'
+	@echo
+	@cd demo && $(IRPIPE) show select-prompts | sed -n 's|^  path *\(.*\)|What was selected:  \1/coverage.png|p'
+	@cd demo && $(IRPIPE) show generate-images | sed -n 's|^  path *\(.*\)|What was drawn:     \1/sheets/0.png|p'
+	@echo "Next, in demo/:     $(IRPIPE) plan build-pairs --set simulate-annotations.noise=0.2"
 
 test: $(VENV)/dev ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +16,9 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 from irpipe.microworld.build.data import corrupt_within_training
 from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
-from irpipe.microworld.grammar import Scene, canonical, describe, sample_scene, turned
+from irpipe.microworld.grammar import Scene, canonical, describe, sample_scene, split_of, turned
 
-STEPS, BATCH = 2000, 64
+STEPS, BATCH = 4000, 128
 _WIDTH = 64
 
 
@@ -41,7 +42,11 @@ def build(folder: Path, scale: float) -> dict[str, float]:
 
 
 def train(tokenizer: Any, count: int) -> tuple[Any, float]:
-    """Fit cosines of mean-pooled vectors to the likeness of scenes, over all pairs of a batch."""
+    """Fit cosines of mean-pooled vectors to the likeness of scenes.
+
+    Each scene is held against itself in other words, or against a close relative, and against a stranger. Relatives decide
+    what a near-duplicate is: with strangers alone, two things that swap their colours come out as one scene.
+    """
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
     model = MPNetModel(
@@ -56,13 +61,17 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
     for _ in steps("sentence encoder", count, optimizer, Schedule(peak=2e-3, warmup=50, floor=1e-5)):
         scenes = [sample_scene(rng, "train") for _ in range(BATCH)]
         others = [_relative(scene, rng) for scene in scenes]
-        wanted = torch.tensor([[likeness(scene, other) for other in others] for scene in scenes])
+        strangers = others[1:] + others[:1]
+        wanted = torch.tensor(
+            [[likeness(scene, other) for other in pair] for scene, *pair in zip(scenes, others, strangers, strict=True)]
+        )
         ids, mask = token_ids(tokenizer, [describe(scene, rng) for scene in (*scenes, *others)])
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state
         vectors = F.normalize((states * mask[..., None]).sum(dim=1), dim=-1)
-        error = vectors[:BATCH] @ vectors[BATCH:].T - wanted
-        # One pair in BATCH is of a scene and its relative: those decide what a near-duplicate is.
-        loss = error.square().mean() + error.diagonal().square().mean()
+        ours, theirs = vectors.split(BATCH)
+        cosines = torch.stack([(ours * theirs).sum(dim=1), (ours * theirs.roll(-1, dims=0)).sum(dim=1)], dim=1)
+        error = cosines - wanted
+        loss = error.square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -72,8 +81,14 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
 
 
 def _relative(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene itself, to be worded anew, or one that differs in one or two words."""
-    for _ in range(int(rng.integers(3))):
+    """The scene itself, to be worded anew, or one that differs in a word or two, or whose things swap what they are."""
+    kind = int(rng.integers(4))
+    if kind == 3 and scene.relation:
+        first, second = scene.things
+        name = str(rng.choice(["size", "colour", "shape"]))
+        swapped = (replace(first, **{name: getattr(second, name)}), replace(second, **{name: getattr(first, name)}))
+        return replace(scene, things=swapped) if split_of(replace(scene, things=swapped)) == "train" else scene
+    for _ in range(kind % 3):
         scene = corrupt_within_training(scene, rng)
     return scene
 
