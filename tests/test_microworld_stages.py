@@ -242,3 +242,26 @@ class TestShippedModels:
             manifests.append(json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8")))
         assert manifests[0] == manifests[1]
         assert len(manifests[0]["files"]) > 20
+
+
+@pytest.mark.slow
+def test_the_micro_recipe_as_shipped(project):
+    """From nothing to pairs and to the truth, twice, with the shipped models: the same artifacts, and images worth judging."""
+    pytest.importorskip("diffusers", reason="NEEDS THE EXTRA 'generate'")
+    import shutil
+
+    (project.root / "irpipe.toml").unlink()
+    project("init")
+    few = ("select-prompts.count=24",)
+    made = []
+    for _ in range(2):
+        project.run("build-pairs", *few)
+        project.run("oracle-truth", *few)
+        made.append({row["stage"]: row["content_id"] for row in project("status", "--json").json["stages"]})
+        truth = project.store.newest("micro", "oracle-truth").metrics
+        for path in [*(project.root / "artifacts").rglob("*"), project.root / "artifacts"]:
+            path.chmod(0o755)
+        shutil.move(project.root / "artifacts", project.root / f"artifacts-{len(made)}")
+    assert made[0] == made[1]
+    assert None not in made[0].values()
+    assert 0.4 < truth["alignment"] < 0.9 and 0.4 < truth["fidelity"] < 0.95, "mediocre: neither hopeless nor done"
