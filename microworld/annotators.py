@@ -119,7 +119,12 @@ def slots(seen: NDArray[np.float64]) -> list[int]:
 
     Args:
         seen: (k,) worth as seen, k from 1 to 10.
+
+    Raises:
+        ValueError: there are more images than the slots hold.
     """
+    if not 1 <= len(seen) <= SLOTS * MOST_PER_SLOT:
+        raise ValueError(f"{len(seen)} images do not fit {SLOTS} slots of {MOST_PER_SLOT}")
     order = np.argsort(-seen, kind="stable")
     gaps = -np.diff(seen[order])
     # lost[groups][i]: the least loss of putting the best i images into so many slots; tied: whether the last two share one.
@@ -162,14 +167,16 @@ def best_accuracy(
     Returns:
         share of pairs, and how many were counted.
     """
-    agreed = counted = 0
+    agreed, counted = 0.0, 0
     for images in prompts:
-        preferred = sum(_preference(person, images) for person in people) > 0
+        preference = np.sum([_preference(person, images) for person in people], axis=0)
+        # Between images of equal worth any guess is right half the time.
+        chance = np.where(preference > 0, 1.0, np.where(preference < 0, 0.0, 0.5))
         for _ in range(draws):
             person = people[int(rng.integers(len(people)))]
             ranks = np.array(slots(worths(person, images) + rng.normal(0, person.noise, len(images))))
             better = ranks[:, None] < ranks[None, :]
-            agreed += int((better & preferred).sum())
+            agreed += float(chance[better].sum())
             counted += int(better.sum())
     return agreed / max(1, counted), counted
 

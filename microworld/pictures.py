@@ -33,18 +33,17 @@ def decode(data: bytes) -> Image:
         raise NotOfThisWorldError(f"no image: {error}") from None
 
 
-def verdict_on(prompt: str | None, data: bytes, fault: str | None) -> Verdict:
+def verdict_on(prompt: str | None, data: bytes) -> Verdict:
     """The oracle's verdict on an encoded image.
 
     Args:
         prompt: None where it is not known.
-        fault: why nobody should judge the image, if so.
 
     Raises:
         NotOfThisWorldError: there is none.
     """
-    if prompt is None or fault is not None:
-        raise NotOfThisWorldError(fault or "its prompt was not selected")
+    if prompt is None:
+        raise NotOfThisWorldError("its prompt was not selected")
     image = decode(data)
     try:
         return judge(prompt, image)

@@ -28,6 +28,7 @@ _SCHEDULERS = {
     "dpm-solver++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+_OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
 # What `encode_prompt` returns, by pipeline. The prompts of any other pipeline are encoded by its own call.
 _ENCODINGS = {
     "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
@@ -70,15 +71,15 @@ class ImageGenerator:
 
     @property
     def settings(self) -> str:
-        """The sampling as JSON with sorted keys, with the scheduler and the size that are really used."""
+        """The sampling as JSON with sorted keys, by the scheduler's class; a size of null is the model's own."""
         shown = asdict(self.sampling) | {"scheduler": type(self.pipeline.scheduler).__name__}
         return json.dumps(shown, sort_keys=True)
 
     def overlong(self, prompts: Sequence[str]) -> list[Overlong]:
         """The prompts of which the tokenizer keeps only a part, and what it drops."""
-        tokenizer = getattr(self.pipeline, "tokenizer", None)
-        if tokenizer is None:
-            return []
+        if type(self.pipeline).__name__ not in _ENCODINGS:
+            return []  # what another pipeline keeps of a prompt is not known
+        tokenizer = self.pipeline.tokenizer
         found = []
         for prompt in prompts:
             ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
@@ -87,20 +88,31 @@ class ImageGenerator:
                 found.append(Overlong(prompt, len(ids), lost))
         return found
 
-    def encode(self, prompts: Sequence[str]) -> Encodings:
-        """Encode prompts for `sample`, each once."""
+    def encode(self, prompts: Sequence[str], batch_size: int) -> Encodings:
+        """Encode prompts for `sample`, each once, so many at a time."""
+        import torch
+
         names = _ENCODINGS.get(type(self.pipeline).__name__)
-        if names is None:
-            return Encodings(list(prompts), {})
-        guided = self.sampling.guidance_scale > 1
-        encoded = self.pipeline.encode_prompt(
-            prompt=list(prompts),
-            device=self.pipeline._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=[self.sampling.negative_prompt] * len(prompts) if guided else None,
-        )
-        return Encodings(list(prompts), {name: value for name, value in zip(names, encoded, strict=True) if value is not None})
+        parts: dict[str, list[Any]] = {}
+        for start in range(0, len(prompts) if names else 0, batch_size):
+            part = list(prompts[start : start + batch_size])
+            with torch.inference_mode(), _out_of_memory(len(part)):
+                encoded = self.pipeline.encode_prompt(
+                    prompt=part,
+                    device=self.pipeline._execution_device,
+                    num_images_per_prompt=1,
+                    do_classifier_free_guidance=self.sampling.guidance_scale > 1,
+                    negative_prompt=self._negative(len(part)),
+                )
+            for name, value in zip(names or (), encoded, strict=True):
+                if value is not None:
+                    parts.setdefault(name, []).append(value)
+        return Encodings(list(prompts), {name: torch.cat(values) for name, values in parts.items()})
+
+    def _negative(self, count: int) -> list[str] | None:
+        """The negative prompt so many times; None for an empty one, which SDXL takes otherwise than an empty text."""
+        negative = self.sampling.negative_prompt
+        return [negative] * count if negative and self.sampling.guidance_scale > 1 else None
 
     def sample(self, encodings: Encodings, rows: Sequence[int], seeds: Sequence[int]) -> tuple[NDArray[np.float32], list[bool]]:
         """Images of some of the encoded prompts.
@@ -118,8 +130,8 @@ class ImageGenerator:
         given: dict[str, Any] = {name: value[list(rows)] for name, value in encodings.tensors.items()}
         if not given:
             given = {"prompt": [encodings.prompts[row] for row in rows]}
-            if sampling.guidance_scale > 1 and "negative_prompt" in self._takes:
-                given["negative_prompt"] = [sampling.negative_prompt] * len(rows)
+            if "negative_prompt" in self._takes:
+                given["negative_prompt"] = self._negative(len(rows))
         sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
         with torch.inference_mode(), _out_of_memory(len(rows)):
             made = self.pipeline(
@@ -168,7 +180,13 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
     if sampling.scheduler != "own":
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    return ImageGenerator(pipeline.to(pick_device(device)), sampling)
+    where = pick_device(device)
+    try:
+        with _out_of_memory(1):
+            return ImageGenerator(pipeline.to(where), sampling)
+    except (RuntimeError, AssertionError) as error:
+        told = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(f"the device {where!r} cannot be used: {told}", expected="auto, cpu, cuda, cuda:1 or mps") from None
 
 
 def _drops_checker(index: dict[str, Any], sampling: Sampling) -> bool:
@@ -194,7 +212,7 @@ def _quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _check_class(name: str | None, model: Model) -> None:
+def _check_class(name: object, model: Model) -> None:
     """Whether a pipeline's class makes images of a prompt alone.
 
     Raises:
@@ -202,7 +220,7 @@ def _check_class(name: str | None, model: Model) -> None:
     """
     import diffusers
 
-    pipeline: Any = getattr(diffusers, name or "", None)
+    pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     callable_class = inspect.isclass(pipeline) and "__call__" in dir(pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters if callable_class else {}
     needed = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
@@ -221,13 +239,14 @@ def _check_class(name: str | None, model: Model) -> None:
 def _not_at_hand(model: Model) -> Iterator[None]:
     """Turn what the hub and the loaders raise into one error that says what to do."""
     from huggingface_hub.errors import GatedRepoError
+    from safetensors import SafetensorError
 
     try:
         with warnings.catch_warnings():
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
             yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(cause)
@@ -254,10 +273,12 @@ def _out_of_memory(batch: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if not is_memory:
             raise
-        smaller = f"batch_size={max(1, batch // 2)}" if batch > 1 else "smaller width and height"
+        told = (str(error).splitlines() or ["no more is known"])[0][:200]
+        smaller = f"--set generate-images.batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
         raise StageError(
-            f"out of memory with {batch} images a batch: {str(error).splitlines()[0][:200]}",
-            mend=f"--set generate-images.{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused",
+            f"out of memory with {batch} images a batch: {told}",
+            mend=f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused",
         ) from None

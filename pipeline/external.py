@@ -66,10 +66,11 @@ def resolve(stage: str, config: Config, root: Path, store: Store, watcher: Watch
             continue
         values = value if isinstance(value, tuple) else (value,)
         if role_of(type(config), name) == "model":
-            named = [_model(str(item), root, memory, where) for item in values]
+            named = [_model(str(item), root, store, memory, where) for item in values]
             found.models[name] = tuple(model for model, _ in named)
             digests: Any = [digest_ for _, digest_ in named] if isinstance(value, tuple) else named[0][1]
-            artifacts: list[str] = []
+            within = [_artifact_of(model.folder, store, where) for model, _ in named if model.folder is not None]
+            artifacts = [artifact for artifact in within if artifact is not None]
         else:
             sources = [_source(str(item), root, store, memory, where) for item in values]
             digests = [source.digest for source in sources]
@@ -84,10 +85,11 @@ def _plain(value: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, tuple) else str(value)
 
 
-def _model(value: str, root: Path, memory: Memory, where: str) -> tuple[Model, Any]:
+def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> tuple[Model, Any]:
     """A model and its part of the key."""
     folder = root / value
-    if folder.is_dir():
+    if value and folder.is_dir():
+        _refuse_store(folder, value, store, where)
         digest_ = memory.digest(folder, where)
         return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
     if value in shipped_models():
@@ -133,10 +135,10 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
     """
     path = root / value
     if path.exists():
-        if store.root.is_relative_to(path.resolve()):
-            raise InputError(f"{value} holds the store itself", where=where, mend="name a folder beside it, or inside it a file")
+        _refuse_store(path, value, store, where)
+        artifact_ = _artifact_of(path, store, where)
         digest_ = memory.digest(path, where)
-        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path, _artifact_of(path, store))
+        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path, artifact_)
     try:
         artifact = store.open(store.resolve(value).content_id)
     except IrpipeError:
@@ -144,12 +146,23 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
     return _Source(artifact.content_id, artifact.path, artifact.content_id)
 
 
-def _artifact_of(path: Path, store: Store) -> str | None:
-    """The artifact that a path reaches into, if any."""
-    objects = store.root.resolve() / "objects"
-    path = path.resolve()
-    parts = path.relative_to(objects).parts if path.is_relative_to(objects) else ()
-    return parts[1] if len(parts) > 1 else None
+def _refuse_store(path: Path, value: str, store: Store, where: str) -> None:
+    if store.root.is_relative_to(path.resolve()):
+        raise InputError(f"{value} holds the store itself", where=where, mend="name a folder beside it, or inside it a file")
+
+
+def _artifact_of(path: Path, store: Store, where: str) -> str | None:
+    """The artifact that a path reaches into, if any.
+
+    Raises:
+        InputError: the path is in the store, but not in one artifact: nobody could say what it was made from.
+    """
+    if not path.resolve().is_relative_to(store.root):
+        return None
+    parts = path.resolve().relative_to(store.root).parts
+    if len(parts) < 3 or parts[0] != "objects":
+        raise InputError(f"{path} is a part of the store and no artifact", where=where, mend="name an artifact by its id")
+    return parts[2]
 
 
 class Memory:
@@ -169,7 +182,7 @@ class Memory:
         if path.is_file():
             _refuse(path, where)
             return self._known_or(path, _stat(path.stat()), lambda: self._hash_file(path))
-        entries = _walk(path)
+        entries = _walk(path, self._path.parent)
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
         signature = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + stat for name, stat in entries)).digest()
@@ -224,10 +237,13 @@ def _stat(stat: os.stat_result) -> bytes:
     return _STAT.pack(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _walk(folder: Path) -> list[tuple[str, bytes]]:
+def _walk(folder: Path, store: Path) -> list[tuple[str, bytes]]:
     """Relative path and `stat` of every file below a folder, in the order of paths.
 
     Links are followed, but not into a folder that is already being walked; a link to nowhere counts as the link it is.
+
+    Raises:
+        InputError: a link leads into the store, where it would hide what is made from what.
     """
     found = []
     top = folder.stat()
@@ -237,6 +253,8 @@ def _walk(folder: Path) -> list[tuple[str, bytes]]:
         with os.scandir(folder / below) as entries:
             for entry in entries:
                 name = f"{below}{entry.name}"
+                if entry.is_symlink() and Path(entry.path).resolve().is_relative_to(store):
+                    raise InputError(f"{entry.path} leads into the store", mend="name the artifact by its id")
                 if not entry.is_dir():
                     dangling = entry.is_symlink() and not Path(entry.path).exists()
                     found.append((name, _stat(entry.stat(follow_symlinks=not dangling))))

@@ -48,13 +48,22 @@ def lineage(store: Store, focus: Record) -> Lineage:
 
 
 def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
-    """Names of the stages that made some artifacts or anything they were made from."""
+    """Names of the stages that made some artifacts or anything they were made from.
+
+    Raises:
+        StoreError: no record says what made one of them.
+    """
     records = {record.key: record for record in store.records()}
     makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
     up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
     wanted = set(content_ids)
+    unknown = wanted - {record.content_id for record in records.values()}
+    if unknown:
+        raise StoreError(f"no record says what made {min(unknown)[:12]}", mend="make it again, or copy it out of the store")
     made = [key for key, record in records.items() if record.content_id in wanted]
-    return {records[key].stage for start in made for key in {start, *_reach(start, up)}}
+    behind = [records[key] for start in made for key in {start, *_reach(start, up)}]
+    # A parent whose own record is gone is still named by those who read it.
+    return {name for record in behind for name in (record.stage, *(entry.stage for entry in record.inputs.values()))}
 
 
 def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:

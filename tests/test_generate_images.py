@@ -146,9 +146,22 @@ def test_several_models_share_a_prompts_images_evenly(small, tmp_path):
 def test_stable_diffusion_xl_runs_through_the_same_code(small, tmp_path):
     stable_diffusion_xl(tmp_path / "xl")
     flags = (f"generate-images.models=['{tmp_path}/xl']", "generate-images.max_images=4")
-    one, ids = pixels(small, small.last("generate-images", *flags))
+    done = small.last("generate-images", *flags)
+    one, ids = pixels(small, done)
     other, same_ids = pixels(small, small.last("generate-images", *flags, "generate-images.batch_size=3"))
     assert ids == same_ids and len(ids) == 24 and np.abs(one - other).max() <= 2
+
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "xl", add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    texts = {prompt_id(text): text for text in PROMPTS}
+    for row in pq.read_table(small.store.open(done["content_id"]).table("images")[0]).to_pylist()[:3]:
+        seeded = torch.Generator("cpu").manual_seed(row["seed"])
+        made = pipeline(
+            texts[row["prompt_id"]], num_inference_steps=2, guidance_scale=7.5, generator=seeded, output_type="np"
+        ).images[0]
+        assert np.abs(one[ids.index(row["image_id"])] - np.rint(made * 255)).max() <= 2, "as diffusers guides it"
     small.last(
         "generate-images", *flags, "generate-images.guidance_scale=1.0", "generate-images.width=24", "generate-images.height=16"
     )
@@ -249,9 +262,10 @@ class TestModelsThatCannotBeUsed:
         message = small.run("generate-images", "generate-images.models=['wrong']", status=2).err
         assert "cannot be loaded" in message and "model_index.json" in message
 
-    def test_truncated_weights(self, small, tmp_path):
+    @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+    def test_truncated_weights(self, small, tmp_path, part):
         folder = stable_diffusion(tmp_path / "cut")
-        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = folder / f"{part}.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
         assert "cannot be loaded" in small.run("generate-images", f"generate-images.models=['{folder}']", status=2).err
 
@@ -300,6 +314,19 @@ def test_out_of_memory_says_which_setting_helps(small, monkeypatch, error):
     monkeypatch.setattr("diffusers.UNet2DConditionModel.forward", forward)
     message = small.run("generate-images", status=2).err
     assert "out of memory with 5 images a batch" in message and "--set generate-images.batch_size=2" in message
+
+
+@pytest.mark.parametrize("device", ["cuda", "banana"])
+def test_a_device_that_is_not_there(small, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert (
+        f"the device '{device}' cannot be used" in small.run("generate-images", f"generate-images.device={device}", status=2).err
+    )
+
+
+def test_a_size_that_no_autoencoder_has(small):
+    assert "multiple of 8" in small.run("generate-images", "generate-images.width=12", status=2).err
 
 
 def test_settings_that_fight(small):
@@ -357,12 +384,14 @@ def test_a_kill_costs_at_most_the_shard_in_hand(small):
 def test_a_shard_with_a_flipped_byte_is_made_again(small):
     small.run("select-prompts")
     assert start_and_kill(small, SLOW, lambda scratch: (scratch / "00001.json").exists())
+    (scratch_of(small) / "00001.json").write_text("", encoding="utf-8")  # as a power loss may leave it
     shard = scratch_of(small) / "00000.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     inode = shard.stat().st_ino
     done = small.last("generate-images", *SLOW)
+    assert not list((small.root / "artifacts" / "work").glob("*/scratch"))
     first = small.store.open(done["content_id"]).table("images")[0]
     assert first.stat().st_ino != inode and first.read_bytes() != bytes(data)
     assert small("verify").status == 0

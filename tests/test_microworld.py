@@ -353,6 +353,14 @@ class TestAnnotators:
         assert bound == pytest.approx(right / (right + wrong), abs=0.006)
         assert count == pytest.approx(40_000 * (right + wrong), rel=0.02)
 
+    def test_between_equal_images_any_guess_is_right_half_the_time(self):
+        bound, count = best_accuracy([[Impression(1, 1, 0, 0)] * 4], people(), 2000, np.random.default_rng(0))
+        assert count > 1000 and bound == 0.5
+
+    def test_eleven_images_do_not_fit(self):
+        with pytest.raises(ValueError, match="11 images do not fit 5 slots of 2"):
+            slots(np.zeros(11))
+
     def test_nobody_beats_the_bound(self):
         rng = np.random.default_rng(4)
         crowd_, prompts_ = people(noise=0.15), [impressions(6, rng) for _ in range(60)]

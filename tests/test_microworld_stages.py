@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irpipe.microworld.grammar import parse, split_of
+from irpipe.microworld.grammar import corrupt, describe, parse, sample_scene, split_of
 from irpipe.microworld.oracle import judge
 from irpipe.pipeline import stage as stages
 from irpipe.pipeline.external import shipped_folder, shipped_models
@@ -98,6 +98,18 @@ class TestAnnotating:
         message = world.run("simulate-annotations", "simulate-annotations.annotators=1", status=2).err
         assert "annotators_per_prompt is above annotators" in message
 
+    def test_more_images_than_the_slots_hold(self, world, pool_renders):
+        import shutil
+
+        (world.root / "images").unlink()
+        shutil.copytree(pool_renders, world.root / "images")
+        for folder in (world.root / "images").iterdir():
+            for number in range(4, 12):
+                shutil.copyfile(folder / "0.png", folder / f"{number}.png")
+        done = world.last("simulate-annotations", "import-images.max_images=12")
+        assert done["rows"] == {"read": 480, "kept": 400, "rejected": 80}
+        assert done["metrics"]["rejected_for"] == {"more images than the slots hold": 80}
+
     def test_images_nobody_can_judge_are_refused_with_a_reason(self, world, pool_renders):
         """Images of another size, and a prompt that is not of this world."""
         import shutil
@@ -166,9 +178,14 @@ class TestTruth:
         for stage in ("oracle-truth", "judges"):
             artifact = world.store.newest("world", stage).content_id
             inside = next((world.root / "artifacts" / "objects").glob(f"*/{artifact}"))
-            for path in (artifact, artifact[:12], inside):
+            for path in (artifact, artifact[:12], inside, next(inside.glob("*"))):
                 message = world.run("smuggles", f"smuggles.path={path}", status=2).err
                 assert "smuggles.path may not be made from the truth" in message
+        for path in (inside.parent, inside.parent.parent, world.root / "artifacts" / "refs"):
+            assert "is a part of the store and no artifact" in world.run("smuggles", f"smuggles.path={path}", status=2).err
+        (world.root / "mine").mkdir()
+        (world.root / "mine" / "linked").symlink_to(inside)
+        assert "leads into the store" in world.run("smuggles", "smuggles.path=mine", status=2).err
         world.run("smuggles", f"smuggles.path={world.store.newest('world', 'select-prompts').content_id}")
 
 
@@ -215,12 +232,14 @@ class TestShippedModels:
     def test_the_sentence_encoder_knows_paraphrases(self):
         sentence_transformers = pytest.importorskip("sentence_transformers", reason="NEEDS THE EXTRA 'embed'")
         model = sentence_transformers.SentenceTransformer(str(WEIGHTS / "sentences"), model_kwargs={"dtype": "float32"})
-        vectors = model.encode([
-            "a large red circle left of a blue square", "a picture of a blue square to the right of a big red circle",
-            "a large red circle left of a cyan square", "a small yellow cross at the top on a grey background",
-        ])  # fmt: skip
-        same, near, far = (float(vectors[0] @ vectors[place]) for place in (1, 2, 3))
-        assert same > 0.95 > near > 0.5 > far
+        rng = np.random.default_rng(1)
+        scenes = [sample_scene(rng, "validation") for _ in range(300)]
+        plain = model.encode([describe(scene) for scene in scenes])
+        told = model.encode([describe(scene, rng) for scene in scenes])
+        wrong = model.encode([describe(corrupt(scene, rng), rng) for scene in scenes])
+        same, one_word_off, stranger = ((plain * other).sum(axis=1) for other in (told, wrong, np.roll(told, 1, axis=0)))
+        assert same.mean() > 0.9 > 0.8 > one_word_off.mean() > 0.5 > stranger.mean()
+        assert (same > one_word_off).mean() > 0.95
 
     @pytest.mark.slow
     def test_the_build_is_reproducible(self, tmp_path):

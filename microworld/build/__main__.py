@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the weights go; parts that lie there already are kept")
     parser.add_argument("--only", choices=PARTS, action="append", help="build this part anew (may be given again)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps, to try the build")
-    parser.add_argument("--threads", type=int, default=2, help="the result depends on it in its last bits")
+    parser.add_argument("--threads", type=int, default=1, help="the result depends on it in its last bits")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
@@ -52,7 +52,7 @@ def write_manifest(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """`manifest.json`: size and SHA-256 of every file."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / "manifest.json":
+        if path.is_file() and path.relative_to(folder).parts[0] in PARTS:
             data = path.read_bytes()
             files[path.relative_to(folder).as_posix()] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"files": files}

@@ -35,8 +35,8 @@ class GenerateImagesConfig(Config):
         meaning="Sampler; own: the one the model comes with.",
         source="ImageReward appendix E: PNDM, which SD v1.4 comes with",
     )
-    width: int | None = setting(None, ge=8, le=8192, meaning="Pixels. Unset: the model's own.")
-    height: int | None = setting(None, ge=8, le=8192, meaning="Pixels. Unset: the model's own.")
+    width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
+    height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     negative_prompt: str = setting("", meaning="What guidance steers away from.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float16", meaning="Precision of the model.")
     safety_checker: bool = setting(True, meaning="Run the model's safety checker, if it has one: what it blackens is left out.")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from irpipe.models.generators import ImageGenerator, Sampling, load, pick_device
+from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.hashing import file_digest, row_id, show_row_id
 from irpipe.pipeline.stage import Context, Model
+from irpipe.pipeline.store import write_durably
 from irpipe.schemas.annotations import image_id
 from irpipe.schemas.images import IMAGES, ROWS_PER_GROUP, image_row
 from irpipe.stages.generate_images import GenerateImagesConfig
@@ -86,6 +89,8 @@ def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: 
     workshop = Workshop(
         sampling, context.models["models"], config.image_format, config.batch_size, config.device, context.work
     )  # fmt: skip
+    for draft in context.work.glob("*.draft-*"):
+        draft.unlink()  # of an attempt that was killed
     missing = [shard for shard in shards if not is_finished(shard, context.work)]
     with context.progress("generating", sum(len(shard.jobs) for shard in shards), "images") as bar:
         bar.advance(sum(len(shard.jobs) for shard in shards) - sum(len(shard.jobs) for shard in missing))
@@ -101,10 +106,11 @@ def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: 
 
 def is_finished(shard: Shard, work: Path) -> bool:
     """Whether a shard was made by an earlier attempt and is what it was then."""
-    card = _card(shard, work)
-    if not card.exists():
-        return False
-    return bool(json.loads(card.read_text(encoding="utf-8"))["sha256"] == file_digest(work / shard.name))
+    try:
+        told = json.loads(_card(shard, work).read_text(encoding="utf-8"))
+        return bool(told["sha256"] == file_digest(work / shard.name))
+    except (FileNotFoundError, ValueError, KeyError):
+        return False  # never begun, or cut off by a kill or a power loss
 
 
 def _card(shard: Shard, work: Path) -> Path:
@@ -133,7 +139,7 @@ class Process:
                 advance(len(rows))
         digest = file_digest(draft)
         draft.replace(self._workshop.work / shard.name)
-        _card(shard, self._workshop.work).write_text(json.dumps({"sha256": digest, "overlong": overlong}), encoding="utf-8")
+        write_durably(_card(shard, self._workshop.work), json.dumps({"sha256": digest, "overlong": overlong}))
 
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
@@ -144,7 +150,7 @@ class Process:
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Rows of `images`, a batch at a time. Images are compressed while the next batch is made."""
         place_of = {prompt: place for place, prompt in enumerate(prompts)}
-        encodings = generator.encode(prompts)
+        encodings = generator.encode(prompts, self._workshop.batch_size)
         to_row = partial(make_row, self._workshop, generator)
         with ThreadPoolExecutor(_ENCODERS) as threads:
             waiting: Iterator[dict[str, Any]] = iter(())
@@ -192,20 +198,30 @@ def fault_of(image: NDArray[np.float32], blackened: bool) -> str | None:
 
 
 def make_in_processes(workshop: Workshop, shards: Sequence[Shard], count: int, advance: Callable[[int], None]) -> None:
-    """Make shards in several processes, each with its GPU, if there are any. The first error stops all."""
+    """Make shards in several processes, each with its GPU, if there are any. The first error ends them all.
+
+    Raises:
+        StageError: a process ended without a word.
+    """
     spawn = multiprocessing.get_context("spawn")
     number = spawn.Value("i", 0)
-    with ProcessPoolExecutor(
-        count, mp_context=spawn, initializer=_begin, initargs=(workshop, count, number, os.getpid())
-    ) as pool:
-        running = {pool.submit(_make, shard): shard for shard in shards}
-        try:
-            for done in as_completed(running):
-                done.result()
-                advance(len(running[done].jobs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True, wait=False)
-            raise
+    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_begin, initargs=(workshop, count, number, os.getpid()))
+    running = {pool.submit(_make, shard): shard for shard in shards}
+    try:
+        for done in as_completed(running):
+            done.result()
+            advance(len(running[done].jobs))
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            process.terminate()  # a shard in hand may take minutes, and its result is not wanted
+        pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise StageError(
+                "one of the processes that make shards ended without a word; perhaps there was not enough memory",
+                mend="--set generate-images.num_processes=1, or a smaller batch_size; finished shards are kept",
+            ) from None
+        raise
+    pool.shutdown()
 
 
 _process: Process | None = None
@@ -220,7 +236,7 @@ def _begin(workshop: Workshop, count: int, number: Any, parent: int) -> None:
         mine, number.value = number.value, number.value + 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     device = pick_device(workshop.device)
-    if device == "cuda":
+    if device == "cuda" and torch.cuda.is_available():
         device = f"cuda:{mine % torch.cuda.device_count()}"
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _process = Process(workshop, device)

@@ -28,6 +28,9 @@ def run(config: OracleTruthConfig, inputs: Mapping[str, Artifact], out: Path, co
     with context.progress("asking the oracle", len(images), "images") as bar:
         for place, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
             bar.advance(1)
+            if image["fault"] is not None:
+                rejections.drop(place, image["fault"])  # whoever made it has counted and limited such images
+                continue
             try:
                 rows.append(truth_of(image, prompts.get(image["prompt_id"])))
             except NotOfThisWorldError as error:
@@ -43,9 +46,9 @@ def truth_of(image: Mapping[str, Any], prompt: str | None) -> dict[str, Any]:
     """A row of `truth`.
 
     Raises:
-        NotOfThisWorldError: the prompt or the image is not of the micro world, or the image has a fault.
+        NotOfThisWorldError: the prompt or the image is not of the micro world.
     """
-    verdict = verdict_on(prompt, image["image"]["bytes"], image["fault"])
+    verdict = verdict_on(prompt, image["image"]["bytes"])
     assert prompt is not None
     return {
         "image_id": image["image_id"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from irpipe.microworld.annotators import Annotator, Impression, annotate, best_accuracy, crowd
+from irpipe.microworld.annotators import MOST_PER_SLOT, SLOTS, Annotator, Impression, annotate, best_accuracy, crowd
 from irpipe.microworld.grammar import parse, split_of
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.pipeline.hashing import row_id, show_row_id
@@ -50,17 +50,23 @@ def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: 
 
 
 def look_at(images: ImageReader, prompts: Mapping[int, str], rejections: Rejections, context: Context) -> dict[int, Seen]:
-    """What is to be seen of every image, by prompt. Prompts with a single image cannot be ranked."""
+    """What is to be seen of every image, by prompt. A ranking takes at least two images and at most ten."""
     seen: dict[int, Seen] = {}
     places: dict[int, int] = {}
     with context.progress("looking at images", len(images), "images") as bar:
         for place, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
             bar.advance(1)
             identity, cell = image["prompt_id"], image["image"]
+            if image["fault"] is not None:
+                rejections.drop(place, image["fault"])  # whoever made it has counted and limited such images
+                continue
+            if len(seen.get(identity, ())) == SLOTS * MOST_PER_SLOT:
+                rejections.drop(place, "more images than the slots hold")
+                continue
             try:
-                verdict = verdict_on(prompts.get(identity), cell["bytes"], image["fault"])
+                verdict = verdict_on(prompts.get(identity), cell["bytes"])
             except NotOfThisWorldError as error:
-                rejections.refuse(place, image["fault"] or "nobody can judge it", str(error))
+                rejections.refuse(place, "nobody can judge it", str(error))
                 continue
             seen.setdefault(identity, {})[cell["path"]] = Impression.of(verdict)
             places[identity] = place
