@@ -78,7 +78,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Project:
-    """An empty folder with the micro recipe, but for its sentence encoder."""
+    """An empty folder with the micro recipe, but for its sentence encoder and with near-duplicates kept together."""
     root = tmp_path / "project"
     root.mkdir()
     monkeypatch.chdir(root)
@@ -98,7 +98,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     project("init")
     # Hashed n-grams need no model: loading one takes longer than most tests.
     shipped = (root / "irpipe.toml").read_text(encoding="utf-8")
-    project.recipe(shipped.replace('model = "micro-sentences"\ndtype = "float32"', 'embedder = "lexical"'))
+    text = shipped.replace('model = "micro-sentences"\ndtype = "float32"', 'embedder = "lexical"')
+    project.recipe("".join(line for line in text.splitlines(keepends=True) if not line.startswith("near_duplicate")))
     return project
 
 

@@ -235,7 +235,7 @@ def test_a_kind_that_two_stages_write_must_be_chosen(project, shouting, monkeypa
     points["other-word"] = EntryPoint("other-word", "shouting.other:STAGE", stage_module.ENTRY_POINTS)
     monkeypatch.setattr(stage_module, "registered", lambda: points)
     project.recipe('recipe = "x"\n[word]\n[other-word]\n[count]\n')
-    assert 'name one: [count.reads] word = "word"' in project("run", "count", status=2).err
+    assert "name one: --set count.reads.word=word" in project("run", "count", status=2).err
     project.recipe('recipe = "x"\n[word]\n[other-word]\n[count]\nreads = {word = "other-word"}\n')
     project("run", "count")
     assert project.rows("SELECT 1 AS one") == [{"one": 1}]

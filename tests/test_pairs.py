@@ -398,7 +398,7 @@ def test_images_at_hand(project, import_recipe):
 
 
 def test_a_row_can_be_traced_both_ways(project, pool_renders):
-    project.last("build-pairs", *simulated(project, pool_renders))
+    project.last("build-pairs", *simulated(project, pool_renders), "simulate-annotations.annotators_per_prompt=8")
     pair = project.rows("SELECT pair_id, prompt_id, better FROM pairs LIMIT 1")[0]
     rows = project("trace", pair["pair_id"], "--json").json
     assert {row["table"] for row in rows} >= {"pairs", "rankings", "annotation_images", "selected_prompts", "prompts"}
