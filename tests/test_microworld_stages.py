@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -99,8 +100,6 @@ class TestAnnotating:
         assert "annotators_per_prompt is above annotators" in message
 
     def test_more_images_than_the_slots_hold(self, world, pool_renders):
-        import shutil
-
         (world.root / "images").unlink()
         shutil.copytree(pool_renders, world.root / "images")
         for folder in (world.root / "images").iterdir():
@@ -112,8 +111,6 @@ class TestAnnotating:
 
     def test_images_nobody_can_judge_are_refused_with_a_reason(self, world, pool_renders):
         """Images of another size, and a prompt that is not of this world."""
-        import shutil
-
         (world.root / "images").unlink()
         shutil.copytree(pool_renders, world.root / "images")
         folders = sorted((world.root / "images").iterdir())
@@ -210,7 +207,6 @@ class TestShippedModels:
         assert shipped_folder("micro-clip").resolve() == WEIGHTS / "clip"
 
     def test_every_model_is_of_the_real_class_and_loads_without_a_word(self):
-        pytest.importorskip("diffusers", reason="NEEDS THE EXTRA 'generate'")
         from diffusers import DiffusionPipeline
         from safetensors.torch import load_file
         from sentence_transformers import SentenceTransformer
@@ -230,8 +226,9 @@ class TestShippedModels:
         SentenceTransformer(str(WEIGHTS / "sentences"))
 
     def test_the_sentence_encoder_knows_paraphrases(self):
-        sentence_transformers = pytest.importorskip("sentence_transformers", reason="NEEDS THE EXTRA 'embed'")
-        model = sentence_transformers.SentenceTransformer(str(WEIGHTS / "sentences"), model_kwargs={"dtype": "float32"})
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(WEIGHTS / "sentences"), model_kwargs={"dtype": "float32"})
         rng = np.random.default_rng(1)
         scenes = [sample_scene(rng, "validation") for _ in range(300)]
         plain = model.encode([describe(scene) for scene in scenes])
@@ -244,7 +241,6 @@ class TestShippedModels:
     @pytest.mark.slow
     def test_the_build_is_reproducible(self, tmp_path):
         """The whole build at a hundredth of its length, twice."""
-        pytest.importorskip("diffusers", reason="NEEDS THE EXTRA 'generate'")
         manifests = []
         for name in "ab":
             command = [
@@ -266,9 +262,6 @@ class TestShippedModels:
 @pytest.mark.slow
 def test_the_micro_recipe_as_shipped(project):
     """From nothing to pairs and to the truth, twice, with the shipped models: the same artifacts, and images worth judging."""
-    pytest.importorskip("diffusers", reason="NEEDS THE EXTRA 'generate'")
-    import shutil
-
     (project.root / "irpipe.toml").unlink()
     project("init")
     few = ("select-prompts.count=24",)

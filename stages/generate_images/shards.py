@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -232,6 +233,7 @@ def _begin(workshop: Workshop, count: int, number: Any, parent: int) -> None:
     global _process  # noqa: PLW0603 # a pool's process has no other place to keep what it loaded
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     with number.get_lock():
         mine, number.value = number.value, number.value + 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
