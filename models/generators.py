@@ -172,7 +172,8 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
     with _not_at_hand(model):
         index = diffusers.DiffusionPipeline.load_config(**model.location)
     _check_class(index.get("_class_name"), model)
-    unsafe = {"safety_checker": None, "requires_safety_checker": False} if _drops_checker(index, sampling) else {}
+    drops_checker = "safety_checker" in index and not sampling.safety_checker
+    unsafe = {"safety_checker": None, "requires_safety_checker": False} if drops_checker else {}
     with _not_at_hand(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
@@ -187,10 +188,6 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
     except (RuntimeError, AssertionError) as error:
         told = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(f"the device {where!r} cannot be used: {told}", expected="auto, cpu, cuda, cuda:1 or mps") from None
-
-
-def _drops_checker(index: dict[str, Any], sampling: Sampling) -> bool:
-    return not sampling.safety_checker and "safety_checker" in index
 
 
 def pick_device(device: str) -> str:

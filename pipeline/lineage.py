@@ -28,9 +28,7 @@ class Lineage:
 
 def lineage(store: Store, focus: Record) -> Lineage:
     """Both directions from one run, by the records in the store."""
-    records = {record.key: record for record in store.records()}
-    makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
-    up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
+    records, up = _runs(store)
     down: dict[str, list[str]] = {key: [] for key in records}
     for key, parents in up.items():
         for parent in parents:
@@ -53,9 +51,7 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     Raises:
         StoreError: no record says what made one of them.
     """
-    records = {record.key: record for record in store.records()}
-    makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
-    up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
+    records, up = _runs(store)
     wanted = set(content_ids)
     unknown = wanted - {record.content_id for record in records.values()}
     if unknown:
@@ -64,6 +60,14 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     behind = [records[key] for start in made for key in {start, *_reach(start, up)}]
     # A parent whose own record is gone is still named by those who read it.
     return {name for record in behind for name in (record.stage, *(entry.stage for entry in record.inputs.values()))}
+
+
+def _runs(store: Store) -> tuple[dict[str, Record], dict[str, list[str]]]:
+    """Every run by key, and the keys of the runs whose results it read."""
+    records = {record.key: record for record in store.records()}
+    makers = {record.content_id: record.key for record in sorted(records.values(), key=lambda record: record.ended)}
+    up = {key: [parent for parent in _parents(record, makers) if parent in records] for key, record in records.items()}
+    return records, up
 
 
 def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:

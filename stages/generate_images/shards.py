@@ -72,10 +72,6 @@ class Workshop:
     device: str
     work: Path
 
-    def load(self, model: int, device: str) -> ImageGenerator:
-        """Load one of the models."""
-        return load(self.models[model], self.sampling, device)
-
 
 def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: Context) -> list[dict[str, Any]]:
     """Make the shards that are not there yet.
@@ -145,7 +141,7 @@ class Process:
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # the last one's memory goes before the next one comes
-            self._loaded = model, self._workshop.load(model, self._device)
+            self._loaded = model, load(self._workshop.models[model], self._workshop.sampling, self._device)
         return self._loaded[1]
 
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
