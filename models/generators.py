@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.models.loading import at_hand, enough_memory, pick_device, quiet, usable
+from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
 SchedulerName = Literal["own", "ddpm", "ddim", "pndm", "lms", "euler", "euler-ancestral", "dpm-solver++", "unipc"]
@@ -28,7 +28,6 @@ _SCHEDULERS = {
     "dpm-solver++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-_OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
 # What `encode_prompt` returns, by pipeline. The prompts of any other pipeline are encoded by its own call.
 _ENCODINGS = {
     "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
@@ -96,7 +95,7 @@ class ImageGenerator:
         parts: dict[str, list[Any]] = {}
         for start in range(0, len(prompts) if names else 0, batch_size):
             part = list(prompts[start : start + batch_size])
-            with torch.inference_mode(), _out_of_memory(len(part)):
+            with torch.inference_mode(), _enough_memory(len(part)):
                 encoded = self.pipeline.encode_prompt(
                     prompt=part,
                     device=self.pipeline._execution_device,
@@ -133,7 +132,7 @@ class ImageGenerator:
             if "negative_prompt" in self._takes:
                 given["negative_prompt"] = self._negative(len(rows))
         sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
-        with torch.inference_mode(), _out_of_memory(len(rows)):
+        with torch.inference_mode(), _enough_memory(len(rows)):
             made = self.pipeline(
                 **given,
                 **sizes,
@@ -168,13 +167,13 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         import torch
     except ImportError:
         raise ModelError("generating images needs the extra 'generate'", mend="pip install 'irpipe[generate]'") from None
-    _quiet()
-    with _not_at_hand(model):
+    quiet(diffusers)
+    with _at_hand(model):
         index = diffusers.DiffusionPipeline.load_config(**model.location)
     _check_class(index.get("_class_name"), model)
     drops_checker = "safety_checker" in index and not sampling.safety_checker
     unsafe = {"safety_checker": None, "requires_safety_checker": False} if drops_checker else {}
-    with _not_at_hand(model):
+    with _at_hand(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
         )
@@ -182,31 +181,8 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     where = pick_device(device)
-    try:
-        with _out_of_memory(1):
-            return ImageGenerator(pipeline.to(where), sampling)
-    except (RuntimeError, AssertionError) as error:
-        told = (str(error).splitlines() or [""])[0][:200]
-        raise ModelError(f"the device {where!r} cannot be used: {told}", expected="auto, cpu, cuda, cuda:1 or mps") from None
-
-
-def pick_device(device: str) -> str:
-    """The device that `auto` means here: the first GPU if there is one."""
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _quiet() -> None:
-    """Libraries' own bars and hints go; ours come."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    with usable(where), _enough_memory(1):
+        return ImageGenerator(pipeline.to(where), sampling)
 
 
 def _check_class(name: object, model: Model) -> None:
@@ -232,50 +208,12 @@ def _check_class(name: object, model: Model) -> None:
         )
 
 
-@contextmanager
-def _not_at_hand(model: Model) -> Iterator[None]:
-    """Turn what the hub and the loaders raise into one error that says what to do."""
-    from huggingface_hub.errors import GatedRepoError
-    from safetensors import SafetensorError
-
-    try:
-        with warnings.catch_warnings():
-            # diffusers still passes it, and the hub's client says on every download that it does nothing.
-            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        chain: list[BaseException] = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-            chain.append(cause)
-        if any(isinstance(cause, GatedRepoError) for cause in chain):
-            raise ModelError(
-                f"{model.name} is given only to those who accept its licence",
-                mend=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
-            ) from None
-        where = str(model.folder) if model.folder else None
-        get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(
-            f"the generator {model.name} cannot be loaded: {told}",
-            where=where,
-            expected="a diffusers folder: model_index.json and safetensors" if where else None,
-            mend=None if where else get,
-        ) from None
+def _enough_memory(batch: int) -> AbstractContextManager[None]:
+    smaller = f"--set generate-images.batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
+    return enough_memory(
+        f"{batch} images a batch", f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused"
+    )
 
 
-@contextmanager
-def _out_of_memory(batch: int) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
-        if not is_memory:
-            raise
-        told = (str(error).splitlines() or ["no more is known"])[0][:200]
-        smaller = f"--set generate-images.batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
-        raise StageError(
-            f"out of memory with {batch} images a batch: {told}",
-            mend=f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused",
-        ) from None
+def _at_hand(model: Model) -> AbstractContextManager[None]:
+    return at_hand(model, "the generator", "a diffusers folder: model_index.json and safetensors")

@@ -55,6 +55,10 @@ class DamageError(StoreError):
     """An object's files are not what its manifest says."""
 
 
+class TrainingError(IrpipeError):
+    """A training cannot go on: it learns nothing, or its numbers are none any more."""
+
+
 class StageError(IrpipeError):
     """A stage broke its contract with the engine."""
 

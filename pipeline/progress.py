@@ -13,9 +13,9 @@ _LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, tells
 
 
 class Progress(Protocol):
-    """A bar of one piece of work."""
+    """A bar of one piece of work. A note (the loss, say) is shown beside it."""
 
-    def advance(self, amount: int) -> None: ...
+    def advance(self, amount: int, note: str = "") -> None: ...
 
 
 class Watcher:
@@ -32,7 +32,7 @@ class Watcher:
         """Work of ``total`` units begins; it ends when the block is left."""
         yield _Ticker(self, what, total, unit)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
         """Work goes on: called at most every few seconds."""
 
 
@@ -42,12 +42,12 @@ class _Ticker:
         self._started = self._told = time.monotonic()
         self._done = 0
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
         now = time.monotonic()
         if now - self._told >= _LINE_SECONDS:
             self._told = now
-            self._watcher.tick(self._what, self._done, self._total, self._unit, now - self._started)
+            self._watcher.tick(self._what, self._done, self._total, self._unit, now - self._started, note)
 
 
 class LineWatcher(Watcher):
@@ -56,11 +56,11 @@ class LineWatcher(Watcher):
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
         rate = done / seconds
         of = f" of {amount(total, unit)}" if total is not None else ""
         left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-        self.say(f"  {what}: {amount(done, unit)}{of}, {amount(rate, unit)}/s{left}")
+        self.say(f"  {what}: {amount(done, unit)}{of}, {amount(rate, unit)}/s{left}{f'; {note}' if note else ''}")
 
 
 class TerminalWatcher(Watcher):
@@ -90,12 +90,12 @@ class _Bar:
         self._started = time.monotonic()
         self._done = 0
 
-    def advance(self, amount_done: int) -> None:
+    def advance(self, amount_done: int, note: str = "") -> None:
         self._done += amount_done
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         of = f" of {amount(self._total, self._unit)}" if self._total is not None else ""
         told = f"{amount(self._done, self._unit)}{of}, {amount(rate, self._unit)}/s"
-        self._bars.update(self._task, advance=amount_done, told=told)
+        self._bars.update(self._task, advance=amount_done, told=f"{told}; {note}" if note else told)
 
 
 class JsonWatcher(Watcher):
@@ -110,8 +110,9 @@ class JsonWatcher(Watcher):
     def say(self, text: str) -> None:
         self.event("message", text=text)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float) -> None:
-        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3))
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
+        told = {"note": note} if note else {}
+        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **told)
 
 
 def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from irpipe.models.generators import ImageGenerator, Sampling, load, pick_device
+from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.loading import pick_device
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.hashing import file_digest, row_id, show_row_id
 from irpipe.pipeline.stage import Context, Model

@@ -1,0 +1,117 @@
+"""What loading any model shares: where it runs, and errors that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.stage import Model
+
+_OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
+
+
+def pick_device(device: str) -> str:
+    """The device that `auto` means here: the first GPU if there is one."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def quiet(*libraries: Any) -> None:
+    """The bars and hints of transformers, and of other libraries like it, go; ours come."""
+    import transformers
+
+    for library in (transformers, *libraries):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def usable(device: str) -> Iterator[None]:
+    """A device that is not there is the user's error.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        told = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(f"the device {device!r} cannot be used: {told}", expected="auto, cpu, cuda, cuda:1 or mps") from None
+
+
+@contextmanager
+def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
+    """Turn what the hub and the loaders raise into one error that says what to do.
+
+    Args:
+        what: the model's part in the run: "the generator".
+        expected: what a local folder must hold.
+    """
+    from huggingface_hub.errors import GatedRepoError
+    from safetensors import SafetensorError
+
+    quiet()
+    try:
+        with warnings.catch_warnings():
+            # diffusers still passes it, and the hub's client says on every download that it does nothing.
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
+            yield
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        if any(isinstance(cause, GatedRepoError) for cause in chain):
+            raise ModelError(
+                f"{model.name} is given only to those who accept its licence",
+                mend=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
+            ) from None
+        where = str(model.folder) if model.folder else None
+        get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        if isinstance(error, pickle.UnpicklingError):
+            told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
+        raise ModelError(
+            f"{what} {model.name} cannot be loaded: {told}",
+            where=where,
+            expected=expected if where else None,
+            mend=None if where else get,
+        ) from None
+
+
+def files_of(model: Model) -> Path:
+    """The folder with a model's files; those of the hub are fetched first, without pickles where safetensors are there."""
+    if model.folder is not None:
+        return model.folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model.name, revision=model.revision))
+
+
+@contextmanager
+def enough_memory(work: str, mend: str) -> Iterator[None]:
+    """Running out of memory names the settings that lower it.
+
+    Args:
+        work: what was being done: "8 images a batch".
+
+    Raises:
+        StageError: there was not enough.
+    """
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if not is_memory:
+            raise
+        told = (str(error).splitlines() or ["no more is known"])[0][:200]
+        raise StageError(f"out of memory with {work}: {told}", mend=mend) from None

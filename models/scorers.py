@@ -1,0 +1,179 @@
+"""Judges of images behind one interface: the reward model, the paper's baselines, and those of other packages.
+
+A scorer takes prompts and pictures, one prompt a picture, and returns one number each: higher is better. Another package
+declares one under the entry-point group `irpipe.scorers`: a function without arguments that returns an object like `Scorer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from irpipe.models.imagereward import ImageReward, Preprocessing, read_checkpoint
+from irpipe.models.loading import at_hand, files_of
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.hashing import row_id
+from irpipe.pipeline.stage import Model
+
+ENTRY_POINTS = "irpipe.scorers"
+OWN = ("reward-model", "clip", "aesthetic", "blip", "random")
+
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+class Scorer(Protocol):
+    """A judge.
+
+    Attributes:
+        image_size: it takes squares of so many pixels, resized and cropped as ImageReward does it; None: pictures as they are.
+    """
+
+    @property
+    def image_size(self) -> int | None: ...
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> Sequence[float] | NDArray[Any]:
+        """One number a picture; pictures are (height, width, 3) uint8."""
+
+
+def others() -> Mapping[str, EntryPoint]:
+    """Scorers that installed packages declare, by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def squares(pictures: Pictures, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Pictures (size, size, 3) as a normalised batch (n, 3, size, size)."""
+    batch = torch.from_numpy(np.stack(pictures)).to(device)
+    return preprocessing.normalised(batch.permute(0, 3, 1, 2).to(dtype) / 255)
+
+
+class RewardModelScorer:
+    """Raw scores of an ImageReward model."""
+
+    def __init__(self, model: ImageReward, device: str, dtype: torch.dtype) -> None:
+        self.model = model
+        self.model.to(device=device, dtype=dtype).eval()
+        self._dtype = dtype
+        self.image_size = model.preprocess.image_size
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        pixels = squares(pictures, self.model.preprocess, self.model.device, self._dtype)
+        with torch.no_grad():
+            return np.asarray(self.model(pixels, *self.model.tokenise(prompts)).float().cpu().numpy())
+
+
+class ClipScorer:
+    """Cosine of CLIP's embeddings of prompt and image; with an aesthetic head, its opinion of the image's embedding alone.
+
+    Source: released code, models/CLIPScore.py and AestheticScore.py.
+    """
+
+    def __init__(self, model: Model, device: str, dtype: torch.dtype, aesthetic: nn.Module | None = None) -> None:
+        from transformers import CLIPModel, CLIPTokenizerFast
+
+        folder = files_of(model)
+        with at_hand(model, "the CLIP", "a Hugging Face CLIP: config.json, safetensors, tokenizer and preprocessor_config.json"):
+            self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
+            self._model.to(device).eval()
+            self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+            self._preprocessing = preprocessing_in(folder, self._model.config.vision_config.image_size)
+        self.image_size = self._preprocessing.image_size
+        self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        model, device = self._model, self._model.device
+        pixels = squares(pictures, self._preprocessing, device, model.dtype)
+        with torch.no_grad():
+            image = F.normalize(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+            if self._head is not None:
+                return np.asarray(self._head(image)[:, 0].float().cpu().numpy())
+            longest = model.config.text_config.max_position_embeddings
+            texts = self._tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            text = F.normalize(model.text_projection(model.text_model(**texts.to(device)).pooler_output), dim=-1)
+            return np.asarray((image * text).sum(dim=-1).float().cpu().numpy())
+
+
+class BlipScorer:
+    """Cosine of BLIP's projections of prompt and image, each encoded on its own.
+
+    Source: released code, models/BLIPScore.py.
+    """
+
+    def __init__(self, model: Model, device: str, dtype: torch.dtype) -> None:
+        from transformers import AutoTokenizer, BlipForImageTextRetrieval
+
+        folder = files_of(model)
+        with at_hand(model, "the BLIP", "a Hugging Face BlipForImageTextRetrieval: config.json, safetensors, tokenizer"):
+            self._model = BlipForImageTextRetrieval.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=dtype
+            )
+            self._model.to(device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self._preprocessing = preprocessing_in(folder, self._model.config.vision_config.image_size)
+        self.image_size = self._preprocessing.image_size
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        model = self._model
+        longest = min(35, model.config.text_config.max_position_embeddings)
+        texts = self._tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        texts = {name: texts[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            tokens = model.vision_model(pixel_values=squares(pictures, self._preprocessing, model.device, model.dtype))
+            image = F.normalize(model.vision_proj(tokens.last_hidden_state[:, 0]), dim=-1)
+            text = F.normalize(model.text_proj(model.text_encoder(**texts).last_hidden_state[:, 0]), dim=-1)
+        return np.asarray((image * text).sum(dim=-1).float().cpu().numpy())
+
+
+class RandomScorer:
+    """Chance: a number made of seed, prompt and picture."""
+
+    image_size = 8
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        drawn = zip(prompts, pictures, strict=True)
+        draws = [row_id("random scorer", self._seed, prompt, picture.tobytes()) for prompt, picture in drawn]
+        return np.array(draws, dtype=np.float64) / 2**64
+
+
+def preprocessing_in(folder: Path, image_size: int) -> Preprocessing:
+    """Mean and deviation from a preprocessor's file."""
+    import json
+
+    told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    return Preprocessing(image_size, tuple(told["image_mean"]), tuple(told["image_std"]))
+
+
+def aesthetic_head(model: Model) -> nn.Module:
+    """The head on CLIP's image embedding: LAION's linear layers, or ImageReward's of the same kind, without activations.
+
+    Raises:
+        ModelError: there are no such layers.
+    """
+    folder = files_of(model)
+    named = folder / "aesthetic.safetensors"
+    state = read_checkpoint(named) if named.is_file() else read_checkpoint(folder)
+    weights = {name: value for name, value in (state or {}).items() if name.endswith("weight") and value.dim() == 2}
+    layers = []
+    for name, weight in weights.items():
+        bias = (state or {}).get(name.removesuffix("weight") + "bias")
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer.load_state_dict({"weight": weight, **({"bias": bias} if bias is not None else {})})
+        layers.append(layer)
+    fits = all(one.out_features == other.in_features for one, other in pairwise(layers))
+    if not layers or not fits or layers[-1].out_features != 1:
+        raise ModelError(
+            f"{model.name} holds no aesthetic head", where=str(folder),
+            expected="aesthetic.safetensors, or one .pth with linear layers that end in one number",
+        )  # fmt: skip
+    return nn.Sequential(*layers)

@@ -1,0 +1,71 @@
+"""What an evaluation of scorers found."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from irpipe.schemas.table import Column, Table
+
+
+def _share(name: str, doc: str) -> Column:
+    return Column(name, pa.float64(), doc, nullable=True)
+
+
+SCORERS = Table(
+    "scorers",
+    "Each scorer against people: ImageReward's table 3 in long form.",
+    (
+        Column("scorer", pa.string(), "Who scored; oracle: the truth itself, which nobody can better but by chance."),
+        Column(
+            "figure", pa.string(), "accuracy (over pairs), accuracy_by_prompt (mean of the prompts'), recall@k, filter@k, ..."
+        ),
+        Column("value", pa.float64(), "The figure, a share."),
+        _share("low", "Lower end of its 95 % interval, by bootstrap over prompts."),
+        _share("high", "Upper end."),
+        Column("count", pa.int64(), "Pairs or records it is over."),
+    ),
+)
+GROUPS = Table(
+    "groups",
+    "Accuracy on parts of the pairs.",
+    (
+        Column("scorer", pa.string(), "Who scored."),
+        Column("by", pa.string(), "rank_gap, category or annotator."),
+        Column("label", pa.string(), "Which."),
+        Column("pairs", pa.int64(), "How many."),
+        Column("accuracy", pa.float64(), "Pooled over them."),
+    ),
+)
+CALIBRATION = Table(
+    "calibration",
+    "How often a scorer is right against how sure it is.",
+    (
+        Column("scorer", pa.string(), "Who scored."),
+        Column("sure", pa.float64(), "Mean of sigmoid(|difference of raw scores|)."),
+        Column("right", pa.float64(), "Share of those pairs that it orders as people do."),
+        Column("pairs", pa.int64(), "How many."),
+    ),
+)
+GENERATORS = Table(
+    "generators",
+    "Generators by each scorer; the layout of ImageReward's table 1.",
+    (
+        Column("scorer", pa.string(), "Who scored; people: the given ranking."),
+        Column("generator", pa.string(), "The model."),
+        _share("mean", "Mean score, over a prompt's images and then over prompts."),
+        Column("wins", pa.int64(), "How often its best image beats another generator's.", nullable=True),
+        _share("human", "People's figure, higher is better, where one is given."),
+    ),
+)
+BEST_OF = Table(
+    "best_of",
+    "What picking the best of n by a scorer gives, by the oracle.",
+    (
+        Column("scorer", pa.string(), "Who picks; oracle: the truth; random: chance."),
+        Column("n", pa.int32(), "Images to pick from; 1 is no choice."),
+        Column("prompts", pa.int64(), "Prompts with at least so many images."),
+        Column("utility", pa.float64(), "Expected worth of the pick, mean over prompts."),
+        Column("alignment", pa.float64(), "Expected alignment of the pick."),
+        Column("fidelity", pa.float64(), "Expected fidelity of the pick."),
+    ),
+)

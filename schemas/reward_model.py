@@ -1,0 +1,30 @@
+"""A trained reward model: the files of `irpipe.models.imagereward`, and the course of its training."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from irpipe.schemas.table import Column, Table
+
+CURVES = Table(
+    "curves",
+    "The course of a training: means since the last row (train), or over the whole split (validation).",
+    (
+        Column("step", pa.int64(), "Optimiser steps done."),
+        Column("epoch", pa.float32(), "Passes over the training pairs done."),
+        Column("split", pa.string(), "train or validation."),
+        Column("loss", pa.float64(), "Mean over pairs of -log sigmoid(better - worse), by weight."),
+        Column("accuracy", pa.float64(), "Share of pairs whose better image scores higher, by weight."),
+        Column("spread", pa.float64(), "Standard deviation of raw scores within a prompt, mean over prompts."),
+        Column("learning_rate", pa.float64(), "At that step."),
+    ),
+)
+REJECTED_TRAINING_PAIRS = Table(
+    "rejected",
+    "Pairs that could not be trained on.",
+    (
+        Column("pair_id", pa.uint64(), "Id of the pair.", distinct=True),
+        Column("reason", pa.string(), "Why: what is wrong with one of its images."),
+        Column("image_id", pa.uint64(), "That image.", distinct=True),
+    ),
+)

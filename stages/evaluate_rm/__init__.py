@@ -1,0 +1,56 @@
+"""Hold scorers against people's preferences, against each other, and in the micro world against the truth.
+
+Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and who the simulated annotators were.
+Writes: the tables `scorers` (table 3 of the paper), `groups`, `calibration`, `generators` (table 1) and `best_of`, `report.txt`
+    and plots.
+Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2.
+Deviates: accuracy is given pooled over pairs, as the released code has it, and as the mean over prompts, as the paper's caption
+    has it, each with an interval by bootstrap over prompts.
+Cost: O(pairs * scorers), and `bootstrap` resamplings of the prompts; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Strict
+
+from irpipe.pipeline.stage import Config, FilePath, Stage, setting
+
+
+class EvaluateRmConfig(Config):
+    split: Literal["train", "validation", "test"] = setting("test", meaning="Whose pairs are counted.", source="ImageReward 4.1")
+    at: Annotated[tuple[int, ...], Strict(False)] = setting(
+        (1, 2, 4), min_length=1, meaning="The k of recall@k and filter@k.", source="ImageReward, table 3"
+    )
+    best_of: Annotated[tuple[int, ...], Strict(False)] = setting(
+        (2, 4, 8), meaning="The n of best-of-n, where the truth is known."
+    )
+    bootstrap: int = setting(2000, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
+    truth: bool = setting(False, meaning="Also compare with what the micro world's oracle knows.")
+    human_ranking: FilePath | None = setting(
+        None, role="external",
+        meaning="CSV with the columns generator and wins (or rank): people's ranking, to hold the scorers' against.",
+        source="ImageReward, table 1",
+    )  # fmt: skip
+    seed: int = setting(0, ge=0, meaning="Seed of the resampling.")
+
+    def unused(self) -> dict[str, str]:
+        return {} if self.truth else {"best_of": "truth is off"}
+
+
+def _reads(config: EvaluateRmConfig) -> Sequence[str]:
+    return ("pairs", "scores", "truth", "annotation-files") if config.truth else ("pairs", "scores")
+
+
+STAGE = Stage(
+    name="evaluate-rm",
+    version=1,
+    reads=_reads,
+    writes="evaluation",
+    determinism="bitwise",
+    config=EvaluateRmConfig,
+    run="irpipe.stages.evaluate_rm.run:run",
+    evaluation=True,
+)

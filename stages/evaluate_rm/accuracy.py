@@ -1,0 +1,91 @@
+"""Accuracy on pairs: pooled, by prompt, by group, its intervals, and how well sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BINS = 10
+
+
+def right_pairs(scores: Mapping[int, float], better: NDArray[np.uint64], worse: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """(p,) 1 where the better image scores higher, 0 where not; equal scores are wrong, as in the released code."""
+    return np.array([float(scores[a] > scores[b]) for a, b in zip(better.tolist(), worse.tolist(), strict=True)])
+
+
+def by_prompt(right: NDArray[np.float64], prompts: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Right pairs and pairs of each prompt, (q,) each."""
+    _, place = np.unique(prompts, return_inverse=True)
+    hits: NDArray[np.float64] = np.bincount(place, weights=right).astype(np.float64)
+    return hits, np.bincount(place).astype(np.float64)
+
+
+def accuracies(right: NDArray[np.float64], prompts: NDArray[np.uint64]) -> dict[str, float]:
+    """Accuracy pooled over pairs (released code, test.py), and as the mean of the prompts' own (caption of table 3)."""
+    hits, counts = by_prompt(right, prompts)
+    return {"accuracy": float(hits.sum() / counts.sum()), "accuracy_by_prompt": float((hits / counts).mean())}
+
+
+def intervals(right: NDArray[np.float64], prompts: NDArray[np.uint64], draws: int, seed: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals of both accuracies by bootstrap over prompts: pairs of one prompt are not independent.
+
+    Cost: O(draws * prompts), a thousand draws at a time.
+    """
+    hits, counts = by_prompt(right, prompts)
+    rng, size = np.random.default_rng(seed), len(hits)
+    pooled, means = [], []
+    for start in range(0, draws, 1000):
+        times = rng.multinomial(size, np.full(size, 1 / size), size=min(1000, draws - start)).astype(np.float64)
+        pooled.append((times @ hits) / (times @ counts))
+        means.append((times @ (hits / counts)) / size)
+    if not draws:
+        return {}
+    return {
+        name: tuple(np.quantile(np.concatenate(values), (0.025, 0.975)).tolist())
+        for name, values in (("accuracy", pooled), ("accuracy_by_prompt", means))
+    }
+
+
+def grouped(right: NDArray[np.float64], labels: Sequence[Any]) -> list[tuple[str, int, float]]:
+    """Label, pairs and accuracy of each group; pairs without a label are in none."""
+    names = np.array(["" if label is None else str(label) for label in labels])
+    return [
+        (str(name), int((names == name).sum()), float(right[names == name].mean())) for name in np.unique(names) if name != ""
+    ]
+
+
+def calibration(gaps: NDArray[np.float64], right: NDArray[np.float64]) -> list[dict[str, float]]:
+    """How often a scorer is right against how sure it is, sigmoid(|difference of raw scores|), in ten bins of equal size."""
+    sure = 1 / (1 + np.exp(-np.abs(gaps)))
+    order = np.argsort(sure, kind="stable")
+    return [
+        {"sure": float(sure[part].mean()), "right": float(right[part].mean()), "pairs": float(len(part))}
+        for part in np.array_split(order, min(_BINS, len(order)))
+    ]
+
+
+def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
+    """Mean |sure - right| over pairs (expected calibration error)."""
+    pairs = sum(one["pairs"] for one in bins)
+    return sum(abs(one["sure"] - one["right"]) * one["pairs"] for one in bins) / pairs
+
+
+def human_agreement(
+    better: NDArray[np.uint64], worse: NDArray[np.uint64], annotators: Sequence[str | None]
+) -> tuple[float | None, int]:
+    """How often two people who both ordered the same two images ordered them alike, and over how many such comparisons."""
+    orders: dict[tuple[int, int], list[tuple[str, bool]]] = {}
+    for one, other, who in zip(better.tolist(), worse.tolist(), annotators, strict=True):
+        if who is not None:
+            orders.setdefault((min(one, other), max(one, other)), []).append((who, one < other))
+    alike = total = 0
+    for votes in orders.values():
+        for place, (who, order) in enumerate(votes):
+            for other_who, other_order in votes[place + 1 :]:
+                if who != other_who:
+                    total += 1
+                    alike += order == other_order
+    return (alike / total if total else None), total

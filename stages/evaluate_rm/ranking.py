@@ -1,0 +1,129 @@
+"""Rankings: who finds people's best and worst image, who picks well among n, and which generator is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import check_columns, read_csv
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One record: its images, and people's ranks of them, lower is better."""
+
+    images: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+def read_rankings(rows: Mapping[str, Sequence[Any]]) -> list[Ranking]:
+    """The records behind pairs, from the ranks that pairs carry; majorities have none and are passed over.
+
+    Args:
+        rows: columns ranking_id, better, worse, rank_better, rank_worse.
+    """
+    found: dict[int, dict[int, int]] = {}
+    columns = (rows[name] for name in ("ranking_id", "better", "worse", "rank_better", "rank_worse"))
+    for record, better, worse, rank_better, rank_worse in zip(*columns, strict=True):
+        if rank_better is not None and rank_worse is not None:
+            found.setdefault(record, {}).update({better: rank_better, worse: rank_worse})
+    return [Ranking(tuple(sorted(ranks)), tuple(ranks[image] for image in sorted(ranks))) for ranks in found.values()]
+
+
+def recall_and_filter(rankings: Sequence[Ranking], scores: Mapping[int, float], at: Sequence[int]) -> dict[str, float]:
+    """recall@k: share of records whose best image is among a scorer's first k; filter@k: whose worst is among its last k.
+
+    Where people tie several for best (or worst), one of them is enough. Source: ImageReward, appendix C.2.
+    """
+    figures = {}
+    for k in at:
+        found = {"recall": 0, "filter": 0}
+        for ranking in rankings:
+            order = sorted(range(len(ranking.images)), key=lambda i: (-scores[ranking.images[i]], ranking.images[i]))
+            best, worst = min(ranking.ranks), max(ranking.ranks)
+            found["recall"] += any(ranking.ranks[place] == best for place in order[:k])
+            found["filter"] += any(ranking.ranks[place] == worst for place in order[-k:])
+        for name, count in found.items():
+            figures[f"{name}@{k}"] = count / len(rankings) if rankings else float("nan")
+    return figures
+
+
+def best_of(worth: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:
+    """Expected worth of the image that an order picks among n of a prompt's images drawn at random, exactly.
+
+    Image i of the order is the pick if it is drawn and none before it is: C(k - 1 - i, n - 1) / C(k, n).
+
+    Args:
+        worth: (k,) of all images; order: (k,) places, the best first; n: at most k.
+    """
+    count = len(worth)
+    chances = [comb(count - 1 - i, n - 1) / comb(count, n) for i in range(count)]
+    return float(np.dot(chances, worth[order]))
+
+
+def mean_scores(generators: Sequence[str], prompts: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """Mean score of each generator: over its images of a prompt, then over prompts (released code, test-benchmark.py)."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for generator, prompt, score in zip(generators, prompts, scores, strict=True):
+        found.setdefault(generator, {}).setdefault(prompt, []).append(score)
+    return {name: float(np.mean([np.mean(of_prompt) for of_prompt in prompts.values()])) for name, prompts in found.items()}
+
+
+def wins(best: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
+    """How often each generator's image beats another's, over prompts.
+
+    Args:
+        best: by prompt, the score of each generator's best image (or minus the rank that people gave it).
+    """
+    count: dict[str, int] = {}
+    for of_prompt in best.values():
+        for one, score in of_prompt.items():
+            count[one] = count.get(one, 0) + sum(score > other for name, other in of_prompt.items() if name != one)
+    return count
+
+
+def best_images(generators: Sequence[str], prompts: Sequence[int], scores: Sequence[float]) -> dict[int, dict[str, float]]:
+    """By prompt, the score of each generator's best image."""
+    found: dict[int, dict[str, float]] = {}
+    for generator, prompt, score in zip(generators, prompts, scores, strict=True):
+        of_prompt = found.setdefault(prompt, {})
+        of_prompt[generator] = max(score, of_prompt.get(generator, -np.inf))
+    return found
+
+
+def rho(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+    """Spearman's rank correlation of two figures of the same generators; None for fewer than two."""
+    from scipy.stats import spearmanr
+
+    names = sorted(first.keys() & second.keys())
+    if len(names) < 2:
+        return None
+    result = float(spearmanr([first[name] for name in names], [second[name] for name in names]).statistic)
+    return result if np.isfinite(result) else None
+
+
+def read_human_ranking(path: Path) -> dict[str, float]:
+    """People's figure of each generator, higher is better: wins, or minus the rank.
+
+    Raises:
+        InputError: the file has neither column, or something that is no number.
+    """
+    figures = {}
+    with path.open(encoding="utf-8-sig") as file:
+        names = [name.strip() for name in file.readline().split(",")]
+    column = "wins" if "wins" in names else "rank"
+    check_columns(names, ("generator", column), str(path))
+    for number, cells in read_csv(path, ("generator", column)):
+        try:
+            value = float(cells[column])
+        except (TypeError, ValueError):
+            raise InputError(f"{column} of row {number} is {cells[column]!r}, no number", where=str(path)) from None
+        figures[str(cells["generator"]).strip()] = value if column == "wins" else -value
+    return figures

@@ -1,0 +1,92 @@
+"""The report as text, in the layout of the paper's tables 3 and 1, and as plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irpipe.stages.evaluate_rm import EvaluateRmConfig
+from irpipe.stages.evaluate_rm.ranking import rho
+
+Row = Mapping[str, Any]
+
+
+def table_3(rows: Sequence[Row], bound: float | None, human: tuple[float | None, int], config: EvaluateRmConfig) -> str:
+    """Accuracy, recall and filter of every scorer in per cent, with the bound beside it."""
+    by = {(row["scorer"], row["figure"]): row for row in rows}
+    names = list(dict.fromkeys(row["scorer"] for row in rows))
+    ranked = [f"{kind}@{k}" for kind in ("recall", "filter") for k in config.at if (names[0], f"{kind}@{k}") in by]
+    share = bound is not None
+    header = ["scorer", "accuracy", "95 %", "by prompt", *ranked] + (["of the way"] if share else [])
+    lines = [header]
+    for name in names:
+        row = by[name, "accuracy"]
+        span = f"{row['low']:.1%}-{row['high']:.1%}".replace("%-", "-") if row["low"] is not None else ""
+        cells = [name, f"{row['value']:.2%}", span, f"{by[name, 'accuracy_by_prompt']['value']:.2%}"]
+        cells += [f"{by[name, figure]['value']:.2%}" for figure in ranked]
+        lines.append(cells + ([f"{(row['value'] - 0.5) / (bound - 0.5):.0%}"] if bound is not None else []))
+    count = by[names[0], "accuracy"]["count"]
+    text = f"{count:,} pairs of the {config.split} split; intervals by bootstrap over prompts\n\n" + aligned(lines)
+    if bound is not None:
+        text += f"\nBayes bound: {bound:.2%}; 'of the way' is from chance, 50 %, to it\n"
+    if human[0] is not None:
+        text += f"Two people agree on {human[0]:.2%} of {human[1]:,} comparisons\n"
+    return text
+
+
+def table_1(rows: Sequence[Row]) -> str:
+    """Generators by every scorer; Spearman's rho against people where they are given. Empty for one generator."""
+    if not rows:
+        return ""
+    lines = [["scorer", "generator", "mean", "wins", "people"]]
+    for row in rows:
+        human = "" if row["human"] is None else f"{row['human']:g}"
+        lines.append([row["scorer"], row["generator"], f"{row['mean']:.4f}", str(row["wins"]), human])
+    text = "\nGenerators, over all scored images\n\n" + aligned(lines)
+    for name in dict.fromkeys(row["scorer"] for row in rows):
+        given = [row for row in rows if row["scorer"] == name and row["human"] is not None]
+        found = rho({row["generator"]: row["mean"] for row in given}, {row["generator"]: row["human"] for row in given})
+        text += f"Spearman's rho of {name} to people: {found:.2f}\n" if found is not None else ""
+    return text
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    told = ""
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        told += "  ".join([line[0].ljust(widths[0]), *cells[1:]]) + "\n"
+    return told
+
+
+def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: float | None, path: Path) -> None:
+    """Accuracies with intervals and bound, calibration, and best-of-n."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    accuracy = sorted((row for row in rows if row["figure"] == "accuracy"), key=lambda row: row["value"])
+    for place, row in enumerate(accuracy):
+        left.plot(row["value"], place, "o", color="#1b6ca8")
+        if row["low"] is not None:
+            left.plot([row["low"], row["high"]], [place, place], color="#1b6ca8")
+    left.set_yticks(range(len(accuracy)), [row["scorer"] for row in accuracy])
+    left.axvline(0.5, color="grey", linestyle=":")
+    if bound is not None:
+        left.axvline(bound, color="#b0413e", linestyle=":", label="Bayes bound")
+        left.legend()
+    left.set(title="Accuracy on pairs, 95 % intervals")
+    middle.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":")
+    middle.plot([one["sure"] for one in bins], [one["right"] for one in bins], "o-", color="#1b6ca8")
+    middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share it orders as people do")
+    for name in dict.fromkeys(row["scorer"] for row in picks):
+        of_one = [row for row in picks if row["scorer"] == name]
+        right.plot([row["n"] for row in of_one], [row["utility"] for row in of_one], "o-", label=name)
+    right.set(title="Best of n by each scorer", xlabel="n", ylabel="worth by the oracle")
+    if picks:
+        right.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})

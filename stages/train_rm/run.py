@@ -1,0 +1,221 @@
+"""The work of `train-rm`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irpipe.models.imagereward import ImageReward, ScoreCard
+from irpipe.models.loading import pick_device, usable
+from irpipe.models.pictures import decode_all
+from irpipe.models.starts import start
+from irpipe.pipeline.errors import InputError, RejectedError
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.features import FeatureFile
+from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS
+from irpipe.stages.train_rm import TrainRmConfig
+from irpipe.stages.train_rm.curves import draw_curves
+from irpipe.stages.train_rm.data import PairRows, check_splits, group, read_pairs, read_prompts
+from irpipe.stages.train_rm.loop import State, Texts, Trainer
+
+_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    pairs = read_pairs(inputs["pairs"].table("pairs"), ("train", "validation"))
+    prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
+    check_splits(pairs, prompts)
+    accelerator = make_accelerator(config)
+    model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
+    blocks = freeze(model, config.freeze, config.freeze_rate)
+    images = pairs.images
+    read, faults = open_images(config, inputs, context, model, blocks, images, accelerator)
+    kept, rejected = without_faults(pairs, faults, config.max_rejected)
+    check_splits(kept, prompts)
+    texts = {identity: prompts[identity] for identity in dict.fromkeys(kept.prompt_id.tolist())}
+    trainer = Trainer(
+        config, model, blocks, group(kept.of(kept.split == "train"), images), group(kept.of(kept.split == "validation"), images),
+        Texts.of(model, texts, config.mirror), read, config.reads_features, accelerator, context,
+    )  # fmt: skip
+    state = trainer.run()
+    metrics = {"head": head, "rejected_for": rejected_for(rejected)} | figures(trainer, state, kept, prompts)
+    card = {"trained_on": trained_on(inputs, kept), "metrics": {name: metrics[name] for name in _ON_THE_CARD}}
+    write_models(trainer, card, out)
+    if accelerator.is_main_process:
+        CURVES.write(out, {column.name: [row[column.name] for row in state.rows] for column in CURVES.columns})
+        draw_curves(state.rows, out / "curves.png")
+        REJECTED_TRAINING_PAIRS.write(out, rejected)
+    accelerator.end_training()
+    return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)
+
+
+def make_accelerator(config: TrainRmConfig) -> Accelerator:
+    """Device, precision and processes.
+
+    Raises:
+        ModelError: the device cannot be used.
+    """
+    device = pick_device(config.device)
+    for shared in (AcceleratorState, PartialState):
+        shared._reset_state()  # another training of this process may have had another precision
+    on_cpu = device == "cpu"
+    if on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    with usable(device):
+        if not on_cpu:
+            torch.empty(1, device=device)
+        accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision=_PRECISION[config.dtype], log_with=list(config.trackers) or None,
+            project_dir=config.track_to if config.trackers else None,
+        )  # fmt: skip
+    if config.trackers:
+        accelerator.init_trackers("train-rm", {name: str(value) for name, value in config.model_dump(mode="json").items()})
+    return accelerator
+
+
+def freeze(model: ImageReward, how: str, rate: float) -> int:
+    """Fix the lower layers of both towers.
+
+    Args:
+        how: `layers`: embeddings and int(rate * depth) layers of each tower. `published`: and one parameter of the next layer
+            each, where the released code stops a parameter late.
+
+    Returns:
+        how many blocks of the vision tower stay as they are, whole.
+    """
+    model.requires_grad_(True)
+    if rate == 0:
+        return 0
+    vision, text = model.vision, model.text
+    blocks, layers = (int(rate * len(stack)) for stack in (vision.encoder.layers, text.encoder.layer))
+    for part in (vision.embeddings, text.embeddings, *vision.encoder.layers[:blocks], *text.encoder.layer[:layers]):
+        part.requires_grad_(False)
+    if blocks == len(vision.encoder.layers):
+        vision.post_layernorm.requires_grad_(False)
+    elif how == "published":
+        vision.encoder.layers[blocks].layer_norm1.weight.requires_grad_(False)
+    if how == "published" and layers < len(text.encoder.layer):
+        text.encoder.layer[layers].attention.self.query.weight.requires_grad_(False)
+    return blocks
+
+
+def open_images(
+    config: TrainRmConfig,
+    inputs: Mapping[str, Artifact],
+    context: Context,
+    model: ImageReward,
+    blocks: int,
+    images: NDArray[np.uint64],
+    accelerator: Accelerator,
+) -> tuple[Callable[[Any], Tensor], dict[int, str]]:
+    """A way to read images by their row in `images`, and why some cannot be read, by id.
+
+    Raises:
+        InputError: none of the images is there: pairs and images come from different sources.
+    """
+    if config.reads_features:
+        features = FeatureFile(inputs["image-features"].path)
+        features.check(context.models["model"][0].revision, blocks, model.preprocess.image_size)
+        rows, faults = features.rows_of(images)
+        read: Callable[[Any], Tensor] = lambda places: features.read(rows[places])  # noqa: E731
+    else:
+        files = inputs["images"].table("images")
+        with accelerator.main_process_first(), context.progress("decoding", len(images), "images") as bar:
+            pictures, faults = decode_all(
+                files, images, model.preprocess.image_size, context.work, config.num_workers, bar.advance
+            )  # fmt: skip
+        read = lambda places: torch.from_numpy(pictures.read(places))  # noqa: E731
+    if len(faults) == len(images):
+        raise InputError(
+            f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
+            where="images",
+            mend="let pairs and images come of the same images: irpipe lineage build-pairs, and"
+            " --set train-rm.reads.images=import-images or generate-images",
+        )
+    return read, faults
+
+
+def without_faults(pairs: PairRows, faults: Mapping[int, str], most: float) -> tuple[PairRows, dict[str, list[Any]]]:
+    """The pairs both of whose images are good, and the others as columns of `rejected`.
+
+    Raises:
+        RejectedError: too many are bad.
+    """
+    bad = np.array(sorted(faults), dtype=np.uint64)
+    ends = np.isin(pairs.better, bad), np.isin(pairs.worse, bad)
+    lost = ends[0] | ends[1]
+    culprits = np.where(ends[0], pairs.better, pairs.worse)[lost]
+    rejected = {
+        "pair_id": pairs.pair_id[lost].tolist(),
+        "reason": [faults[image] for image in culprits.tolist()],
+        "image_id": culprits.tolist(),
+    }
+    if len(pairs) >= 100 and lost.mean() > most:
+        first = "; ".join(f"image {image:016x}: {faults[image]}" for image in dict.fromkeys(culprits.tolist()[:3]))
+        raise RejectedError(
+            f"{int(lost.sum()):,} of {len(pairs):,} pairs have unusable images: {first}",
+            where="images",
+            mend="mend the images, or raise train-rm.max_rejected",
+        )
+    return pairs.of(~lost), rejected
+
+
+def rejected_for(rejected: Mapping[str, list[Any]]) -> dict[str, int]:
+    names, counts = np.unique(np.array(rejected["reason"], dtype=object).astype(str), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+_ON_THE_CARD = ("pairs", "prompts", "steps", "best_step", "validation_loss", "validation_accuracy")
+
+
+def figures(trainer: Trainer, state: State, pairs: PairRows, prompts: Mapping[int, str]) -> dict[str, Any]:
+    """What people want to see of the training."""
+    best = next(row for row in state.rows if row["split"] == "validation" and row["step"] == state.best_step)
+    before = next(row for row in state.rows if row["split"] == "validation")
+    trained = {split: int((pairs.split == split).sum()) for split in ("train", "validation")}
+    ids = trainer.texts.mask[0]
+    metrics: dict[str, Any] = {
+        "pairs": trained, "prompts": {"train": len(trainer.train), "validation": len(trainer.validation)},
+        "images": len(np.unique(np.concatenate([trainer.train.image_rows, trainer.validation.image_rows]))),
+        "trainable_parameters": sum(value.numel() for value in trainer.trainable.values()),
+        "steps": state.step, "best_step": state.best_step, "validation_loss": round(best["loss"], 5),
+        "validation_accuracy": round(best["accuracy"], 5), "validation_accuracy_before": round(before["accuracy"], 5),
+        "cut_prompts": int((ids.sum(dim=1) >= trainer.model.max_length).sum()),
+    }  # fmt: skip
+    if len(state.micro_batches) > 1:
+        metrics["micro_batches"] = state.micro_batches  # it went on with another one: equal to rounding, not bit by bit
+    return metrics
+
+
+def trained_on(inputs: Mapping[str, Artifact], pairs: PairRows) -> dict[str, Any]:
+    """For the score card: which data these are, by content."""
+    return {kind: artifact.content_id for kind, artifact in sorted(inputs.items())} | {
+        "prompts": {split: len(set(pairs.prompt_id[pairs.split == split].tolist())) for split in ("train", "validation")},
+        "ties": "left out",
+    }
+
+
+def write_models(trainer: Trainer, card: Mapping[str, Any], out: Path) -> None:
+    """The last model, then the best one, each with the normaliser of its own scores. Every process takes part."""
+    for folder, weights in ((out / "last", None), (out, trainer.best_weights())):
+        if weights is not None:
+            trainer.load(weights)
+        sums = trainer.evaluate(trainer.validation)
+        mean = sums.score / sums.images
+        std = max(sums.square / sums.images - mean**2, 0.0) ** 0.5
+        trainer.model.card = replace(
+            ScoreCard(mean, std or 1.0, f"the {int(sums.images):,} images of the validation split"), **card
+        )
+        if trainer.accelerator.is_main_process:
+            trainer.model.save_pretrained(folder)
