@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from irpipe.models.loading import at_hand
@@ -179,7 +181,7 @@ class ImageReward(nn.Module):
             with at_hand(known, "the reward model", f"{CONFIG}, {WEIGHTS}, {CARD} and a tokenizer"):
                 return cls._from_folder(path)
         state = read_checkpoint(path)
-        if state is None or not any("mlp.layers." in name for name in state):
+        if state is None or not {"mlp.layers.0.weight", "module.mlp.layers.0.weight"} & state.keys():
             what = "holds no reward model" if path.exists() else "does not exist"
             raise ModelError(
                 f"{path} {what}",
@@ -187,7 +189,9 @@ class ImageReward(nn.Module):
                 mend="a BLIP has no reward head yet: irpipe run train-rm --set train-rm.model=FOLDER starts from it",
             )
         folder = path if path.is_dir() else path.parent
-        return cls.from_published(state, tokenizer=tokenizer or published_tokenizer(folder))
+        with at_hand(known, "the checkpoint", "the weights of an ImageReward model"):
+            sizes = sizes_of(from_published_names(state))
+        return cls.from_published(state, *sizes, tokenizer or published_tokenizer(folder))
 
     @classmethod
     def _from_folder(cls, folder: Path) -> Self:
@@ -236,6 +240,11 @@ class ImageReward(nn.Module):
         """Where its weights are."""
         device: torch.device = self.vision.device
         return device
+
+    def checkpoint_activations(self) -> None:
+        """Keep only what enters each layer, and compute the rest again on the way back: its noise is the same again."""
+        for layer in (*self.vision.encoder.layers, *self.text.encoder.layer):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def tokenise(self, prompts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
         """(n, l) ids with `[CLS]` first, as published, and attention mask; cut at `max_length` tokens.
@@ -355,6 +364,33 @@ def from_published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(theirs, ours, 1) if theirs.startswith(".") or name.startswith(theirs) else name
         renamed[name] = value
     return renamed
+
+
+def sizes_of(weights: Mapping[str, Tensor], image_size: int | None = None) -> tuple[dict[str, int], dict[str, Any]]:
+    """The sizes that weights under our names tell; attention heads are 64 wide, as in all published BLIPs.
+
+    Args:
+        image_size: None for the one that the table of positions fits.
+    """
+    patches = weights["vision.embeddings.patch_embedding.weight"]
+    positions = weights["vision.embeddings.position_embedding"]
+    words = weights["text.embeddings.word_embeddings.weight"]
+
+    def count(prefix: str) -> int:
+        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))
+
+    vision = {
+        "image_size": image_size or round((positions.shape[1] - 1) ** 0.5) * patches.shape[-1],
+        "patch_size": patches.shape[-1], "width": patches.shape[0],
+        "depth": count("vision.encoder.layers."), "heads": max(1, patches.shape[0] // 64),
+    }  # fmt: skip
+    text = {
+        "hidden_size": words.shape[1], "vocab_size": words.shape[0], "num_hidden_layers": count("text.encoder.layer."),
+        "num_attention_heads": max(1, words.shape[1] // 64),
+        "intermediate_size": weights["text.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": weights["text.embeddings.position_embeddings.weight"].shape[0],
+    }  # fmt: skip
+    return vision, text
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

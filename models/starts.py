@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import BlipConfig, BlipTextConfig
 from irpipe.models.imagereward import (
     CONFIG,
     FORMAT,
+    PUBLISHED_VISION,
     ImageReward,
     Preprocessing,
     configs,
@@ -25,6 +26,7 @@ from irpipe.models.imagereward import (
     load_tokenizer,
     published_tokenizer,
     read_checkpoint,
+    sizes_of,
 )
 from irpipe.models.loading import at_hand, files_of
 from irpipe.pipeline.errors import ModelError
@@ -135,7 +137,8 @@ def _of_released_blip(state: Mapping[str, Tensor], folder: Path) -> _Towers:
     """From `model_large.pth`: momentum copies, decoder and queues are left, the position table is fitted to 224 px."""
     kept = {f"blip.{name}": value for name, value in state.items() if name.startswith(("visual_encoder.", "text_encoder."))}
     blip = from_published_names(kept)
-    vision, text = _sizes(blip)
+    patch = blip["vision.embeddings.patch_embedding.weight"].shape[-1]
+    vision, text = sizes_of(blip, PUBLISHED_VISION["image_size"] // PUBLISHED_VISION["patch_size"] * patch)
     blank = ImageReward(
         *configs(vision, text), preprocessing=Preprocessing(vision["image_size"]), tokenizer=published_tokenizer(folder)
     )
@@ -145,27 +148,6 @@ def _of_released_blip(state: Mapping[str, Tensor], folder: Path) -> _Towers:
     weights[table] = fitted_positions(weights[table], own[table].shape[1])
     matching = (state["itm_head.weight"], state["itm_head.bias"]) if "itm_head.weight" in state else None
     return _Towers(weights, blank, matching)
-
-
-def _sizes(weights: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
-    """The sizes that weights tell; heads are 64 wide in all published BLIPs."""
-    patches = weights["vision.embeddings.patch_embedding.weight"]
-    words = weights["text.embeddings.word_embeddings.weight"]
-
-    def count(prefix: str) -> int:
-        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))
-
-    vision = {
-        "image_size": 14 * patches.shape[-1], "patch_size": patches.shape[-1], "width": patches.shape[0],
-        "depth": count("vision.encoder.layers."), "heads": max(1, patches.shape[0] // 64),
-    }  # fmt: skip
-    text = {
-        "hidden_size": words.shape[1], "vocab_size": words.shape[0], "num_hidden_layers": count("text.encoder.layer."),
-        "num_attention_heads": max(1, words.shape[1] // 64),
-        "intermediate_size": weights["text.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        "max_position_embeddings": weights["text.embeddings.position_embeddings.weight"].shape[0],
-    }  # fmt: skip
-    return vision, text
 
 
 def fitted_positions(table: Tensor, count: int) -> Tensor:

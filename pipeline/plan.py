@@ -42,7 +42,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        return self.node.stage.name
+        return self.node.name
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Planner:
         for node in self.recipe.chain(target):
             step = self.examine(node, made)
             if step.record is not None:
-                made[step.name] = InputEntry(step.name, step.record.key, step.record.content_id)
+                made[step.name] = InputEntry(node.stage.name, step.record.key, step.record.content_id)
             steps.append(step)
         return steps
 
@@ -95,7 +95,7 @@ class Planner:
             externals.digests,
         )
         record = self.store.lookup(key)
-        if record is not None and self.force != stage.name:
+        if record is not None and self.force != node.name:
             changed = self.code_changed(stage, record)
             if not (changed and self.strict_code):
                 notes += ["its code changed since (--strict-code makes that count)"] if changed else []
@@ -107,9 +107,11 @@ class Planner:
 
     def externals(self, node: Node, *, again: bool = False) -> Externals:
         """What a stage takes from outside; looked up once, unless asked again."""
-        name = node.stage.name
+        name = node.name
         if again or name not in self._externals:
-            self._externals[name] = resolve(name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember)
+            self._externals[name] = resolve(
+                node.stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember
+            )
         return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:
@@ -144,7 +146,7 @@ class Planner:
         inputs: Mapping[str, InputEntry],
         externals: Externals,
     ) -> Iterator[str]:
-        if self.force == node.stage.name:
+        if self.force == node.name:
             yield "forced"
         elif record is not None:
             yield "its code changed since (--strict-code)"

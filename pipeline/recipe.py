@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.stage import Config, Stage, find_stage, registered
+from irpipe.pipeline.stage import Config, Stage, find_stage, registered, trial_name
 
 RECIPE_FILE = "irpipe.toml"
 WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] images = "import-images"
@@ -21,15 +21,23 @@ WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] imag
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a recipe with its settings and its upstream stages, by the kind they provide.
+    """A stage of a recipe with its settings and its upstream nodes, by the kind they provide.
 
-    `knows_truth`: whether it, or anything upstream, is the truth that no trained stage may see.
+    Attributes:
+        name: the stage's, or of a trial: `stage[settings]`.
+        knows_truth: whether it, or anything upstream, is the truth that no trained stage may see.
     """
 
+    name: str
     stage: Stage
     config: Config
     upstream: Mapping[str, str]
     knows_truth: bool
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it runs under other settings than the recipe's."""
+        return self.name != self.stage.name
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,10 @@ class Recipe:
             kinds[stage.writes] = (*kinds.get(stage.writes, ()), name)
         return kinds
 
-    def config(self, name: str) -> Config:
-        """The typed settings of one stage."""
+    def config(self, name: str, laid_over: Mapping[str, Any] | None = None) -> Config:
+        """The typed settings of one stage, with those of a trial laid over them."""
         settings = {key: value for key, value in self.tables[name].items() if key != WIRING and key not in self.idle(name)}
+        settings |= laid_over or {}
         stage = self.stages[name]
         try:
             return stage.config.model_validate(settings)
@@ -85,25 +94,32 @@ class Recipe:
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", mend=mend)
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
+        visited = {node.stage.name for node in nodes.values()}
         for setting in self.overridden:
             stage = setting.partition(".")[0].strip()
-            if stage not in nodes:
+            if stage not in visited:
                 name, known = _field(setting), self.stages[stage].config.model_fields
                 if name not in known:
                     raise RecipeError(f"{stage} has no setting {name!r}{did_you_mean(name, known)}")
                 raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", mend="leave it out")
         return list(nodes.values())
 
-    def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...]) -> None:
+    def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...], laid_over: Mapping[str, Any] | None = None) -> str:
+        """Add a stage's node, or a trial's, after those it reads. Returns its name."""
+        node_name = trial_name(name, laid_over) if laid_over else name
         if name in path:
             raise RecipeError(f"the recipe {self.name!r} runs in a circle: {' -> '.join((*path, name))}")
-        if name in nodes:
-            return
-        stage, config = self.stages[name], self.config(name)
+        if node_name in nodes:
+            return node_name
+        stage, config = self.stages[name], self.config(name, laid_over)
         self._check_wiring(stage)
         upstream = {kind: self._producer(stage, kind) for kind in stage.kinds_read(config)}
         for producer in upstream.values():
             self._visit(producer, nodes, (*path, name))
+        if stage.trials is not None:
+            tried = self._producer(stage, stage.trials.kind)
+            for settings in stage.trials.of(config):
+                upstream[trial_name(stage.trials.kind, settings)] = self._visit(tried, nodes, (*path, name), settings)
         ancestors = _ancestors(upstream.values(), nodes)
         for kind in stage.reads_at_hand:
             if kind in self.tables[name].get(WIRING, {}):
@@ -119,7 +135,8 @@ class Recipe:
                 f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
                 mend=f"let {name} read another stage, or declare it with evaluation=True if it trains and selects nothing",
             )
-        nodes[name] = Node(stage, config, upstream, stage.truth or bool(knowing))
+        nodes[node_name] = Node(node_name, stage, config, upstream, stage.truth or bool(knowing))
+        return node_name
 
     def _producer(self, stage: Stage, kind: str) -> str:
         producers = self.producers.get(kind, ())
@@ -141,7 +158,8 @@ class Recipe:
 
     def _check_wiring(self, stage: Stage) -> None:
         wiring = self.tables[stage.name].get(WIRING, {})
-        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_at_hand)
+        tried = (stage.trials.kind,) if stage.trials else ()
+        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_at_hand, *tried)
         if not isinstance(wiring, Mapping):
             raise RecipeError(f"[{stage.name}.{WIRING}] must be a table of kind = stage")
         for kind in wiring:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +22,13 @@ from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageEr
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, shown_config
-from irpipe.pipeline.progress import duration, size
+from irpipe.pipeline.processes import count, end_with_parent
+from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
 from irpipe.pipeline.stage import Context, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
+
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,37 @@ class Runner:
     def store(self) -> Store:
         return self.planner.store
 
+    def follow(self, target: str) -> None:
+        """Take part in a run of the target that another process, the first of several, begins.
+
+        Raises:
+            RecipeError: the stage is work for one process.
+        """
+        end_with_parent()
+        self._refuse_alone(target)
+        while True:
+            step = Planner(self.recipe, self.store, self.planner.watcher, force=self.planner.force).plan(target)[-1]
+            if step.state == "reuse":
+                return
+            if step.key is not None and self.store.is_locked(step.key):
+                break
+            time.sleep(_POLL_SECONDS)
+        assert step.key is not None
+        work = self.store.work_path(step.key)
+        inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
+        scratch = work / "scratch"
+        while not scratch.is_dir():
+            time.sleep(_POLL_SECONDS)
+        context = Context(scratch, Watcher().progress, lambda _: None, step.externals.paths, step.externals.models)
+        with tempfile.TemporaryDirectory() as nowhere:
+            step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
+
+    def _refuse_alone(self, target: str) -> None:
+        if not self.recipe.stages[target].processes:
+            raise RecipeError(
+                f"{target} is work for one process", mend="leave out --processes; irpipe cite names num_processes or num_workers"
+            )
+
     def run(self, target: str, *, only: bool = False) -> Record:
         """Make the target, running what is missing upstream and reusing the rest.
 
@@ -51,6 +86,8 @@ class Runner:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
         """
         made: dict[str, InputEntry] = {}
+        if count() > 1:
+            self._refuse_alone(target)
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
             for node in chain:
@@ -63,8 +100,9 @@ class Runner:
                         mend=f"irpipe run {step.name}, or leave out --only",
                     )
                 record = self._reuse(step) if step.record else self._make(step)
-                self.store.point(self.recipe.name, record)
-                made[step.name] = InputEntry(step.name, record.key, record.content_id)
+                if not node.is_trial:
+                    self.store.point(self.recipe.name, record)
+                made[step.name] = InputEntry(node.stage.name, record.key, record.content_id)
         self.planner.watcher.event(
             "done", stage=target, key=record.key, content_id=record.content_id, metrics=dict(record.metrics),
             rows=dict(record.rows), path=str(self.store.object_path(record.content_id)),
@@ -88,7 +126,7 @@ class Runner:
         record = step.record
         assert record is not None
         watcher = self.planner.watcher
-        self._clear_work(step.name, record.key)
+        self._clear_work(step.node.stage.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
         watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
         return record
@@ -131,7 +169,7 @@ class Runner:
         stage, watcher = step.node.stage, self.planner.watcher
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
-        told = {"stage": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        told = {"stage": stage.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
         write_durably(attempt_file, to_json(told))
         started, clock = _now(), time.monotonic()
@@ -185,7 +223,7 @@ class Runner:
         return Record(
             key=key,
             content_id=manifest.content_id,
-            stage=step.name,
+            stage=step.node.stage.name,
             stage_version=step.node.stage.version,
             recipe=self.recipe.name,
             config=shown_config(step.node.config),

@@ -161,6 +161,24 @@ class Context:
     models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trials:
+    """What a stage needs of another one: several runs of it, each under settings of its own.
+
+    Attributes:
+        kind: the kind of artifact the tried stage writes; the recipe says which stage that is.
+        of: from the stage's config to the settings that each trial lays over the tried stage's.
+    """
+
+    kind: str
+    of: Callable[[Any], Sequence[Mapping[str, Any]]]
+
+
+def trial_name(stage: str, settings: Mapping[str, Any]) -> str:
+    """``train-rm[learning_rate=1e-05]``: a trial as people and plans name it."""
+    return f"{stage}[{', '.join(f'{name}={value}' for name, value in settings.items())}]"
+
+
 Determinism = Literal["bitwise", "numeric"]
 Reads = Sequence[str] | Callable[[Any], Sequence[str]]
 
@@ -174,6 +192,8 @@ class Stage:
         version: raised whenever the same settings and inputs would give another result.
         reads: kinds of artifact it reads; a function where that depends on its settings.
         reads_at_hand: kinds it reads only where another of its inputs was made from them.
+        trials: runs of another stage that it reads, each under the kind `kind[settings]`.
+        processes: whether several processes may work on one run of it together.
         writes: the kind of artifact it writes.
         determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``; a function where that
             depends on its settings.
@@ -187,6 +207,8 @@ class Stage:
     version: int
     reads: Reads = ()
     reads_at_hand: Sequence[str] = ()
+    trials: Trials | None = None
+    processes: bool = False
     writes: str
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
     config: type[Config]

@@ -30,7 +30,7 @@ GROUPS = Table(
     "Accuracy on parts of the pairs.",
     (
         Column("scorer", pa.string(), "Who scored."),
-        Column("by", pa.string(), "rank_gap, category or annotator."),
+        Column("part", pa.string(), "rank_gap, category or annotator."),
         Column("label", pa.string(), "Which."),
         Column("pairs", pa.int64(), "How many."),
         Column("accuracy", pa.float64(), "Pooled over them."),

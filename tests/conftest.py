@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from irpipe.pipeline.cli import main
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.stage import Context
 from irpipe.pipeline.store import Store
+from tests.paired import RECIPE
 from tests.renders import render_pool
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -132,3 +136,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"NEEDS RECORDED DATA: {SHARED.name}/ is not beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store that holds pairs of 40 prompts and all that they were made from."""
+    folder = tmp_path_factory.mktemp("paired")
+    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
+    for target in ("build-pairs", "oracle-truth"):
+        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def rm(project: Project, paired: Path) -> Project:
+    """A project that has the pairs already."""
+    shutil.copytree(paired / "artifacts", project.root / "artifacts", copy_function=os.link)
+    project.recipe(RECIPE)
+    return project

@@ -84,8 +84,9 @@ class TestAgainstThePublishedImplementation:
         loss = -F.logsigmoid(raw[:, list(better)] - raw[:, list(worse)]).mean()
         torch.testing.assert_close(loss.detach(), tensors["pair_loss_mean"], rtol=1e-5, atol=0)
         loss.backward()
+        key = "encoder.layer.0.crossattention.self.key.weight"
         ours = {
-            "blip.text_encoder.encoder.layer.0.crossattention.self.key.weight": "text.encoder.layer.0.crossattention.self.key.weight",
+            f"blip.text_encoder.{key}": f"text.{key}",
             "blip.visual_encoder.blocks.0.attn.qkv.weight": "vision.encoder.layers.0.self_attn.qkv.weight",
             "blip.visual_encoder.pos_embed": "vision.embeddings.position_embedding",
             "mlp.layers.0.bias": "head.0.bias",
@@ -95,7 +96,7 @@ class TestAgainstThePublishedImplementation:
         # A bias of the head moves both images' scores alike: its gradient is 0 but for rounding.
         largest = max(tensors[f"grad.{theirs}"].abs().max().item() for theirs in ours)
         for theirs, name in ours.items():
-            torch.testing.assert_close(gradients[name], tensors[f"grad.{theirs}"], rtol=1e-5, atol=1e-6 * largest)
+            torch.testing.assert_close(gradients[name], tensors[f"grad.{theirs}"], rtol=1e-5, atol=1e-5 * largest)
 
     def test_the_order_of_the_published_transforms_matters_and_is_kept(self, recorded, model):
         """Converting to RGB before the resize would give other pixels where there is transparency."""
@@ -184,7 +185,7 @@ class TestCheckpoints:
         (tmp_path / "x.pt").write_bytes(pickle.dumps({"mlp.layers.0.weight": Code()}, protocol=2))
         torch.save({"mlp.layers.0.weight": Code()}, tmp_path / "y.pt")
         for name in ("x.pt", "y.pt"):
-            with pytest.raises(ModelError, match="no code from a checkpoint is run|cannot be loaded"):
+            with pytest.raises(ModelError, match="cannot be loaded"):
                 ImageReward.from_pretrained(tmp_path / name)
         assert not (tmp_path / "ran").exists()
 
@@ -239,7 +240,9 @@ class TestStarts:
         one, same, other = (start(MICRO, "random", seed)[0].head[0].weight for seed in (1, 1, 2))
         assert torch.equal(one, same) and not torch.equal(one, other)
 
-    @pytest.mark.parametrize("initialise", [initialise_head_as_published, lambda layers, g: initialise_head(layers, None, 0.0, g)])
+    @pytest.mark.parametrize(
+        "initialise", [initialise_head_as_published, lambda layers, g: initialise_head(layers, None, 0.0, g)]
+    )
     def test_the_first_scores_of_heads_without_matching(self, initialise):
         layers = [torch.nn.Linear(a, b) for a, b in ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1))]
         initialise(layers, torch.Generator().manual_seed(0))
@@ -248,15 +251,20 @@ class TestStarts:
         small = scores.std().item()
         assert (small < 1e-6) == (initialise is initialise_head_as_published)
 
-    def test_a_published_checkpoint_keeps_its_head(self, tmp_path):
-        checkpoint = TestCheckpoints().make(tmp_path, published_state())
-        with pytest.raises(ModelError, match="another shape|lacks"):
-            start(Model("x", "", checkpoint.parent), "auto", 0)  # these are no published sizes
+    def test_a_published_checkpoint_keeps_its_head_unless_asked(self, tmp_path):
+        state = published_state()
+        checkpoint = TestCheckpoints().make(tmp_path, state)
+        model, head = start(Model("x", "", checkpoint.parent), "auto", 0)
+        assert head == "kept" and torch.equal(model.head[7].weight, state["mlp.layers.7.weight"])
+        again, head = start(Model("x", "", checkpoint.parent), "published", 0)
+        assert head == "published" and not torch.equal(again.head[7].weight, state["mlp.layers.7.weight"])
+        with pytest.raises(ModelError, match="no head for image-text matching"):
+            start(Model("x", "", checkpoint.parent), "matching", 0)
 
     def test_blips_own_checkpoint(self, tmp_path):
         """`model_large.pth`: under 'model', with momentum copies, a decoder, queues and the matching head."""
         state = {name.removeprefix("blip."): value for name, value in published_state().items() if name.startswith("blip.")}
-        wide = {name: value for name, value in state.items()}
+        wide = dict(state)
         wide |= {"visual_encoder_m.cls_token": torch.zeros(1), "text_decoder.x": torch.zeros(1), "image_queue": torch.zeros(1)}
         wide |= {"itm_head.weight": torch.randn(2, 16), "itm_head.bias": torch.randn(2)}
         wide["visual_encoder.pos_embed"] = torch.randn(1, 1 + 14 * 14, 16)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.pipeline.cli import keep, look, work
+from irpipe.pipeline.cli import keep, look, models, work
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
 
@@ -36,7 +36,7 @@ def _options(
     """See the commands below."""
 
 
-for group in (work, look, keep):
+for group in (work, look, models, keep):
     for command in group.COMMANDS:
         app.command()(command)
 

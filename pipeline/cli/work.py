@@ -47,6 +47,9 @@ def run(
     only: Annotated[bool, typer.Option("--only", help="Run this stage alone; what it reads must be at hand.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run this stage although its result is at hand.")] = False,
     strict_code: StrictOption = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together; one for each GPU, say.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
     json_: Annotated[
         bool,
@@ -57,13 +60,19 @@ def run(
 
     Example: irpipe run select-prompts --set select-prompts.count=400
     """
-    from irpipe.pipeline.progress import watcher_for
+    from irpipe.pipeline.processes import rank, together
+    from irpipe.pipeline.progress import Watcher, watcher_for
     from irpipe.pipeline.runner import Runner
 
+    if rank():
+        Runner(planner(set_, watcher=Watcher(), force=stage if force else None, strict=strict_code)).follow(stage)
+        return
     watcher = watcher_for(json_lines=json_, quiet=quiet)
+    arguments = ["run", stage, *(part for setting in set_ or () for part in ("--set", setting)), *(["--force"] if force else [])]
     try:
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
-        record = runner.run(stage, only=only)
+        with together(processes, arguments):
+            record = runner.run(stage, only=only)
     except BaseException as error:  # told and raised again: a program that reads the events must learn how it ended
         watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
         raise

@@ -159,7 +159,7 @@ def group_rows(pairs: Mapping[str, NDArray[Any]], judges: Mapping[str, Judge]) -
         right = right_pairs(judge.scores, pairs["better"], pairs["worse"])
         for by, given in labels.items():
             for label, count, accuracy in grouped(right, given):
-                rows.append({"scorer": name, "by": by, "label": label, "pairs": count, "accuracy": accuracy})
+                rows.append({"scorer": name, "part": by, "label": label, "pairs": count, "accuracy": accuracy})
     return rows
 
 

@@ -35,6 +35,11 @@ class TrainRmConfig(Config):
         " even gain. kept: as it comes. auto: kept, else matching, else random.",
         source="published: ImageReward 3.1, N(0, 1/(d+1)); see docs/LOG.md for why it is not the default",
     )
+    fit_scale: bool = setting(
+        True,
+        meaning="With a matching head: scale it, by one number, to the least loss on training pairs before the first step. The"
+        " logit of image-text matching is far too sure of itself as a preference.",
+    )
     image_size: int | None = setting(
         224, ge=8, le=1024, meaning="Pixels of the vision tower's square. Unset: the start's own.", source="ImageReward: 224",
     )  # fmt: skip
@@ -71,6 +76,10 @@ class TrainRmConfig(Config):
         False, meaning="Mirror the images of every other prompt, and swap left and right in its text. The paper does not."
     )
     grain: float = setting(0.0, ge=0, le=1, meaning="Noise added to pixels from 0 to 1: up to this deviation.", source=CODE)
+    max_prompts: int = setting(
+        0, ge=0, role="neutral", meaning="Train on so many prompts, drawn by id: more hold fewer. 0: all.",
+        source="ImageReward, table 2: 1k, 2k, 4k, 8k",
+    )  # fmt: skip
     validations: int = setting(4, ge=1, le=1000, meaning="Validations an epoch, and one before.", source=CODE + "src/train.py")
     keep_by: Literal["loss", "accuracy"] = setting(
         "loss", meaning="Which validation figure the best model is of.", source=CODE + "src/train.py: lowest loss"
@@ -109,9 +118,7 @@ class TrainRmConfig(Config):
     @model_validator(mode="after")
     def _kept_is_possible(self) -> TrainRmConfig:
         if self.frozen_part == "kept" and self.augmented:
-            raise ValueError(
-                "frozen_part = kept goes with no augmentation: shift, mirror and grain change the images in every step"
-            )
+            raise ValueError("frozen_part = kept goes without shift, mirror and grain: they change the images in every step")
         if self.frozen_part == "kept" and self.freeze_rate == 0:
             raise ValueError("frozen_part = kept goes with a freeze_rate above 0")
         return self
@@ -132,6 +139,8 @@ class TrainRmConfig(Config):
 
     def unused(self) -> dict[str, str]:
         idle = {} if self.trackers else {"track_to": "no trackers are given"}
+        if self.head in ("published", "random", "kept"):
+            idle["fit_scale"] = f"head = {self.head}"
         if not self.freeze_rate:
             idle |= dict.fromkeys(("freeze", "frozen_part"), "freeze_rate is 0")
         return idle | ({"num_workers": "the frozen part is kept: nothing is decoded"} if self.reads_features else {})
@@ -146,6 +155,7 @@ STAGE = Stage(
     version=1,
     reads=_reads,
     writes="reward-model",
+    processes=True,
     determinism="numeric",
     config=TrainRmConfig,
     run="irpipe.stages.train_rm.run:run",

@@ -56,6 +56,14 @@ def read_pairs(files: Sequence[Path], splits: Sequence[str]) -> PairRows:
     return PairRows(**columns, split=np.array(table["split"].cast("string").to_pylist(), dtype=np.str_))
 
 
+def fewer_prompts(pairs: PairRows, most: int) -> PairRows:
+    """The pairs of so many training prompts, 0 for all, and all others. Ids are hashes: their order is random and nested."""
+    of_training = np.unique(pairs.prompt_id[pairs.split == "train"])
+    if not most or most >= len(of_training):
+        return pairs
+    return pairs.of((pairs.split != "train") | (pairs.prompt_id < of_training[most]))
+
+
 def read_prompts(files: Sequence[Path]) -> dict[int, str]:
     """Texts of annotated prompts by id."""
     table = ANNOTATED_PROMPTS.read(files)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from irpipe.models.imagereward import ImageReward
@@ -27,6 +28,8 @@ _LN2 = math.log(2)
 _FLAT_LOSS, _FLAT_SPREAD = 2e-3, 1e-2  # so near ln 2, and so little between a prompt's images, that nothing was learnt
 _TRAIN_ROWS = 20  # rows of the training curve an epoch
 _EVALUATION_GROUPS = 64
+_SCALE_GROUPS = 200  # training prompts that a head's scale is fitted on
+_SCALES = (0.02, 2.0)
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,7 @@ class Trainer:
         self.trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.model.to(self.accelerator.device)
         if config.checkpoint_activations:
-            for tower in (self.model.vision, self.model.text):
-                tower.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            self.model.checkpoint_activations()
         adam = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
         self.optimizer = self.accelerator.prepare(
             adam(list(self.trainable.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -186,6 +188,29 @@ class Trainer:
                     self._save()
                 bar.advance(int(self.train.pair_counts[self._groups_of(number)].sum()), note=self._note())
         return state
+
+    def fit_scale(self) -> float:
+        """Multiply the head by the positive number that makes the loss on training pairs least. Returns the number."""
+        numbers = list(range(min(len(self.train), _SCALE_GROUPS)))
+        length = self.texts.length(self.train.prompts[numbers].tolist())
+        sizes = {number: int(self.train.image_counts[number]) for number in numbers}
+        self.model.eval()
+        gaps, weights = [], []
+        for part in pack(numbers, sizes, self.config.micro_batch):
+            batch = self._batch(self.train, part)
+            with torch.no_grad(), self._enough_memory(batch), self.accelerator.autocast():
+                scores = self._scores(batch, None, length).double().cpu()
+            gaps.append((scores[batch.better] - scores[batch.worse]).numpy())
+            weights.append(batch.weights.double().numpy())
+        gap, weight = np.concatenate(gaps), np.concatenate(weights)
+        found = minimize_scalar(
+            lambda scale: float((np.logaddexp(0, -scale * gap) * weight).sum()), bounds=_SCALES, method="bounded"
+        )
+        last = self.model.head_layers[-1]
+        with torch.no_grad():
+            last.weight.mul_(found.x)
+            last.bias.mul_(found.x)
+        return float(found.x)
 
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 0: a linear rise over the warm-up, then half a cosine to 0 at the end."""

@@ -26,14 +26,14 @@ from irpipe.schemas.features import FeatureFile
 from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.curves import draw_curves
-from irpipe.stages.train_rm.data import PairRows, check_splits, group, read_pairs, read_prompts
+from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, read_pairs, read_prompts
 from irpipe.stages.train_rm.loop import State, Texts, Trainer
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    pairs = read_pairs(inputs["pairs"].table("pairs"), ("train", "validation"))
+    pairs = fewer_prompts(read_pairs(inputs["pairs"].table("pairs"), ("train", "validation")), config.max_prompts)
     prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
     check_splits(pairs, prompts)
     accelerator = make_accelerator(config)
@@ -48,8 +48,10 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         config, model, blocks, group(kept.of(kept.split == "train"), images), group(kept.of(kept.split == "validation"), images),
         Texts.of(model, texts, config.mirror), read, config.reads_features, accelerator, context,
     )  # fmt: skip
+    scale = trainer.fit_scale() if head == "matching" and config.fit_scale else 1.0
     state = trainer.run()
-    metrics = {"head": head, "rejected_for": rejected_for(rejected)} | figures(trainer, state, kept, prompts)
+    metrics = {"head": head, "head_scale": round(scale, 4), "rejected_for": rejected_for(rejected)}
+    metrics |= figures(trainer, state, kept)
     card = {"trained_on": trained_on(inputs, kept), "metrics": {name: metrics[name] for name in _ON_THE_CARD}}
     write_models(trainer, card, out)
     if accelerator.is_main_process:
@@ -179,7 +181,7 @@ def rejected_for(rejected: Mapping[str, list[Any]]) -> dict[str, int]:
 _ON_THE_CARD = ("pairs", "prompts", "steps", "best_step", "validation_loss", "validation_accuracy")
 
 
-def figures(trainer: Trainer, state: State, pairs: PairRows, prompts: Mapping[int, str]) -> dict[str, Any]:
+def figures(trainer: Trainer, state: State, pairs: PairRows) -> dict[str, Any]:
     """What people want to see of the training."""
     best = next(row for row in state.rows if row["split"] == "validation" and row["step"] == state.best_step)
     before = next(row for row in state.rows if row["split"] == "validation")

@@ -1,0 +1,416 @@
+"""train-rm against the published training step, score-images against bare forward passes, and the memory of 210,000 pairs.
+
+The published step encodes both images of every pair on their own, each with its own copy of the padded text; train-rm encodes
+each image once, and with the frozen part kept begins behind the frozen blocks. All run on one network with random weights. With
+an NVIDIA GPU the steps are also run at the published size, ours in bfloat16.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import peak_in_child, quiet_context, show, timed
+from irpipe.microworld.grammar import describe, sample_scene
+from irpipe.models.imagereward import (
+    PUBLISHED_TEXT,
+    PUBLISHED_VISION,
+    ImageReward,
+    Preprocessing,
+    configs,
+    initialise_head,
+    load_tokenizer,
+)
+from irpipe.models.noise import SeededDropout
+from irpipe.models.pictures import decode_all
+from irpipe.models.scorers import RewardModelScorer, squares
+from irpipe.models.starts import start
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.stage import Model
+from irpipe.schemas.features import DATA, FEATURES, FeatureFile
+from irpipe.schemas.images import ImageReader, ImageShards, image_row
+from irpipe.schemas.pairs import PAIRS
+from irpipe.schemas.rejected import Rejections
+from irpipe.stages.encode_images import EncodeImagesConfig
+from irpipe.stages.encode_images.run import batches, card_of
+from irpipe.stages.score_images import ScoreImagesConfig
+from irpipe.stages.score_images.run import score_all
+from irpipe.stages.train_rm import TrainRmConfig
+from irpipe.stages.train_rm.data import Groups, PairRows, group, read_pairs, steps_of_epoch
+from irpipe.stages.train_rm.loop import Texts, Trainer
+from irpipe.stages.train_rm.run import freeze, make_accelerator
+
+VISION = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}
+TEXT = {
+    "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536, "vocab_size": 1000,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+PROMPTS, K, FREEZE_RATE, ROUNDS = 6, 7, 0.7, 3
+PAIRS_A_STEP = 3 * K * (K - 1) // 2  # 63: three prompts, nearest to the paper's 64
+MICRO_BATCHES = (4, 16)  # pairs: of the released script, of the paper
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense
+
+
+def main(folder: Path) -> None:
+    memory(folder / "memory")
+    steps("384 wide", VISION, TEXT, folder / "steps", "cpu", "float32")
+    if torch.cuda.is_available():
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # the steps above asked for a CPU
+        steps("BLIP large", PUBLISHED_VISION, PUBLISHED_TEXT, folder / "large", "cuda", "bfloat16")
+    else:
+        print("no NVIDIA GPU here: the steps at the published size are left out")
+    scoring("micro world, 32 px", micro_model(), 2048, (32,), folder / "micro")
+    scoring("384 wide, 224 px", random_model(VISION, TEXT), 128, (224, 512), folder / "wide")
+
+
+# -- one network, some prompts, some images ---------------------------------------------------------------------------
+
+
+def micro_model() -> ImageReward:
+    return start(Model("micro-blip", "0" * 40, shipped_folder("micro-blip")), "auto", 0)[0]
+
+
+def random_model(vision: Mapping[str, Any], text: Mapping[str, Any]) -> ImageReward:
+    """Random weights, the same every time, and the micro world's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(shipped_folder("micro-blip"))
+    model = ImageReward(*configs(vision, text), preprocessing=Preprocessing(vision["image_size"]), tokenizer=tokenizer)
+    initialise_head(model.head_layers, None, 0.0, torch.Generator().manual_seed(0))
+    return model
+
+
+def long_prompts(count: int) -> list[str]:
+    """Texts of 15 to 25 tokens, those at both ends included."""
+    rng = np.random.default_rng(0)
+    words = sorted({word for _ in range(100) for word in describe(sample_scene(rng)).split()})
+    return [" ".join(rng.choice(words, rng.integers(13, 24))) for _ in range(count)]
+
+
+def ranked(prompts: int) -> PairRows:
+    """All pairs of `K` images a prompt, none tied."""
+    better, worse = np.array(list(combinations(range(K), 2)), dtype=np.uint64).T
+    prompt = np.repeat(np.arange(1, prompts + 1, dtype=np.uint64), len(better))
+    count = len(prompt)
+    return PairRows(
+        pair_id=np.arange(count, dtype=np.uint64), prompt_id=prompt, ranking_id=prompt, better=prompt * K + np.tile(better, prompts),
+        worse=prompt * K + np.tile(worse, prompts), weight=np.ones(count, np.float32), split=np.full(count, "train"),
+    )  # fmt: skip
+
+
+def encoded(count: int, side: int) -> list[bytes]:
+    """PNGs of coloured clouds, about as large as photographs are."""
+    rng, files = np.random.default_rng(side), []
+    for _ in range(count):
+        cloud = Pillow.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Pillow.Resampling.BICUBIC)
+        grain = rng.integers(-4, 5, (side, side, 3))
+        file = io.BytesIO()
+        Pillow.fromarray((np.asarray(cloud).astype(int) + grain).clip(0, 255).astype(np.uint8)).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def write_images(
+    folder: Path, files: Sequence[bytes], ids: NDArray[np.uint64], prompts: NDArray[np.uint64], side: int
+) -> list[Path]:
+    """Shards of so many images, from encoded ones over and over."""
+    with ImageShards(folder) as shards:
+        for place, (image, prompt) in enumerate(zip(ids.tolist(), prompts.tolist(), strict=True)):
+            shards.append(
+                image_row(image, prompt, files[place % len(files)], f"{place}.png", "0" * 64, (side, side), "PNG")
+            )  # fmt: skip
+    return sorted((folder / "images").iterdir())
+
+
+# -- the published step -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """What the released code prepares: preprocessed images (n, 3, size, size), and for each pair their places and its text."""
+
+    pixels: Tensor
+    better: Tensor
+    worse: Tensor
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, model: ImageReward, pairs: PairRows, pictures: Tensor, texts: Mapping[int, str]) -> EncodedPairs:
+        row = {int(image): place for place, image in enumerate(pairs.images)}
+        better, worse = (torch.tensor([row[int(image)] for image in ends]) for ends in (pairs.better, pairs.worse))
+        ids, mask = model.tokenise([texts[int(prompt)] for prompt in pairs.prompt_id], length=35)
+        pixels = model.preprocess.normalised(pictures.to(model.device).permute(0, 3, 1, 2).float() / 255)
+        return cls(pixels, better, worse, ids, mask)
+
+
+def published_step(model: ImageReward, adam: torch.optim.Optimizer, pairs: EncodedPairs, count: int, micro_batch: int) -> None:
+    """One step on the first `count` pairs, `micro_batch` at a time. Source: ImageReward, train/src (encode_pair, loss_func)."""
+    model.train()
+    for first in range(0, count, micro_batch):
+        part = slice(first, min(first + micro_batch, count))
+        ids, mask = pairs.ids[part], pairs.mask[part]
+        rewards = torch.stack([model(pairs.pixels[ends[part]], ids, mask) for ends in (pairs.better, pairs.worse)], dim=1)
+        target = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
+        (F.cross_entropy(rewards, target) * len(rewards) / count).backward()
+    adam.step()
+    adam.zero_grad()
+
+
+def plain_dropouts(model: nn.Module) -> None:
+    """Torch's own dropout, which draws from one stream."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, SeededDropout):
+                setattr(module, name, nn.Dropout(child.p))
+
+
+# -- steps against steps ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contestant:
+    """One way to train: a step on `pairs` pairs, operations a pair, memory in GB on a GPU, and the best seconds a step."""
+
+    name: str
+    step: Callable[[], Any]
+    pairs: int
+    flops: float
+    peak: float
+    seconds: float = float("inf")
+
+    @property
+    def rate(self) -> float:
+        return self.pairs / self.seconds
+
+
+def steps(name: str, vision: Mapping[str, Any], text: Mapping[str, Any], folder: Path, device: str, dtype: str) -> None:
+    """Pairs per second of the published step and of ours, and their ratios. Rounds take turns: a busy machine slows all alike."""
+    pairs = ranked(PROMPTS)
+    texts = dict(enumerate(long_prompts(PROMPTS), start=1))
+    size = vision["image_size"]
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (PROMPTS * K, size, size, 3), dtype=np.uint8))
+
+    def ready() -> tuple[ImageReward, int]:
+        model = random_model(vision, text)
+        return model.to(device), freeze(model, "published", FREEZE_RATE)
+
+    published, micro_batch = of_published(ready()[0], pairs, pictures, texts)
+    contestants = [published]
+    for kept in (False, True):
+        model, blocks = ready()
+        read: Callable[[Any], Tensor] = kept_features(model, pictures, folder) if kept else lambda rows: pictures[rows]
+        trainer = trainer_of(model, blocks, pairs, texts, read, kept, device, dtype, folder / "work")
+        what = f"train-rm, frozen part {'kept' if kept else 'recomputed'}"
+        show(what, scores_differ_from_the_published_by=f"{disagreement(trainer, pictures, texts):.1e} of their spread")
+        contestants.append(of_ours(what, trainer))
+    for _ in range(ROUNDS):
+        for one in contestants:
+            one.seconds = min(one.seconds, timed(lambda one=one: (one.step(), wait(device)))[0])
+    for one in contestants:
+        told = {"pairs": f"{one.rate:.2f}/s", "ratio": f"{one.rate / published.rate:.2f}x"}
+        told |= {"by_arithmetic": f"{published.flops / one.flops:.2f}x", "gflop_a_pair": f"{one.flops / 1e9:.1f}"}
+        if device == "cuda":
+            told |= {"peak": f"{one.peak:.1f} GB", "of_the_device": utilisation(one)}
+        show(f"{name}: {one.name}", **told)
+    print(f"(published: {micro_batch} pairs a forward pass, the faster of {MICRO_BATCHES}; {torch.get_num_threads()} threads)")
+
+
+def of_published(model: ImageReward, pairs: PairRows, pictures: Tensor, texts: Mapping[int, str]) -> tuple[Contestant, int]:
+    """The published step at the faster of the micro-batches, and which that is."""
+    before = mark_memory(model.device)
+    plain_dropouts(model)
+    adam = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=1e-5)
+    given = EncodedPairs.of(model, pairs, pictures, texts)
+    few = max(MICRO_BATCHES)
+    with FlopCounterMode(display=False) as counter:
+        published_step(model, adam, given, few, few)
+    peak = gigabytes_since(before, model.device)
+
+    def seconds(size: int) -> float:
+        return timed(lambda: (published_step(model, adam, given, few, size), wait(model.device.type)))[0]
+
+    best = min(MICRO_BATCHES, key=seconds)
+    step = lambda: published_step(model, adam, given, PAIRS_A_STEP, best)  # noqa: E731
+    return Contestant("the published step", step, PAIRS_A_STEP, counter.get_total_flops() / few, peak), best
+
+
+def trainer_of(
+    model: ImageReward, blocks: int, pairs: PairRows, texts: Mapping[int, str], read: Callable[[Any], Tensor], kept: bool,
+    device: str, dtype: str, work: Path,
+) -> Trainer:  # fmt: skip
+    config = TrainRmConfig(
+        model="random", freeze_rate=FREEZE_RATE, frozen_part="kept" if kept else "recomputed", dtype=dtype, device=device,
+    )  # fmt: skip
+    groups = group(pairs, pairs.images)
+    tokens = Texts.of(model, dict(texts), False)
+    return Trainer(config, model, blocks, groups, groups, tokens, read, kept, make_accelerator(config), quiet_context(work))
+
+
+def of_ours(name: str, trainer: Trainer) -> Contestant:
+    """Reading the batch and the step; in a run the next batch is read meanwhile."""
+    device = trainer.accelerator.device
+    before = mark_memory(device)
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        groups = trainer._groups_of(number)
+        trainer._step(number, trainer._batches(trainer.train, groups.tolist()))
+        number += 1
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    model = sum(value.numel() * value.element_size() for value in trainer.model.parameters()) if device.type == "cuda" else 0
+    peak = gigabytes_since(before, device) + model / 1e9
+    return Contestant(name, step, PAIRS_A_STEP, counter.get_total_flops() / PAIRS_A_STEP, peak)
+
+
+def kept_features(model: ImageReward, pictures: Tensor, folder: Path) -> Callable[[Any], Tensor]:
+    """A way to read what encode-images keeps of pictures, from its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = EncodeImagesConfig(model="random", freeze_rate=FREEZE_RATE)
+    card = card_of(model, "random", config)
+    card.write(folder)
+    with (folder / DATA).open("wb") as file:
+        for states in batches(model, pictures.numpy(), card, config):
+            file.write(states)
+    ids = ranked(PROMPTS).images
+    FEATURES.write(folder, {"image_id": ids, "prompt_id": ids // K, "row": np.arange(len(ids)), "fault": [None] * len(ids)})
+    features = FeatureFile(folder)
+    rows, _ = features.rows_of(ids)
+    return lambda places: features.read(rows[places])
+
+
+def disagreement(trainer: Trainer, pictures: Tensor, texts: Mapping[int, str]) -> float:
+    """By how much the trainer's scores of a prompt's images differ from plain forward passes, against their spread."""
+    model = trainer.model.eval()
+    batch = trainer._batch(trainer.train, [0])
+    ids, mask = model.tokenise([texts[batch.prompts[0]]] * K, length=35)
+    rows = trainer.train.image_rows[:K]
+    with torch.no_grad():
+        plain = model(model.preprocess.normalised(pictures[rows].to(model.device).permute(0, 3, 1, 2).float() / 255), ids, mask)
+        with trainer.accelerator.autocast():
+            ours = trainer._scores(batch, None, trainer.texts.length(batch.prompts))
+    return float((plain - ours.float()).abs().max() / plain.std())
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def mark_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def gigabytes_since(before: int, device: torch.device) -> float:
+    return (torch.cuda.max_memory_allocated() - before) / 1e9 if device.type == "cuda" else 0.0
+
+
+def utilisation(one: Contestant) -> str:
+    """Operations a second, and their share of what the GPU is sold as doing in bfloat16."""
+    most = next((peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    rate = one.rate * one.flops
+    return f"{rate / 1e12:.0f} TFLOP/s" + (f" = {rate / most:.0%}" if most else "")
+
+
+# -- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], folder: Path) -> None:
+    """Images per second of score-images, from PNGs of some sizes, and of bare forward passes at the same batch size."""
+    model.save_pretrained(folder / "model")
+    config = ScoreImagesConfig(device="cpu")
+    scorer = RewardModelScorer(ImageReward.from_pretrained(folder / "model"), "cpu", torch.float32)
+    ids = np.arange(count, dtype=np.uint64)
+    texts = dict(enumerate(long_prompts(count // 4)))
+    prompts = ids // 4
+    batches = []
+    for first in range(0, count, config.batch_size):
+        part = range(first, min(first + config.batch_size, count))
+        blank = np.zeros((scorer.image_size, scorer.image_size, 3), np.uint8)
+        pixels = squares([blank] * len(part), model.preprocess, model.device, torch.float32)
+        batches.append((pixels, *scorer.model.tokenise([texts[int(prompts[place])] for place in part])))
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                scorer.model(*batch)
+
+    def stage(files: Sequence[Path]) -> None:
+        images = list(ImageReader(files).rows(["prompt_id", "generator", "fault"]))
+        wanted, context = np.ones(count, dtype=bool), quiet_context(folder / "work")
+        raw = score_all({"reward-model": scorer}, files, images, wanted, texts, config, context, Rejections(0, "images"))
+        assert np.isfinite(raw["reward-model"]).all()
+
+    pool = {side: write_images(folder / str(side), encoded(32, side), ids, prompts, side) for side in sides}
+    best = dict.fromkeys((None, *sides), float("inf"))
+    scorer.model(*batches[0])
+    for _ in range(2):
+        best[None] = min(best[None], timed(bare)[0])
+        for side in sides:
+            best[side] = min(best[side], timed(lambda side=side: stage(pool[side]))[0])
+    for side in sides:
+        show(
+            f"score-images, {name}, {side} px PNGs",
+            irpipe=f"{count / best[side]:.1f}/s",
+            bare=f"{count / best[None]:.1f}/s",
+            ratio=f"{best[None] / best[side]:.1%}",
+        )
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory(folder: Path) -> None:
+    """What reading and grouping 210,000 pairs and decoding their 70,000 images take above what the libraries take."""
+    pairs, side = ranked(10_000), 32
+    images = pairs.images
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {column.name: getattr(pairs, column.name, [None] * len(pairs)) for column in PAIRS.columns}
+    PAIRS.write(folder, {**written, "split": pairs.split.tolist()})
+    write_images(folder, encoded(64, side), images, images // K, side)
+    _, bare = peak_in_child(_nothing)
+    (seconds, worker), peak = peak_in_child(_prepare, folder, side)
+    show(
+        f"{len(pairs):,} pairs, {len(images):,} images",
+        **{name: f"{value:.1f} s" for name, value in seconds.items()},
+        peak=f"{peak:.2f} GB",
+        above_the_libraries=f"{peak - bare:.2f} GB",
+        largest_decoding_process=f"{worker:.2f} GB",
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _prepare(folder: Path, side: int) -> tuple[dict[str, float], float]:
+    """Seconds of each part, and the memory of the largest decoding process in GB."""
+    reading, pairs = timed(lambda: read_pairs([folder / f"{PAIRS.name}.parquet"], ("train", "validation")))
+    images = pairs.images
+    grouping, groups = timed(lambda: group(pairs, images))
+    assert isinstance(groups, Groups) and len(groups) == 10_000
+    assert sum(len(step) for step in steps_of_epoch(groups, 64, 0, 0)) == len(groups)
+    files = sorted((folder / "images").iterdir())
+    decoding, (_, faults) = timed(lambda: decode_all(files, images, side, folder, None, lambda _: None))
+    assert not faults
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    return {"reading": reading, "grouping": grouping, "decoding": decoding}, worker

@@ -1,0 +1,97 @@
+"""Several processes on one run: started here, or by torchrun, which sets the same environment.
+
+The first process (rank 0) runs the recipe as ever. The others plan the same target, wait until the first one begins it, and take
+part: the stage's own code meets over the addresses in the environment. They write no artifact.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from irpipe.pipeline.errors import StageError
+
+_PARENT = "IRPIPE_PARENT"
+
+
+def rank() -> int:
+    """This process's number among those that work on one run; 0 where there is one."""
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
+def count() -> int:
+    """How many processes work on one run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
+    """Start the other processes of a run, this one being the first, and end them with it.
+
+    Args:
+        arguments: of the command line that all run.
+
+    Raises:
+        StageError: one of the others failed.
+    """
+    if processes == 1:
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
+        _PARENT: str(os.getpid()),
+    }  # fmt: skip
+    before = dict(os.environ)
+    command = [sys.executable, "-m", "irpipe.pipeline.cli", *arguments]
+    with tempfile.TemporaryFile("w+") as errors:
+        others = [
+            subprocess.Popen(
+                command, env={**before, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+                stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )
+            for number in range(1, processes)
+        ]  # fmt: skip
+        os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+        try:
+            yield
+            for other in others:
+                other.wait()
+        except RuntimeError as error:
+            time.sleep(1)  # a process that failed closes its connections a moment before it ends
+            failed = [number for number, other in enumerate(others, 1) if other.poll() not in (None, 0)]
+            if not failed:
+                raise
+            errors.seek(0)
+            told = errors.read().strip().splitlines()[-1:] or [str(error)]
+            raise StageError(f"process {failed[0]} of {processes} failed: {told[0]}", mend="the same command goes on") from None
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def end_with_parent() -> None:
+    """Let a process that `together` started end when the one that started it is gone."""
+    parent = os.environ.get(_PARENT)
+    if parent is None or rank() == 0:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,49 @@
+"""The recipe of a small project with pairs, which conftest makes once for all tests of a module."""
+
+from __future__ import annotations
+
+RECIPE = """
+recipe = "micro"
+[simulate-prompts]
+count = 120
+[embed-prompts]
+embedder = "lexical"
+[prompt-graph]
+k = 5
+[select-prompts]
+count = 40
+[generate-images]
+models = ["micro-generator"]
+num_steps = 8
+guidance_scale = 1.0
+dtype = "float32"
+batch_size = 64
+[simulate-annotations]
+[load-annotations]
+label_source = "model"
+[build-pairs]
+[encode-images]
+model = "micro-blip"
+image_size = 32
+freeze_rate = 0.67
+dtype = "float32"
+[train-rm]
+model = "micro-blip"
+image_size = 32
+learning_rate = 3e-4
+batch_pairs = 128
+epochs = 2
+freeze_rate = 0.0
+[sweep-rm]
+learning_rates = [1e-4, 1e-3]
+batch_pairs = [128]
+freeze_rates = [0.0]
+[score-images]
+scorers = ["reward-model", "clip", "aesthetic", "blip", "random"]
+clip_model = "micro-clip"
+aesthetic_model = "micro-clip"
+blip_model = "micro-blip"
+[evaluate-rm]
+truth = true
+[oracle-truth]
+"""
