@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IRPIPE := ../$(BIN)/irpipe
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench docs claims-rm clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,31 +13,31 @@ $(VENV)/core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/demo: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate]'
+	$(INSTALL) --editable '.[embed,generate,train]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,dev]'
+	$(INSTALL) --editable '.[embed,generate,train,dev]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/dev
 	$(INSTALL) --editable '.[bench]'
 	touch $@
 
-demo: $(VENV)/demo ## from nothing to preference pairs, offline, into demo/
+demo: $(VENV)/demo ## from nothing to a reward model and what it is worth, offline, into demo/
 	@mkdir -p demo
 	@cd demo && { test -f irpipe.toml || $(IRPIPE) init; }
-	@cd demo && $(IRPIPE) run build-pairs
-	@cd demo && $(IRPIPE) run oracle-truth
+	@cd demo && $(IRPIPE) run evaluate-rm
+	@echo
+	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat
 	@echo
 	@cd demo && $(IRPIPE) sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
 	@echo
-	@cd demo && $(IRPIPE) show load-annotations | grep 'figure *agreement'
-	@cd demo && $(IRPIPE) show simulate-annotations | grep 'figure *bayes_accuracy'
-	@echo
 	@cd demo && $(IRPIPE) show select-prompts | sed -n 's|^  path *\(.*\)|What was selected:  \1/coverage.png|p'
 	@cd demo && $(IRPIPE) show generate-images | sed -n 's|^  path *\(.*\)|What was drawn:     \1/sheets/0.png|p'
-	@echo "Next, in demo/:     $(IRPIPE) plan build-pairs --set simulate-annotations.noise=0.2"
+	@cd demo && $(IRPIPE) show train-rm | sed -n 's|^  path *\(.*\)|How it was trained: \1/curves.png|p'
+	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|What it is worth:   \1/evaluation.png|p'
+	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 
 test: $(VENV)/dev ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2
@@ -59,6 +59,9 @@ docs: $(VENV)/dev ## docs/cli.md, from the commands themselves
 
 bench: $(VENV)/bench ## every benchmark; figures go to benchmarks/README.md by hand
 	$(BIN)/python -m benchmarks
+
+claims-rm: $(VENV)/dev ## what is claimed of reward models, measured in claims/: about an hour on two cores; goes on if interrupted
+	$(BIN)/python -m benchmarks.claims_rm claims
 
 clean:
 	rm -rf $(VENV) .typecheck demo build dist *.egg-info

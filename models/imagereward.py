@@ -177,7 +177,7 @@ class ImageReward(nn.Module):
         """
         path = Path(location)
         known = Model(str(path), "", path)
-        if (path / CONFIG).is_file() and json.loads((path / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT:
+        if read_config(known).get("format") == FORMAT:
             with at_hand(known, "the reward model", f"{CONFIG}, {WEIGHTS}, {CARD} and a tokenizer"):
                 return cls._from_folder(path)
         state = read_checkpoint(path)
@@ -316,6 +316,19 @@ _TEXT_FIELDS = (
 _NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "sep_token_id": None}  # of no use to an encoder
 
 
+def read_config(model: Model) -> dict[str, Any]:
+    """What `config.json` in a model's folder says; nothing where there is none.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    path = (model.folder or Path()) / CONFIG
+    if not path.is_file():
+        return {}
+    with at_hand(model, "the model", "config.json"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[BlipVisionConfig, BlipTextConfig]:
     """transformers' configurations of a model of the published kind, with what the released code fixes."""
     width = vision["width"]
@@ -323,6 +336,7 @@ def configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[BlipVis
         BlipVisionConfig(
             image_size=vision["image_size"], patch_size=vision["patch_size"], hidden_size=width, intermediate_size=4 * width,
             num_hidden_layers=vision["depth"], num_attention_heads=vision["heads"], hidden_act="gelu", layer_norm_eps=1e-6,
+            initializer_range=0.02,  # transformers' own is 1e-10: all images would score alike until weights are loaded
         ),
         BlipTextConfig(**{
             **{name: value for name, value in {**PUBLISHED_TEXT, **text}.items() if name in _TEXT_FIELDS},
@@ -333,7 +347,7 @@ def configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[BlipVis
     )  # fmt: skip
 
 
-# Names of the released code and of transformers; every other part of a name is the same (docs/formats.md).
+# Names of the released code and of transformers; every other part of a name is the same (docs/reward_model.md).
 _RENAMED = (
     ("blip.visual_encoder.cls_token", "vision.embeddings.class_embedding"),
     ("blip.visual_encoder.pos_embed", "vision.embeddings.position_embedding"),

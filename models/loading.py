@@ -64,7 +64,7 @@ def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
             yield
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(cause)
@@ -87,12 +87,19 @@ def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
 
 
 def files_of(model: Model) -> Path:
-    """The folder with a model's files; those of the hub are fetched first, without pickles where safetensors are there."""
+    """The folder with a model's files; those of the hub are fetched first, but for formats of other frameworks.
+
+    Raises:
+        ModelError: they cannot be had.
+    """
     if model.folder is not None:
         return model.folder
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model.name, revision=model.revision))
+    with at_hand(model, "the model", "safetensors"):
+        return Path(
+            snapshot_download(model.name, revision=model.revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx"])
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from PIL import UnidentifiedImageError
 
 from irpipe.pipeline.errors import InputError, StageError
 from irpipe.pipeline.hashing import digest
+from irpipe.pipeline.processes import end_with
 from irpipe.pipeline.progress import size as shown_size
 from irpipe.pipeline.store import write_durably
 from irpipe.schemas.images import ImageReader
@@ -30,7 +32,7 @@ from irpipe.schemas.images import ImageReader
 MOST_PIXELS = 1 << 27
 _JOB = 256  # images a worker decodes before it reports: memory is O(_JOB) encoded images a worker
 _FEW = 4096  # fewer are decoded here: workers would take longer to start
-_MOST_WORKERS = 16
+_MOST_WORKERS, _MOST_THREADS = 16, 4
 
 Pictures = list[NDArray[np.uint8]]
 """Each (height, width, 3)."""
@@ -127,7 +129,7 @@ def decode_all(
         advance(len(image_ids))
         return pictures, {int(identity): reason for identity, reason in told["faults"].items()}
     card.unlink(missing_ok=True)
-    need_room(folder, len(image_ids) * pictures.bytes_each, "decoded images")
+    need_room(pictures.path, len(image_ids) * pictures.bytes_each, "decoded images")
     with pictures.path.open("wb") as file:
         file.truncate(len(image_ids) * pictures.bytes_each)
     # Jobs are of images that lie together, whatever order they are wanted in.
@@ -139,7 +141,9 @@ def decode_all(
     if workers is None:
         workers = min(_MOST_WORKERS, os.cpu_count() or 1) if len(lying) >= _FEW else 0
     if workers > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(files, pictures)) as pool:
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=_begin, initargs=(files, pictures, os.getpid())
+        ) as pool:
             for job, bad in zip(jobs, pool.map(_decode_job, jobs), strict=True):
                 faults |= bad
                 advance(len(job))
@@ -148,11 +152,20 @@ def decode_all(
         for job in jobs:
             faults |= _decode_job(job)
             advance(len(job))
+    with pictures.path.open("rb") as file:
+        os.fsync(file.fileno())
     write_durably(card, json.dumps({"of": what, "faults": faults}))
     return pictures, faults
 
 
 _source: tuple[ImageReader, PictureFile] | None = None
+
+
+def _begin(files: Sequence[Path], pictures: PictureFile, parent: int) -> None:
+    """Set a worker up: its source, and its end when its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
+    end_with(parent)
+    _open(files, pictures)
 
 
 def _open(files: Sequence[Path], pictures: PictureFile) -> None:
@@ -180,14 +193,24 @@ def _decode_job(job: Sequence[tuple[int, int]]) -> dict[int, str]:
     return faults
 
 
-def need_room(folder: Path, wanted: int, what: str) -> None:
-    """Stop before work begins that the disk has no room for.
+def put_in_place(source: Path, target: Path) -> None:
+    """Put a finished file where it goes, as a link where the disk has them: a kill meanwhile loses nothing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def need_room(path: Path, wanted: int, what: str) -> None:
+    """Stop before work begins on a file that the disk has no room for. What lies there already of it counts.
 
     Raises:
         StageError: it has not.
     """
+    folder = path.parent
     free = shutil.disk_usage(folder).free
-    if wanted > free:
+    there = path.stat().st_blocks * 512 if path.exists() else 0
+    if wanted > free + there:
         raise StageError(
             f"{shown_size(wanted)} of {what} do not fit on the disk, which has {shown_size(free)} free",
             where=str(folder),
@@ -196,7 +219,7 @@ def need_room(folder: Path, wanted: int, what: str) -> None:
 
 
 def decode_stream(
-    files: Sequence[Path], start: int, chunk: int, size: int | None, workers: int | None
+    files: Sequence[Path], start: int, chunk: int, size: int | None, workers: int | None, wanted: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, Pictures, dict[int, str]]]:
     """Decode all images in the order they lie in, a chunk at a time, the next ones while one is worked on.
 
@@ -205,26 +228,28 @@ def decode_stream(
     Args:
         start: the first image's place; a multiple of `chunk`.
         size: of the squares; None for pictures as they are.
+        wanted: (n,) which images somebody wants; chunks without any are passed over.
 
     Yields:
         the place of a chunk's first image, its pictures (height, width, 3), and why some are black, by their place in the chunk.
     """
     count = len(ImageReader(files))
-    places = range(start, count, chunk)
+    places = [place for place in range(start, count, chunk) if wanted is None or wanted[place : place + chunk].any()]
     if workers is None:
         workers = min(_MOST_WORKERS, os.cpu_count() or 1) if count - start >= _FEW else 0
     if workers < 2:
         _open(files, PictureFile(Path(), size or 0))
-        with ThreadPoolExecutor(1) as pool:
-            yield from _ahead(pool, places, chunk, 1)
+        threads = max(1, min(_MOST_THREADS, os.cpu_count() or 1))  # decoding lets other threads go on
+        with ThreadPoolExecutor(threads) as pool:
+            yield from _ahead(pool, places, chunk, threads)
         return
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_open, initargs=(files, PictureFile(Path(), size or 0))
+        workers, get_context("spawn"), initializer=_begin, initargs=(files, PictureFile(Path(), size or 0), os.getpid())
     ) as processes:
         yield from _ahead(processes, places, chunk, workers)
 
 
-def _ahead(pool: Executor, places: range, chunk: int, ahead: int) -> Iterator[tuple[int, Pictures, dict[int, str]]]:
+def _ahead(pool: Executor, places: Sequence[int], chunk: int, ahead: int) -> Iterator[tuple[int, Pictures, dict[int, str]]]:
     waiting: deque[tuple[int, Future[tuple[Pictures, dict[int, str]]]]] = deque()
     for place in places:
         waiting.append((place, pool.submit(_decode_chunk, place, chunk)))

@@ -66,8 +66,11 @@ class RewardModelScorer:
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
         pixels = squares(pictures, self.model.preprocess, self.model.device, self._dtype)
+        texts = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, mask = self.model.tokenise(list(texts))
+        rows = [texts[prompt] for prompt in prompts]
         with torch.no_grad():
-            return np.asarray(self.model(pixels, *self.model.tokenise(prompts)).float().cpu().numpy())
+            return np.asarray(self.model(pixels, ids[rows], mask[rows]).float().cpu().numpy())
 
 
 class ClipScorer:

@@ -26,6 +26,7 @@ from irpipe.models.imagereward import (
     load_tokenizer,
     published_tokenizer,
     read_checkpoint,
+    read_config,
     sizes_of,
 )
 from irpipe.models.loading import at_hand, files_of
@@ -107,10 +108,10 @@ def of_size(model: ImageReward, image_size: int | None) -> ImageReward:
 
 def _reward_model(folder: Path) -> ImageReward | None:
     """The reward model in a folder, if it holds one."""
-    config = folder / CONFIG
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("format") == FORMAT:
+    told = read_config(Model(folder.name, "", folder))
+    if told.get("format") == FORMAT:
         return ImageReward.from_pretrained(folder)
-    if not config.is_file():
+    if not told:
         state = read_checkpoint(folder)
         if state is not None and any("mlp.layers." in name for name in state):
             return ImageReward.from_pretrained(folder)
@@ -125,7 +126,7 @@ def _blip(model: Model, folder: Path) -> _Towers:
         if state is None or not any(name.startswith("visual_encoder.") for name in state):
             raise ModelError(f"{model.name} holds no BLIP", where=str(folder), expected=expected)
         return _of_released_blip(state, folder)
-    told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    told = read_config(Model(model.name, "", folder))
     if told.get("model_type") != "blip" or "BlipForImageTextRetrieval" not in (told.get("architectures") or ()):
         kind = (told.get("architectures") or [told.get("model_type")])[0]
         raise ModelError(f"{model.name} is a {kind}", where=str(folder), expected=expected)

@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 from irpipe.pipeline.errors import StageError
 
 _PARENT = "IRPIPE_PARENT"
+_GRACE_SECONDS = 5.0
 
 
 def rank() -> int:
@@ -63,19 +65,18 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
             for number in range(1, processes)
         ]  # fmt: skip
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+        over = threading.Event()
+        threading.Thread(target=_watch, args=(others, errors, over), daemon=True).start()
         try:
             yield
-            for other in others:
-                other.wait()
         except RuntimeError as error:
             time.sleep(1)  # a process that failed closes its connections a moment before it ends
-            failed = [number for number, other in enumerate(others, 1) if other.poll() not in (None, 0)]
-            if not failed:
+            told = _failure(others, errors)
+            if told is None:
                 raise
-            errors.seek(0)
-            told = errors.read().strip().splitlines()[-1:] or [str(error)]
-            raise StageError(f"process {failed[0]} of {processes} failed: {told[0]}", mend="the same command goes on") from None
+            raise StageError(f"{told}: {error}"[:400], mend="the same command goes on") from None
         finally:
+            over.set()
             for other in others:
                 other.kill()
                 other.wait()
@@ -83,14 +84,39 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
             os.environ.update(before)
 
 
+def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str | None:
+    """Which process failed and what it said, if one did."""
+    failed = [number for number, other in enumerate(others, 1) if other.poll() not in (None, 0)]
+    if not failed:
+        return None
+    errors.seek(0)
+    lines = errors.read().strip().splitlines()
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:] or ["without a word"]
+    return f"process {failed[0]} of {len(others) + 1} failed: {told[0]}"
+
+
+def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: threading.Event) -> None:
+    """End a run whose other processes failed: the first one may be waiting for them where nothing can interrupt it."""
+    while not over.wait(1):
+        if any(other.poll() not in (None, 0) for other in others) and not over.wait(_GRACE_SECONDS):
+            print(f"error: {_failure(others, errors)}\n  mend: the same command goes on", file=sys.stderr, flush=True)
+            for other in others:
+                other.kill()
+            os._exit(2)
+
+
 def end_with_parent() -> None:
     """Let a process that `together` started end when the one that started it is gone."""
     parent = os.environ.get(_PARENT)
-    if parent is None or rank() == 0:
-        return
+    if parent is not None and rank() > 0:
+        end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after another one, its parent, is gone: a kill takes nobody along by itself."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 

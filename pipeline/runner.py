@@ -53,19 +53,14 @@ class Runner:
         """
         end_with_parent()
         self._refuse_alone(target)
-        while True:
-            step = Planner(self.recipe, self.store, self.planner.watcher, force=self.planner.force).plan(target)[-1]
+        step = self.planner.plan(target)[-1]
+        while step.key is None or not (self.store.is_locked(step.key) and (self.store.work_path(step.key) / "scratch").is_dir()):
             if step.state == "reuse":
                 return
-            if step.key is not None and self.store.is_locked(step.key):
-                break
             time.sleep(_POLL_SECONDS)
-        assert step.key is not None
-        work = self.store.work_path(step.key)
+            step = self.planner.plan(target)[-1]
+        scratch = self.store.work_path(step.key) / "scratch"
         inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
-        scratch = work / "scratch"
-        while not scratch.is_dir():
-            time.sleep(_POLL_SECONDS)
         context = Context(scratch, Watcher().progress, lambda _: None, step.externals.paths, step.externals.models)
         with tempfile.TemporaryDirectory() as nowhere:
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)

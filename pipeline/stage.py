@@ -193,6 +193,7 @@ class Stage:
         reads: kinds of artifact it reads; a function where that depends on its settings.
         reads_at_hand: kinds it reads only where another of its inputs was made from them.
         trials: runs of another stage that it reads, each under the kind `kind[settings]`.
+        extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
         writes: the kind of artifact it writes.
         determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``; a function where that
@@ -208,6 +209,7 @@ class Stage:
     reads: Reads = ()
     reads_at_hand: Sequence[str] = ()
     trials: Trials | None = None
+    extra: str | None = None
     processes: bool = False
     writes: str
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
@@ -225,9 +227,20 @@ class Stage:
         return self.determinism(config) if callable(self.determinism) else self.determinism
 
     def load_run(self) -> Callable[[Config, Mapping[str, Artifact], Path, Context], Report]:
-        """Import the stage's work."""
+        """Import the stage's work.
+
+        Raises:
+            StageError: the extra it needs is not installed.
+        """
         module, _, function = self.run.partition(":")
-        run: Callable[..., Report] = getattr(importlib.import_module(module), function)
+        try:
+            run: Callable[..., Report] = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            if self.extra is None or str(error.name).startswith(module.partition(".")[0]):
+                raise
+            raise StageError(
+                f"{self.name} needs the package {error.name}, which is not installed", mend=f"pip install 'irpipe[{self.extra}]'"
+            ) from None
         return run
 
     @property

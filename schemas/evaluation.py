@@ -69,3 +69,11 @@ BEST_OF = Table(
         Column("fidelity", pa.float64(), "Expected fidelity of the pick."),
     ),
 )
+REJECTED_EVALUATION_PAIRS = Table(
+    "rejected",
+    "Pairs that were not counted.",
+    (
+        Column("pair_id", pa.uint64(), "Id of the pair.", distinct=True),
+        Column("reason", pa.string(), "Why."),
+    ),
+)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import DamageError, InputError
 from irpipe.schemas.table import Column, Table
 
 FEATURES = Table(
@@ -105,6 +105,7 @@ class FeatureFile:
         with (self._folder / DATA).open("rb", buffering=0) as file:
             for place, row in enumerate(rows.tolist()):
                 file.seek(row * card.bytes_each)
-                file.readinto(memoryview(raw[place]))
+                if file.readinto(memoryview(raw[place])) != card.bytes_each:
+                    raise DamageError(f"{DATA} ends before row {row}", mend="irpipe verify")
         dtype = torch.bfloat16 if card.dtype == "bfloat16" else torch.float32
         return torch.from_numpy(raw).view(dtype).view(len(rows), card.tokens, card.width)

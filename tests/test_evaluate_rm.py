@@ -129,15 +129,21 @@ class TestRankings:
     def test_recall_and_filter_by_hand(self):
         scores = {1: 0.9, 2: 0.8, 3: 0.1, 4: 0.5}  # order: 1 2 4 3; people: 2 best; 3 and 4 worst
         found = recall_and_filter([self.RANKING], scores, (1, 2))
-        assert found == {"recall@1": 0.0, "recall@2": 1.0, "filter@1": 1.0, "filter@2": 1.0}
+        assert found == {"recall@1": (0.0, 1), "recall@2": (1.0, 1), "filter@1": (1.0, 1), "filter@2": (1.0, 1)}
+
+    def test_records_that_cannot_be_wrong_do_not_count(self):
+        short = Ranking((5, 6), (1, 2))
+        scores = {1: 0.9, 2: 0.8, 3: 0.1, 4: 0.5, 5: 0.1, 6: 0.9}
+        found = recall_and_filter([self.RANKING, short], scores, (1, 2, 4))
+        assert found["recall@1"] == (0.0, 2) and found["recall@2"] == (1.0, 1) and "recall@4" not in found
 
     def test_chance_is_k_of_n(self):
         rng = np.random.default_rng(0)
         rankings = [Ranking(tuple(range(8)), tuple(rng.permutation(8).tolist())) for _ in range(4000)]
         found = recall_and_filter(rankings, dict(enumerate(rng.random(8))), (1, 2, 4))
         for k in (1, 2, 4):
-            assert found[f"recall@{k}"] == pytest.approx(k / 8, abs=0.03)
-            assert found[f"filter@{k}"] == pytest.approx(k / 8, abs=0.03)
+            assert found[f"recall@{k}"][0] == pytest.approx(k / 8, abs=0.03)
+            assert found[f"filter@{k}"][0] == pytest.approx(k / 8, abs=0.03)
 
     def test_records_come_back_from_their_pairs(self):
         rows = {
@@ -254,6 +260,9 @@ class TestTheStages:
         (rm.root / "human.csv").write_text("generator,wins\nmicro-generator,3\nother,1\n", encoding="utf-8")
         error = rm.run("evaluate-rm", "score-images.scorers=['random']", "evaluate-rm.human_ranking=human.csv", status=2).err
         assert "'other' of the human ranking made none" in error
+        (rm.root / "human.csv").write_text("generator,wins\nmicro-generator,3\n", encoding="utf-8")
+        error = rm.run("evaluate-rm", "score-images.scorers=['random']", "evaluate-rm.human_ranking=human.csv", status=2).err
+        assert "nothing to rank" in error
 
     def test_no_stage_that_trains_may_read_the_evaluation_of_the_truth(self, rm):
         """The evaluation knows the truth; a model made from it would too."""

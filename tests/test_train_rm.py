@@ -86,7 +86,8 @@ class TestTraining:
         assert np.mean(training[-5:]) < np.mean(training[:5]) - 0.03
         card = json.loads((folder / "score_card.json").read_text(encoding="utf-8"))
         assert card["trained_on"]["pairs"] == rm.store.newest("micro", "build-pairs").content_id
-        assert card["trained_on"]["ties"] == "left out"
+        assert card["trained_on"]["ties"] == "left out" and card["trained_on"]["label_source"] == "model"
+        assert card["trained_on"]["started_from"]["name"] == "micro-blip"
         best, last_model = ImageReward.from_pretrained(folder), ImageReward.from_pretrained(folder / "last")
         assert any(not torch.equal(a, b) for a, b in zip(best.parameters(), last_model.parameters(), strict=True))
 
@@ -125,6 +126,15 @@ class TestTraining:
     def test_early_stop(self, rm):
         metrics = rm.last("train-rm", "train-rm.epochs=30", "train-rm.patience=2", "train-rm.learning_rate=0.01")["metrics"]
         assert metrics["steps"] < metrics["best_step"] + 30 * metrics["steps"] and metrics["steps"] < 100
+
+    def test_the_average_is_what_is_validated_and_kept(self, rm):
+        """With a decay of nearly 1 it stays near the first steps; the weights themselves go on."""
+        plain = rm.last("train-rm")
+        averaged = rm.last("train-rm", "train-rm.average=0.999999")
+        assert losses(averaged)[0] == pytest.approx(losses(plain)[0], rel=1e-5), "before the first step they are one"
+        assert not np.allclose(losses(averaged), losses(plain), rtol=1e-4)
+        model = ImageReward.from_pretrained(Path(averaged["path"]) / "last")
+        assert model.card.mean != ImageReward.from_pretrained(Path(plain["path"]) / "last").card.mean
 
     def test_a_published_head_stays_at_ln_2_where_the_default_learns(self, rm):
         """The reason for the default: at the paper's learning rate the published head gets nowhere for thousands of steps."""
@@ -257,7 +267,8 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
     def test_goes_on_bit_by_bit(self, rm, sign):
-        settings = ("train-rm.epochs=4", "train-rm.checkpoint_minutes=0", "train-rm.shift=2", "train-rm.freeze_rate=0.4")
+        settings = ("train-rm.epochs=4", "train-rm.checkpoint_minutes=0", "train-rm.shift=2", "train-rm.freeze_rate=0.4",
+                    "train-rm.average=0.9")  # fmt: skip
         process = self.start(rm, *settings, "train-rm.frozen_part='recomputed'")
         self.wait_for_checkpoint(rm, process)
         process.send_signal(sign)
@@ -391,6 +402,23 @@ class TestFaults:
         frozen = ("train-rm.freeze_rate=0.67", "train-rm.frozen_part='kept'")
         assert "of features do not fit" in rm.run("train-rm", *frozen, status=2).err
 
+    def test_a_kill_after_encoding_loses_nothing(self, rm, monkeypatch):
+        """The finished file is linked into the artifact, not moved: a run that ends before it is published goes on."""
+        from irpipe.stages.encode_images import run as encoding
+
+        frozen = ("train-rm.freeze_rate=0.67", "train-rm.frozen_part='kept'")
+        monkeypatch.setattr(encoding, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        rm.run("train-rm", *frozen, status=130)
+        monkeypatch.undo()
+        monkeypatch.chdir(rm.root)
+        assert rm.last("train-rm", *frozen)["rows"]["rejected"] == 0
+
+    def test_a_tracker_that_is_not_installed(self, rm):
+        assert "the tracker mlflow is not installed" in rm.run("train-rm", "train-rm.trackers=['mlflow']", status=2).err
+
+    def test_half_precision_needs_a_gpu(self, rm):
+        assert "float16 needs a GPU" in rm.run("train-rm", "train-rm.dtype=float16", "train-rm.device=cpu", status=2).err
+
 
 class TestSweep:
     def test_every_trial_is_an_artifact_and_a_larger_grid_trains_what_is_missing(self, rm):
@@ -405,6 +433,10 @@ class TestSweep:
         assert larger.count("]: reused") == 2 and larger.count("]: runs") == 1
         plain = rm.run("train-rm", "train-rm.learning_rate=0.001").err
         assert "train-rm: reused" in plain, "a trial is an ordinary run"
+
+    def test_several_freeze_rates_recompute_the_frozen_part(self, rm):
+        rm.run("sweep-rm", "sweep-rm.learning_rates=[1e-4]", "sweep-rm.freeze_rates=[0.0, 0.4, 0.7]", "train-rm.epochs=1")
+        assert len(rm.rows("SELECT * FROM trials")) == 3
 
     def test_a_trial_is_not_the_recipes_newest_model(self, rm):
         rm.run("sweep-rm")

@@ -35,8 +35,13 @@ def score(
 
     Example: irpipe score --model train-rm --prompt "a red circle" images/ --json
     """
-    from irpipe.models.imagereward import ImageReward
-    from irpipe.models.loading import pick_device, usable
+    from irpipe.pipeline.errors import ModelError
+
+    try:
+        from irpipe.models.imagereward import ImageReward
+        from irpipe.models.loading import pick_device, usable
+    except ModuleNotFoundError as error:
+        raise ModelError(f"scoring needs the package {error.name}", mend="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
     judge = ImageReward.from_pretrained(locate(model))

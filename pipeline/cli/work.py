@@ -69,6 +69,7 @@ def run(
         return
     watcher = watcher_for(json_lines=json_, quiet=quiet)
     arguments = ["run", stage, *(part for setting in set_ or () for part in ("--set", setting)), *(["--force"] if force else [])]
+    arguments += ["--strict-code"] if strict_code else []
     try:
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
         with together(processes, arguments):

@@ -44,6 +44,7 @@ STAGE = Stage(
     reads=("images",),
     writes="image-features",
     determinism="numeric",
+    extra="train",
     config=EncodeImagesConfig,
     run="irpipe.stages.encode_images.run:run",
 )

@@ -13,7 +13,7 @@ import torch
 
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import enough_memory, pick_device, usable
-from irpipe.models.pictures import decode_stream, need_room
+from irpipe.models.pictures import decode_stream, need_room, put_in_place
 from irpipe.models.starts import start
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.progress import size as shown_size
@@ -32,7 +32,7 @@ def run(config: EncodeImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
     model, _ = start(named, "auto", 0, config.image_size)
     card = card_of(model, named.revision, config)
     reader = ImageReader(inputs["images"].table("images"))
-    need_room(out, len(reader) * card.bytes_each, "features")
+    need_room(context.work / DATA, len(reader) * card.bytes_each, "features")
     context.say(f"{shown_size(len(reader) * card.bytes_each)} on the disk: {shown_size(card.bytes_each)} an image")
     device = pick_device(config.device)
     with usable(device):
@@ -43,7 +43,7 @@ def run(config: EncodeImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
         rejections.refuse(place, reason)
     rejections.check(len(reader), len(reader) - len(faults))
     card.write(out)
-    (context.work / DATA).replace(out / DATA)
+    put_in_place(context.work / DATA, out / DATA)
     write_index(reader, faults, out)
     metrics = {"blocks": card.blocks, "bytes_an_image": card.bytes_each, "rejected_for": rejections.counts()}
     return Report(Rows(len(reader), len(reader) - len(faults), rejections.write(out)), metrics)

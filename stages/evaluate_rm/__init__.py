@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 
 class EvaluateRmConfig(Config):
     split: Literal["train", "validation", "test"] = setting("test", meaning="Whose pairs are counted.", source="ImageReward 4.1")
-    at: Annotated[tuple[int, ...], Strict(False)] = setting(
+    at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Strict(False)] = setting(
         (1, 2, 4), min_length=1, meaning="The k of recall@k and filter@k.", source="ImageReward, table 3"
     )
-    best_of: Annotated[tuple[int, ...], Strict(False)] = setting(
+    best_of: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Strict(False)] = setting(
         (2, 4, 8), meaning="The n of best-of-n, where the truth is known."
     )
     bootstrap: int = setting(2000, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
@@ -35,6 +35,9 @@ class EvaluateRmConfig(Config):
         source="ImageReward, table 1",
     )  # fmt: skip
     seed: int = setting(0, ge=0, meaning="Seed of the resampling.")
+    max_rejected: float = setting(
+        0.05, ge=0, le=1, role="execution", meaning="Share of pairs (of at least 100) without scores that stops the run."
+    )
 
     def unused(self) -> dict[str, str]:
         return {} if self.truth else {"best_of": "truth is off"}

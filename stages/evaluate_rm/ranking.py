@@ -37,21 +37,28 @@ def read_rankings(rows: Mapping[str, Sequence[Any]]) -> list[Ranking]:
     return [Ranking(tuple(sorted(ranks)), tuple(ranks[image] for image in sorted(ranks))) for ranks in found.values()]
 
 
-def recall_and_filter(rankings: Sequence[Ranking], scores: Mapping[int, float], at: Sequence[int]) -> dict[str, float]:
+def recall_and_filter(
+    rankings: Sequence[Ranking], scores: Mapping[int, float], at: Sequence[int]
+) -> dict[str, tuple[float, int]]:
     """recall@k: share of records whose best image is among a scorer's first k; filter@k: whose worst is among its last k.
 
-    Where people tie several for best (or worst), one of them is enough. Source: ImageReward, appendix C.2.
+    Where people tie several for best (or worst), one of them is enough. Records of at most k images are left out: they are right
+    whoever scores. Source: ImageReward, appendix C.2, where all records have eight.
+
+    Returns:
+        the figures, and how many records each is over; none where no record is long enough.
     """
-    figures = {}
+    figures: dict[str, tuple[float, int]] = {}
     for k in at:
         found = {"recall": 0, "filter": 0}
-        for ranking in rankings:
+        longer = [ranking for ranking in rankings if len(ranking.images) > k]
+        for ranking in longer:
             order = sorted(range(len(ranking.images)), key=lambda i: (-scores[ranking.images[i]], ranking.images[i]))
             best, worst = min(ranking.ranks), max(ranking.ranks)
             found["recall"] += any(ranking.ranks[place] == best for place in order[:k])
             found["filter"] += any(ranking.ranks[place] == worst for place in order[-k:])
-        for name, count in found.items():
-            figures[f"{name}@{k}"] = count / len(rankings) if rankings else float("nan")
+        if longer:
+            figures |= {f"{name}@{k}": (count / len(longer), len(longer)) for name, count in found.items()}
     return figures
 
 

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from irpipe.microworld.annotators import Annotator, Impression, best_accuracy
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, GENERATORS, GROUPS, SCORERS
+from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
 from irpipe.schemas.files import read_json
 from irpipe.schemas.pairs import PAIRS
 from irpipe.schemas.scores import SCORES
@@ -63,6 +63,14 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
         worth = {row["image_id"]: float(row["utility"]) for row in truth}
         judges[ORACLE] = Judge(worth, worth)
     kept = scored_by_all(pairs, judges)
+    REJECTED_EVALUATION_PAIRS.write(
+        out, {"pair_id": pairs["pair_id"][~kept], "reason": ["image not scored"] * int((~kept).sum())}
+    )
+    if len(kept) >= 100 and (~kept).mean() > config.max_rejected:
+        raise RejectedError(
+            f"{int((~kept).sum()):,} of {len(kept):,} pairs have images without scores", where="scores",
+            mend="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
+        )  # fmt: skip
     used = {name: column[kept] for name, column in pairs.items()}
     human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
     rows = judge_rows(config, used, judges)
@@ -141,9 +149,8 @@ def judge_rows(config: EvaluateRmConfig, pairs: Mapping[str, NDArray[Any]], judg
         for figure, value in accuracies(right, pairs["prompt_id"]).items():
             low, high = spans.get(figure, (None, None))
             rows.append({"scorer": name, "figure": figure, "value": value, "low": low, "high": high, "count": len(right)})
-        if rankings:
-            for figure, value in recall_and_filter(rankings, judge.scores, config.at).items():
-                rows.append({"scorer": name, "figure": figure, "value": value, "low": None, "high": None, "count": len(rankings)})
+        for figure, (value, count) in recall_and_filter(rankings, judge.scores, config.at).items():
+            rows.append({"scorer": name, "figure": figure, "value": value, "low": None, "high": None, "count": count})
     return rows
 
 
@@ -189,6 +196,8 @@ def generator_rows(
             expected=f"generators: {', '.join(sorted(names)) or 'none is known'}",
         )  # fmt: skip
     if len(names) < 2:
+        if human:
+            raise InputError("one generator made all scored images: there is nothing to rank", where=str(config.human_ranking))
         return []
     rows = []
     for name, judge in judges.items():

@@ -8,8 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +25,7 @@ from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.loading import pick_device
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.hashing import file_digest, row_id, show_row_id
+from irpipe.pipeline.processes import end_with
 from irpipe.pipeline.stage import Context, Model
 from irpipe.pipeline.store import write_durably
 from irpipe.schemas.annotations import image_id
@@ -237,14 +236,8 @@ def _begin(workshop: Workshop, count: int, number: Any, parent: int) -> None:
     device = pick_device(workshop.device)
     if device == "cuda" and torch.cuda.is_available():
         device = f"cuda:{mine % torch.cuda.device_count()}"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     _process = Process(workshop, device)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _make(shard: Shard) -> None:

@@ -70,7 +70,7 @@ def _reads(config: LoadAnnotationsConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="load-annotations",
-    version=1,
+    version=2,
     reads=_reads,
     writes="annotations",
     determinism="bitwise",

@@ -43,9 +43,10 @@ def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path
     rejected = rejections.write(out)
     write_tables(records, kind, out)
     against = write_contradictions(records, kind, out)
-    found = agreement(records)
+    found = {"label_source": config.label_source, **agreement(records)}
     (out / "agreement.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    found.pop("by_annotator", None)
+    for name in ("by_annotator", "label_source"):
+        found.pop(name, None)
     metrics = {
         "records": len(records),
         "prompts": len({record.prompt for record in records}),

@@ -72,6 +72,7 @@ STAGE = Stage(
     reads=_reads,
     writes="scores",
     determinism=_determinism,
+    extra="train",
     config=ScoreImagesConfig,
     run="irpipe.stages.score_images.run:run",
 )

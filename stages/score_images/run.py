@@ -35,7 +35,7 @@ from irpipe.schemas.scores import SCORES
 from irpipe.schemas.splits import PROMPT_SPLITS
 from irpipe.stages.score_images import ScoreImagesConfig
 
-_CHUNK = 256
+_CHUNK, _WHOLE_CHUNK = 256, 16  # images decoded at a time: squares, and pictures as they are
 
 
 def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -133,16 +133,18 @@ def score_all(
     for name, scorer in scorers.items():
         by_size.setdefault(scorer.image_size, []).append(name)
     broken: dict[int, str] = {}
-    with context.progress("scoring", len(images) * len(scorers), "images") as bar:
+    with context.progress("scoring", int(wanted.sum()) * len(scorers), "images") as bar:
         for size, names in by_size.items():
-            for start, pictures, faults in decode_stream(files, 0, _CHUNK, size, config.num_workers):
+            for start, pictures, faults in decode_stream(
+                files, 0, _CHUNK if size else _WHOLE_CHUNK, size, config.num_workers, wanted
+            ):
                 good = [place for place in range(start, start + len(pictures)) if wanted[place] and place - start not in faults]
                 broken |= {start + place: why for place, why in faults.items() if wanted[start + place]}
                 for name in names:
                     for part in cut(good, config.batch_size):
                         prompts = [texts[images[place]["prompt_id"]] for place in part]
                         raw[name][part] = ask(name, scorers[name], prompts, [pictures[place - start] for place in part])
-                    bar.advance(len(pictures))
+                    bar.advance(int(wanted[start : start + len(pictures)].sum()))
     for place, why in sorted(broken.items()):
         wanted[place] = False
         rejections.refuse(place, "does not decode", why)

@@ -39,7 +39,10 @@ def trials_of(config: SweepRmConfig) -> Sequence[dict[str, Any]]:
     """The settings of each trial."""
     names = ("learning_rate", "batch_pairs", "freeze_rate", "seed")
     grid = product(config.learning_rates, config.batch_pairs, config.freeze_rates, config.seeds)
-    return [dict(zip(names, point, strict=True)) for point in grid]
+    # What encode-images keeps fits one rate; several cannot share it.
+    several = len(set(config.freeze_rates)) > 1
+    trials = (dict(zip(names, point, strict=True)) for point in grid)
+    return [trial | ({"frozen_part": "recomputed"} if several and trial["freeze_rate"] else {}) for trial in trials]
 
 
 STAGE = Stage(

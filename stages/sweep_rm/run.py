@@ -32,8 +32,9 @@ def trial_row(settings: Mapping[str, Any], model: Artifact) -> dict[str, Any]:
     """A row of `trials`: the best validation of one training."""
     curves = [row for row in CURVES.read(model.table("curves")).to_pylist() if row["split"] == "validation"]
     best = min(curves, key=lambda row: row["loss"])
-    return {
-        **settings, "validation_loss": best["loss"], "validation_accuracy": best["accuracy"], "best_step": best["step"],
+    tried = {name: settings[name] for name in (*_AXES, "seed")}
+    return tried | {
+        "validation_loss": best["loss"], "validation_accuracy": best["accuracy"], "best_step": best["step"],
         "steps": curves[-1]["step"], "model": model.content_id,
     }  # fmt: skip
 

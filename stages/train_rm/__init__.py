@@ -43,6 +43,9 @@ class TrainRmConfig(Config):
     image_size: int | None = setting(
         224, ge=8, le=1024, meaning="Pixels of the vision tower's square. Unset: the start's own.", source="ImageReward: 224",
     )  # fmt: skip
+    text_dropout: float = setting(
+        0.1, ge=0, lt=1, meaning="Dropout of the text tower, in training.", source="released code, med_config.json: 0.1"
+    )
     learning_rate: float = setting(1e-5, gt=0, le=1, meaning="Peak learning rate of Adam.", source="ImageReward 4.1")
     warmup: float = setting(
         0.0, ge=0, lt=1, meaning="Share of the steps over which the learning rate rises to its peak; then a cosine to 0.",
@@ -80,13 +83,17 @@ class TrainRmConfig(Config):
         0, ge=0, role="neutral", meaning="Train on so many prompts, drawn by id: more hold fewer. 0: all.",
         source="ImageReward, table 2: 1k, 2k, 4k, 8k",
     )  # fmt: skip
+    average: float = setting(
+        0.0, ge=0, lt=1, role="neutral",
+        meaning="Decay, a step, of a running average of the weights, which is what is validated and kept. 0: none.",
+    )  # fmt: skip
     validations: int = setting(4, ge=1, le=1000, meaning="Validations an epoch, and one before.", source=CODE + "src/train.py")
     keep_by: Literal["loss", "accuracy"] = setting(
         "loss", meaning="Which validation figure the best model is of.", source=CODE + "src/train.py: lowest loss"
     )
     patience: int = setting(0, ge=0, meaning="Stop after so many validations without a better one. 0: never.")
     collapse_after: int = setting(
-        200, ge=0,
+        200, ge=0, role="execution",
         meaning="Stop with an error if by this step the loss is still ln 2 and all images score alike. 0: never, which"
         " head = published may need.",
     )  # fmt: skip
@@ -157,6 +164,7 @@ STAGE = Stage(
     writes="reward-model",
     processes=True,
     determinism="numeric",
+    extra="train",
     config=TrainRmConfig,
     run="irpipe.stages.train_rm.run:run",
 )

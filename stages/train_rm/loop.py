@@ -151,6 +151,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(
             adam(list(self.trainable.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
         )
+        self.average = self._copy() if config.average else {}
         self.state = State()
         self._saved_at = time.monotonic()
 
@@ -203,14 +204,17 @@ class Trainer:
             gaps.append((scores[batch.better] - scores[batch.worse]).numpy())
             weights.append(batch.weights.double().numpy())
         gap, weight = np.concatenate(gaps), np.concatenate(weights)
-        found = minimize_scalar(
-            lambda scale: float((np.logaddexp(0, -scale * gap) * weight).sum()), bounds=_SCALES, method="bounded"
-        )
+        loss = lambda scale: float((np.logaddexp(0, -scale * gap) * weight).sum())  # noqa: E731
+        found = torch.tensor(minimize_scalar(loss, bounds=_SCALES, method="bounded").x, dtype=torch.float32)
+        if self.accelerator.num_processes > 1:  # devices may differ in the last bits, and weights must not
+            found = self.accelerator.reduce(found.to(self.accelerator.device), "mean").cpu()
+        scale = float(found)
         last = self.model.head_layers[-1]
         with torch.no_grad():
-            last.weight.mul_(found.x)
-            last.bias.mul_(found.x)
-        return float(found.x)
+            last.weight.mul_(scale)
+            last.bias.mul_(scale)
+        self.average = self._copy() if self.config.average else {}
+        return round(scale, 6)
 
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 0: a linear rise over the warm-up, then half a cosine to 0 at the end."""
@@ -289,6 +293,8 @@ class Trainer:
         for value in self.trainable.values():
             value.grad = torch.zeros_like(value) if value.grad is None else value.grad
         sums = Sums()
+        if not batches:  # more processes than prompts in this step: half precision's scale wants a loss all the same
+            self.accelerator.backward(sum(value.sum() for value in self.trainable.values()) * 0.0)
         for batch in batches:
             seeds = [noise_seed(config.seed, number, prompt) for prompt in batch.prompts]
             with self._enough_memory(batch), self.model.noise.of(list(zip(batch.counts, seeds, strict=True))):
@@ -304,10 +310,24 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             for value in self.trainable.values():
                 value.grad = self.accelerator.reduce(value.grad, "sum")
+        if self.accelerator.scaler is None and not all(torch.isfinite(value.grad).all() for value in self.trainable.values()):
+            raise TrainingError(f"a gradient is not finite in step {number + 1:,}", mend=f"the last good state is kept; {_LOWER}")
         if config.max_grad_norm:
             self.accelerator.clip_grad_norm_(list(self.trainable.values()), config.max_grad_norm)
         self.optimizer.step()
+        self._take_average(number)
         return sums.over(self.accelerator)
+
+    def _take_average(self, number: int) -> None:
+        """Polyak averaging, quicker at the start."""
+        decay = min(self.config.average, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for name, kept in self.average.items():
+                kept.lerp_(self.trainable[name], 1 - decay)
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """What is validated and kept: the average, or the weights as they are."""
+        return {name: value.cpu().clone() for name, value in self.average.items()} if self.average else self.weights()
 
     def _train_mode(self) -> None:
         """Training mode but for the vision tower's frozen blocks, which add no noise and so may be computed once."""
@@ -364,7 +384,9 @@ class Trainer:
         return sums.over(self.accelerator)
 
     def _validate(self, number: int) -> None:
-        state, sums = self.state, self.evaluate(self.validation)
+        state, trained = self.state, self._copy() if self.average else {}
+        self.load(self.average)
+        sums = self.evaluate(self.validation)
         if not math.isfinite(sums.mean_loss):
             raise TrainingError(
                 f"the validation loss is not finite after step {state.step:,}", mend=f"the last good state is kept; {_LOWER}"
@@ -374,10 +396,11 @@ class Trainer:
         if figure < state.best:
             state.best, state.best_step, state.since_best = figure, state.step, 0
             if self.accelerator.is_main_process:
-                self._write("best.pt", {"step": state.step, "weights": self.weights()})
+                self._write(f"best-{state.step}.pt", self.weights())
         else:
             state.since_best += 1
             state.stopped = bool(self.config.patience) and state.since_best >= self.config.patience
+        self.load(trained)
 
     def _tell(self, split: str, sums: Sums, learning_rate: float) -> None:
         row = {
@@ -394,8 +417,8 @@ class Trainer:
         last = {row["split"]: row for row in self.state.rows}
         told = [f"{split} {row['loss']:.3f} {row['accuracy']:.1%}" for split, row in last.items()]
         device = self.accelerator.device
-        memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else resident_gigabytes()
-        return f"{', '.join(told)}, lr {self.learning_rate(self.state.step):.1e}, {memory:.1f} GB"
+        memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_gigabytes()
+        return f"{', '.join(told)}, lr {self.learning_rate(self.state.step):.1e}, peak {memory:.1f} GB"
 
     def _guard(self, number: int) -> None:
         """Stop a run that has learnt nothing while it is cheap.
@@ -427,6 +450,9 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.trainable.items()}
+
     def weights(self) -> dict[str, Tensor]:
         """What is trained, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.trainable.items()}
@@ -437,7 +463,11 @@ class Trainer:
         told = {name: getattr(self.state, name) for name in names}
         told["recent"] = [getattr(self.state.recent, name) for name in Sums.__dataclass_fields__]
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        self._write("checkpoint.pt", {"state": told, "weights": self.weights(), "optimizer": optimizer, "scaler": scaler})
+        parts = {"weights": self.weights(), "average": self.average, "optimizer": optimizer, "scaler": scaler}
+        self._write("checkpoint.pt", {"state": told, **parts})
+        for path in self.context.work.glob("best-*.pt"):
+            if path.name != f"best-{self.state.best_step}.pt":
+                path.unlink()
         self._saved_at = time.monotonic()
 
     def _write(self, name: str, value: Any) -> None:
@@ -454,6 +484,7 @@ class Trainer:
         if path.is_file():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.load(saved["weights"])
+            self.average = {name: value.to(self.accelerator.device) for name, value in saved["average"].items()}
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -471,8 +502,8 @@ class Trainer:
 
     def best_weights(self) -> dict[str, Tensor]:
         """The weights of the best validation so far."""
-        saved: dict[str, Any] = torch.load(self.context.work / "best.pt", map_location="cpu", weights_only=True)
-        weights: dict[str, Tensor] = saved["weights"]
+        path = self.context.work / f"best-{self.state.best_step}.pt"
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return weights
 
 
@@ -510,8 +541,8 @@ def augment(pixels: Tensor, counts: Sequence[int], seeds: Sequence[int], config:
     return torch.cat(parts), flipped
 
 
-def resident_gigabytes() -> float:
-    """Memory of this process."""
+def peak_gigabytes() -> float:
+    """The most memory that this process has had."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

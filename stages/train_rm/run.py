@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.imagereward import ImageReward, ScoreCard
 from irpipe.models.loading import pick_device, usable
+from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
 from irpipe.models.starts import start
-from irpipe.pipeline.errors import InputError, RejectedError
+from irpipe.pipeline.errors import InputError, ModelError, RejectedError, StageError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.features import FeatureFile
+from irpipe.schemas.files import read_json
 from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.curves import draw_curves
@@ -36,8 +39,11 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     pairs = fewer_prompts(read_pairs(inputs["pairs"].table("pairs"), ("train", "validation")), config.max_prompts)
     prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
     check_splits(pairs, prompts)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, context)
     model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
+    for module in model.text.modules():
+        if isinstance(module, SeededDropout):
+            module.p = config.text_dropout  # a Hugging Face BLIP comes with 0
     blocks = freeze(model, config.freeze, config.freeze_rate)
     images = pairs.images
     read, faults = open_images(config, inputs, context, model, blocks, images, accelerator)
@@ -48,11 +54,11 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         config, model, blocks, group(kept.of(kept.split == "train"), images), group(kept.of(kept.split == "validation"), images),
         Texts.of(model, texts, config.mirror), read, config.reads_features, accelerator, context,
     )  # fmt: skip
-    scale = trainer.fit_scale() if head == "matching" and config.fit_scale else 1.0
+    scale = trainer.fit_scale() if head == "matching" and config.fit_scale else None
     state = trainer.run()
-    metrics = {"head": head, "head_scale": round(scale, 4), "rejected_for": rejected_for(rejected)}
+    metrics = {"head": head, "head_scale": scale, "rejected_for": rejected_for(rejected)}
     metrics |= figures(trainer, state, kept)
-    card = {"trained_on": trained_on(inputs, kept), "metrics": {name: metrics[name] for name in _ON_THE_CARD}}
+    card = {"trained_on": trained_on(inputs, kept, context), "metrics": {name: metrics[name] for name in _ON_THE_CARD}}
     write_models(trainer, card, out)
     if accelerator.is_main_process:
         CURVES.write(out, {column.name: [row[column.name] for row in state.rows] for column in CURVES.columns})
@@ -62,7 +68,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)
 
 
-def make_accelerator(config: TrainRmConfig) -> Accelerator:
+def make_accelerator(config: TrainRmConfig, context: Context) -> Accelerator:
     """Device, precision and processes.
 
     Raises:
@@ -72,17 +78,29 @@ def make_accelerator(config: TrainRmConfig) -> Accelerator:
     for shared in (AcceleratorState, PartialState):
         shared._reset_state()  # another training of this process may have had another precision
     on_cpu = device == "cpu"
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
+        if config.dtype == "float16":
+            raise ModelError("float16 needs a GPU", mend="--set train-rm.dtype=float32")
+    missing = sorted(set(config.trackers) - {str(tracker.value) for tracker in get_available_trackers()})
+    if missing:
+        raise StageError(f"the tracker {missing[0]} is not installed", mend=f"pip install {missing[0]}")
     with usable(device):
-        if not on_cpu:
-            torch.empty(1, device=device)
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.empty(1, device=device)
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
         accelerator = Accelerator(
             cpu=on_cpu, mixed_precision=_PRECISION[config.dtype], log_with=list(config.trackers) or None,
             project_dir=config.track_to if config.trackers else None,
         )  # fmt: skip
     if config.trackers:
-        accelerator.init_trackers("train-rm", {name: str(value) for name, value in config.model_dump(mode="json").items()})
+        accelerator.init_trackers(
+            f"train-rm {context.work.parent.name[:12]}",
+            {name: str(value) for name, value in config.model_dump(mode="json").items()},
+        )
     return accelerator
 
 
@@ -142,8 +160,8 @@ def open_images(
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
             where="images",
-            mend="let pairs and images come of the same images: irpipe lineage build-pairs, and"
-            " --set train-rm.reads.images=import-images or generate-images",
+            mend="let pairs and images come of the same images: irpipe lineage build-pairs, and --set"
+            f" {'encode-images' if config.reads_features else 'train-rm'}.reads.images=import-images or generate-images",
         )
     return read, faults
 
@@ -200,19 +218,21 @@ def figures(trainer: Trainer, state: State, pairs: PairRows) -> dict[str, Any]:
     return metrics
 
 
-def trained_on(inputs: Mapping[str, Artifact], pairs: PairRows) -> dict[str, Any]:
+def trained_on(inputs: Mapping[str, Artifact], pairs: PairRows, context: Context) -> dict[str, Any]:
     """For the score card: which data these are, by content."""
     return {kind: artifact.content_id for kind, artifact in sorted(inputs.items())} | {
         "prompts": {split: len(set(pairs.prompt_id[pairs.split == split].tolist())) for split in ("train", "validation")},
         "ties": "left out",
+        "label_source": read_json(inputs["annotations"].file("agreement.json"))["label_source"],
+        "started_from": {"name": context.models["model"][0].name, "revision": context.models["model"][0].revision},
     }
 
 
 def write_models(trainer: Trainer, card: Mapping[str, Any], out: Path) -> None:
     """The last model, then the best one, each with the normaliser of its own scores. Every process takes part."""
-    for folder, weights in ((out / "last", None), (out, trainer.best_weights())):
-        if weights is not None:
-            trainer.load(weights)
+    trainer.accelerator.wait_for_everyone()  # the first one may still be writing the best weights
+    for folder, weights in ((out / "last", trainer.kept_weights()), (out, trainer.best_weights())):
+        trainer.load(weights)
         sums = trainer.evaluate(trainer.validation)
         mean = sums.score / sums.images
         std = max(sums.square / sums.images - mean**2, 0.0) ** 0.5
