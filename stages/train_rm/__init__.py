@@ -3,9 +3,9 @@
 Reads: the pairs, the annotations (for the prompts' texts), and the images, or what the vision tower's frozen part made of them.
 Writes: the best model (safetensors, tokenizer, score card), the last one in `last/`, the tables `curves` and `rejected`, a plot.
 Paper: ImageReward, sections 3.1 and 4.1, and the released training code.
-Deviates: the head starts as the logit of image-text matching (`head = "published"` for the paper's); all pairs of a prompt are in
-    one step, so that each image is encoded once; frozen blocks of the vision tower run without stochastic depth, once an image
-    where their output is kept.
+Deviates: by default it starts from a BLIP tuned on COCO's captions, for its matching head, and the head starts as the logit of
+    image-text matching (`head = "published"` for the paper's); all pairs of a prompt are in one step, so that each image is
+    encoded once; frozen blocks of the vision tower run without stochastic depth, once an image where their output is kept.
 Cost: per epoch O(images) of the vision tower and of the text tower, whatever the number of pairs; disk O(images * size^2);
     memory O(micro_batch) of activations, and 60 bytes a pair.
 """
