@@ -3,7 +3,7 @@
 Every run is an artifact of one store, so that what was interrupted goes on and what is there is not made again:
 
     python -m benchmarks.claims_rm claims             # all of it
-    python -m benchmarks.claims_rm claims --only size # one part: size, noise or ingredients
+    python -m benchmarks.claims_rm claims --only size # one part: size, frozen, noise or ingredients
 
 Prompts are held out from everything: the parts of the micro world are its grammar's, and neither generator nor BLIP ever saw a
 scene of validation or test. Each figure is of the test split, with its Bayes bound beside it.
@@ -55,7 +55,7 @@ def main() -> None:
     """Run what is missing, and write `claims.json`, `claims.md` and plots."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims_rm", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", choices=("size", "noise", "ingredients"), action="append")
+    parser.add_argument("--only", choices=("size", "frozen", "noise", "ingredients"), action="append")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="annotated prompts, to try it with fewer")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of each point")
     given = parser.parse_args()
@@ -90,6 +90,8 @@ def points(seeds: Sequence[int]) -> Iterator[tuple[str, str, int, tuple[str, ...
     for seed in seeds:
         for size in SIZES:
             yield "size", str(size or "all"), seed, (f"train-rm.max_prompts={size}",) if size else ()
+    for seed in seeds:
+        yield "frozen", "all", seed, ("train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed")
     for seed in seeds[:1]:
         for noise in NOISES:
             yield "noise", str(noise), seed, (f"simulate-annotations.noise={noise}",)
