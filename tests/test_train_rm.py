@@ -243,8 +243,8 @@ def test_gradients_of_k_times_b_are_those_of_kb(tmp_path, monkeypatch):
         trainer = Trainer(
             config, model, 0, groups, groups, texts, lambda rows: pictures[rows], False, Accelerator(cpu=True), context
         )
-        trainer._step(0, trainer._batches(groups, trainer._groups_of(0).tolist()))
-        return {name: value.grad.clone() for name, value in trainer.trainable.items()}
+        trainer._step(0, trainer._batches(groups, trainer.steps[0].tolist()))
+        return {name: value.grad.clone() for name, value in trainer.weights.trained.items()}
 
     whole = gradients(10_000, recomputed=False)
     largest = max(value.abs().max().item() for value in whole.values())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import enough_memory
+from irpipe.models.training import Checkpoints, Weights, used_gigabytes
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.stage import Context
 from irpipe.stages.train_rm import TrainRmConfig
@@ -142,18 +141,18 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         self.epochs = [steps_of_epoch(self.train, config.batch_pairs, config.seed, epoch) for epoch in range(config.epochs)]
-        self.total = sum(len(epoch) for epoch in self.epochs)
-        self.trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.steps = [groups for epoch in self.epochs for groups in epoch]
+        self.total = len(self.steps)
         self.model.to(self.accelerator.device)
+        self.weights = Weights(dict(self.model.named_parameters()), config.average)
+        self.checkpoints = Checkpoints(self.context.work)
         if config.checkpoint_activations:
             self.model.checkpoint_activations()
         adam = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
         self.optimizer = self.accelerator.prepare(
-            adam(list(self.trainable.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
+            adam(list(self.weights.trained.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
         )
-        self.average = self._copy() if config.average else {}
         self.state = State()
-        self._saved_at = time.monotonic()
 
     # -- the course ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class Trainer:
             state.micro_batches.append(config.micro_batch)
         pairs = int(self.train.pair_counts.sum()) * config.epochs
         with self.context.progress("training", pairs, "pairs") as bar, ThreadPoolExecutor(1) as reader:
-            bar.advance(sum(int(self.train.pair_counts[step].sum()) for _, step in self._steps(0, state.step)))
+            bar.advance(sum(int(self.train.pair_counts[groups].sum()) for groups in self.steps[: state.step]))
             if state.step == 0:
                 self._validate(0)
             due = set(self._validations())
@@ -184,10 +183,9 @@ class Trainer:
                     state.recent = Sums()
                 if state.step in due:
                     self._validate(number)
-                minutes = (time.monotonic() - self._saved_at) / 60
-                if main and (state.step in due or minutes >= config.checkpoint_minutes):
+                if main and (state.step in due or self.checkpoints.minutes >= config.checkpoint_minutes):
                     self._save()
-                bar.advance(int(self.train.pair_counts[self._groups_of(number)].sum()), note=self._note())
+                bar.advance(int(self.train.pair_counts[self.steps[number]].sum()), note=self._note())
         return state
 
     def fit_scale(self) -> float:
@@ -204,7 +202,10 @@ class Trainer:
             gaps.append((scores[batch.better] - scores[batch.worse]).numpy())
             weights.append(batch.weights.double().numpy())
         gap, weight = np.concatenate(gaps), np.concatenate(weights)
-        loss = lambda scale: float((np.logaddexp(0, -scale * gap) * weight).sum())  # noqa: E731
+
+        def loss(scale: float) -> float:
+            return float((np.logaddexp(0, -scale * gap) * weight).sum())
+
         found = torch.tensor(minimize_scalar(loss, bounds=_SCALES, method="bounded").x, dtype=torch.float32)
         if self.accelerator.num_processes > 1:  # devices may differ in the last bits, and weights must not
             found = self.accelerator.reduce(found.to(self.accelerator.device), "mean").cpu()
@@ -213,7 +214,7 @@ class Trainer:
         with torch.no_grad():
             last.weight.mul_(scale)
             last.bias.mul_(scale)
-        self.average = self._copy() if self.config.average else {}
+        self.weights.restart_average()
         return round(scale, 6)
 
     def learning_rate(self, step: int) -> float:
@@ -222,21 +223,6 @@ class Trainer:
         if step < warmup:
             return self.config.learning_rate * (step + 1) / warmup
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.total - warmup)))
-
-    def _steps(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        number = 0
-        for epoch in self.epochs:
-            for groups in epoch:
-                if start <= number < stop:
-                    yield number, groups
-                number += 1
-
-    def _groups_of(self, number: int) -> Any:
-        for epoch in self.epochs:
-            if number < len(epoch):
-                return epoch[number]
-            number -= len(epoch)
-        raise IndexError(number)
 
     def _validations(self) -> Iterator[int]:
         """After which steps the model is validated: so many an epoch, evenly, and at its end."""
@@ -249,8 +235,8 @@ class Trainer:
     def _ahead(self, reader: ThreadPoolExecutor, start: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps with their batches, those of the next one being read while this one is worked on."""
         waiting = None
-        for number, groups in self._steps(start, self.total):
-            coming = number, reader.submit(self._batches, self.train, groups.tolist())
+        for number in range(start, self.total):
+            coming = number, reader.submit(self._batches, self.train, self.steps[number].tolist())
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = coming
@@ -282,19 +268,17 @@ class Trainer:
 
     def _step(self, number: int, batches: list[Batch]) -> Sums:
         config, device = self.config, self.accelerator.device
-        groups = self._groups_of(number)
+        groups = self.steps[number]
         prompts = self.train.prompts[groups].tolist()
         length = self.texts.length(prompts)  # of the whole step, so that noise is the same however the step is cut
         total = float(sum(self.train.weights[self.train.pair_starts[n] : self.train.pair_starts[n + 1]].sum() for n in groups))
         self._train_mode()
         for one in self.optimizer.param_groups:
             one["lr"] = self.learning_rate(number)
-        self.optimizer.zero_grad(set_to_none=False)
-        for value in self.trainable.values():
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        self.weights.fill_gradients()
         sums = Sums()
         if not batches:  # more processes than prompts in this step: half precision's scale wants a loss all the same
-            self.accelerator.backward(sum(value.sum() for value in self.trainable.values()) * 0.0)
+            self.accelerator.backward(sum(value.sum() for value in self.weights.trained.values()) * 0.0)
         for batch in batches:
             seeds = [noise_seed(config.seed, number, prompt) for prompt in batch.prompts]
             with self._enough_memory(batch), self.model.noise.of(list(zip(batch.counts, seeds, strict=True))):
@@ -307,27 +291,14 @@ class Trainer:
                     self._refuse_not_finite(number, batch, scores)
                 self.accelerator.backward(loss)
             sums.add(sums_of(scores.detach(), losses.detach(), batch))
-        if self.accelerator.num_processes > 1:
-            for value in self.trainable.values():
-                value.grad = self.accelerator.reduce(value.grad, "sum")
-        if self.accelerator.scaler is None and not all(torch.isfinite(value.grad).all() for value in self.trainable.values()):
+        self.weights.add_up(self.accelerator)
+        if self.accelerator.scaler is None and not self.weights.gradients_finite():
             raise TrainingError(f"a gradient is not finite in step {number + 1:,}", mend=f"the last good state is kept; {_LOWER}")
         if config.max_grad_norm:
-            self.accelerator.clip_grad_norm_(list(self.trainable.values()), config.max_grad_norm)
+            self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), config.max_grad_norm)
         self.optimizer.step()
-        self._take_average(number)
+        self.weights.take_average(number + 1)
         return sums.over(self.accelerator)
-
-    def _take_average(self, number: int) -> None:
-        """Polyak averaging, quicker at the start."""
-        decay = min(self.config.average, (1 + number) / (10 + number))
-        with torch.no_grad():
-            for name, kept in self.average.items():
-                kept.lerp_(self.trainable[name], 1 - decay)
-
-    def kept_weights(self) -> dict[str, Tensor]:
-        """What is validated and kept: the average, or the weights as they are."""
-        return {name: value.cpu().clone() for name, value in self.average.items()} if self.average else self.weights()
 
     def _train_mode(self) -> None:
         """Training mode but for the vision tower's frozen blocks, which add no noise and so may be computed once."""
@@ -345,9 +316,8 @@ class Trainer:
             pixels = batch.images.to(device).permute(0, 3, 1, 2).float() / 255
             if seeds is not None and self.config.augmented:
                 pixels, flipped = augment(pixels, batch.counts, seeds, self.config)
-            frozen = self.frozen_blocks if self.frozen_blocks else 0
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-                states = self.model.lower(self.model.preprocess.normalised(pixels), frozen)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):
+                states = self.model.lower(self.model.preprocess.normalised(pixels), self.frozen_blocks)
         tokens = self.model.upper(states.float() if states.dtype != torch.float32 else states, self.frozen_blocks)
         rows = [self.texts.row_of[prompt] for prompt in batch.prompts]
         ids, mask = (
@@ -384,8 +354,8 @@ class Trainer:
         return sums.over(self.accelerator)
 
     def _validate(self, number: int) -> None:
-        state, trained = self.state, self._copy() if self.average else {}
-        self.load(self.average)
+        state, trained = self.state, self.weights.copy() if self.weights.average else {}
+        self.weights.load(self.weights.average)
         sums = self.evaluate(self.validation)
         if not math.isfinite(sums.mean_loss):
             raise TrainingError(
@@ -396,11 +366,11 @@ class Trainer:
         if figure < state.best:
             state.best, state.best_step, state.since_best = figure, state.step, 0
             if self.accelerator.is_main_process:
-                self._write(f"best-{state.step}.pt", self.weights())
+                self.checkpoints.write(f"best-{state.step}.pt", self.weights.on_cpu())
         else:
             state.since_best += 1
             state.stopped = bool(self.config.patience) and state.since_best >= self.config.patience
-        self.load(trained)
+        self.weights.load(trained)
 
     def _tell(self, split: str, sums: Sums, learning_rate: float) -> None:
         row = {
@@ -416,8 +386,7 @@ class Trainer:
         """What the bar shows besides: the last figures, and the memory in use."""
         last = {row["split"]: row for row in self.state.rows}
         told = [f"{split} {row['loss']:.3f} {row['accuracy']:.1%}" for split, row in last.items()]
-        device = self.accelerator.device
-        memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_gigabytes()
+        memory = used_gigabytes(self.accelerator.device)
         return f"{', '.join(told)}, lr {self.learning_rate(self.state.step):.1e}, peak {memory:.1f} GB"
 
     def _guard(self, number: int) -> None:
@@ -450,41 +419,22 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.trainable.items()}
-
-    def weights(self) -> dict[str, Tensor]:
-        """What is trained, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.trainable.items()}
-
     def _save(self) -> None:
-        optimizer = self.optimizer.state_dict()
         names = ("step", "best_step", "best", "since_best", "stopped", "rows", "micro_batches")
         told = {name: getattr(self.state, name) for name in names}
         told["recent"] = [getattr(self.state.recent, name) for name in Sums.__dataclass_fields__]
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        parts = {"weights": self.weights(), "average": self.average, "optimizer": optimizer, "scaler": scaler}
-        self._write("checkpoint.pt", {"state": told, **parts})
-        for path in self.context.work.glob("best-*.pt"):
-            if path.name != f"best-{self.state.best_step}.pt":
-                path.unlink()
-        self._saved_at = time.monotonic()
-
-    def _write(self, name: str, value: Any) -> None:
-        """Put a file in its place, whole and on the disk, or not at all."""
-        draft = self.context.work / f"{name}.draft"
-        with draft.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.context.work / name)
+        weights = {"weights": self.weights.on_cpu(), "average": self.weights.average}
+        self.checkpoints.write(
+            "checkpoint.pt", {"state": told, **weights, "optimizer": self.optimizer.state_dict(), "scaler": scaler}
+        )
+        self.checkpoints.keep_only("best-*.pt", [f"best-{self.state.best_step}.pt"])
 
     def _resume(self) -> State:
-        path = self.context.work / "checkpoint.pt"
-        if path.is_file():
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            self.load(saved["weights"])
-            self.average = {name: value.to(self.accelerator.device) for name, value in saved["average"].items()}
+        saved = self.checkpoints.read("checkpoint.pt")
+        if saved is not None:
+            self.weights.load(saved["weights"])
+            self.weights.load_average(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -494,16 +444,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return self.state
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Put trained weights in their place."""
-        with torch.no_grad():
-            for name, value in weights.items():
-                self.trainable[name].copy_(value)
-
     def best_weights(self) -> dict[str, Tensor]:
         """The weights of the best validation so far."""
-        path = self.context.work / f"best-{self.state.best_step}.pt"
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = self.checkpoints.read(f"best-{self.state.best_step}.pt")
         return weights
 
 
@@ -539,11 +482,3 @@ def augment(pixels: Tensor, counts: Sequence[int], seeds: Sequence[int], config:
         grain = (depth * torch.randn(part.shape, generator=draw)).to(part.device) if config.grain else 0.0
         parts.append((part.flip(-1) if flipped[-1] else part) + grain)
     return torch.cat(parts), flipped
-
-
-def peak_gigabytes() -> float:
-    """The most memory that this process has had."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if os.uname().sysname == "Darwin" else 1e6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.imagereward import ImageReward, ScoreCard
-from irpipe.models.loading import pick_device, usable
 from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
 from irpipe.models.starts import start
-from irpipe.pipeline.errors import InputError, ModelError, RejectedError, StageError
+from irpipe.models.training import make_accelerator
+from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.features import FeatureFile
@@ -32,14 +29,15 @@ from irpipe.stages.train_rm.curves import draw_curves
 from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, read_pairs, read_prompts
 from irpipe.stages.train_rm.loop import State, Texts, Trainer
 
-_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
 
 def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     pairs = fewer_prompts(read_pairs(inputs["pairs"].table("pairs"), ("train", "validation")), config.max_prompts)
     prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
     check_splits(pairs, prompts)
-    accelerator = make_accelerator(config, context)
+    accelerator = make_accelerator(
+        "train-rm", config.device, config.dtype, config.trackers, config.track_to,
+        f"train-rm {context.work.parent.name[:12]}", config.model_dump(mode="json"),
+    )  # fmt: skip
     model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
     for module in model.text.modules():
         if isinstance(module, SeededDropout):
@@ -66,42 +64,6 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         REJECTED_TRAINING_PAIRS.write(out, rejected)
     accelerator.end_training()
     return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)
-
-
-def make_accelerator(config: TrainRmConfig, context: Context) -> Accelerator:
-    """Device, precision and processes.
-
-    Raises:
-        ModelError: the device cannot be used.
-    """
-    device = pick_device(config.device)
-    for shared in (AcceleratorState, PartialState):
-        shared._reset_state()  # another training of this process may have had another precision
-    on_cpu = device == "cpu"
-    os.environ.pop("ACCELERATE_USE_CPU", None)
-    if on_cpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        if config.dtype == "float16":
-            raise ModelError("float16 needs a GPU", mend="--set train-rm.dtype=float32")
-    missing = sorted(set(config.trackers) - {str(tracker.value) for tracker in get_available_trackers()})
-    if missing:
-        raise StageError(f"the tracker {missing[0]} is not installed", mend=f"pip install {missing[0]}")
-    with usable(device):
-        if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.empty(1, device=device)
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=_PRECISION[config.dtype], log_with=list(config.trackers) or None,
-            project_dir=config.track_to if config.trackers else None,
-        )  # fmt: skip
-    if config.trackers:
-        accelerator.init_trackers(
-            f"train-rm {context.work.parent.name[:12]}",
-            {name: str(value) for name, value in config.model_dump(mode="json").items()},
-        )
-    return accelerator
 
 
 def freeze(model: ImageReward, how: str, rate: float) -> int:
@@ -148,14 +110,20 @@ def open_images(
         features = FeatureFile(inputs["image-features"].path)
         features.check(context.models["model"][0].revision, blocks, model.preprocess.image_size)
         rows, faults = features.rows_of(images)
-        read: Callable[[Any], Tensor] = lambda places: features.read(rows[places])  # noqa: E731
+
+        def read(places: Any) -> Tensor:
+            return features.read(rows[places])
+
     else:
         files = inputs["images"].table("images")
         with accelerator.main_process_first(), context.progress("decoding", len(images), "images") as bar:
             pictures, faults = decode_all(
                 files, images, model.preprocess.image_size, context.work, config.num_workers, bar.advance
             )  # fmt: skip
-        read = lambda places: torch.from_numpy(pictures.read(places))  # noqa: E731
+
+        def read(places: Any) -> Tensor:
+            return torch.from_numpy(pictures.read(places))
+
     if len(faults) == len(images):
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
@@ -208,7 +176,7 @@ def figures(trainer: Trainer, state: State, pairs: PairRows) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "pairs": trained, "prompts": {"train": len(trainer.train), "validation": len(trainer.validation)},
         "images": len(np.unique(np.concatenate([trainer.train.image_rows, trainer.validation.image_rows]))),
-        "trainable_parameters": sum(value.numel() for value in trainer.trainable.values()),
+        "trainable_parameters": sum(value.numel() for value in trainer.weights.trained.values()),
         "steps": state.step, "best_step": state.best_step, "validation_loss": round(best["loss"], 5),
         "validation_accuracy": round(best["accuracy"], 5), "validation_accuracy_before": round(before["accuracy"], 5),
         "cut_prompts": int((ids.sum(dim=1) >= trainer.model.max_length).sum()),
@@ -231,8 +199,8 @@ def trained_on(inputs: Mapping[str, Artifact], pairs: PairRows, context: Context
 def write_models(trainer: Trainer, card: Mapping[str, Any], out: Path) -> None:
     """The last model, then the best one, each with the normaliser of its own scores. Every process takes part."""
     trainer.accelerator.wait_for_everyone()  # the first one may still be writing the best weights
-    for folder, weights in ((out / "last", trainer.kept_weights()), (out, trainer.best_weights())):
-        trainer.load(weights)
+    for folder, weights in ((out / "last", trainer.weights.kept()), (out, trainer.best_weights())):
+        trainer.weights.load(weights)
         sums = trainer.evaluate(trainer.validation)
         mean = sums.score / sums.images
         std = max(sums.square / sums.images - mean**2, 0.0) ** 0.5
