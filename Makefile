@@ -13,11 +13,11 @@ $(VENV)/core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/demo: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train]'
+	$(INSTALL) --editable '.[embed,generate,train,tune]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,dev]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,dev]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/dev

@@ -39,6 +39,7 @@ from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
 from irpipe.models.scorers import RewardModelScorer, squares
 from irpipe.models.starts import start
+from irpipe.models.training import make_accelerator
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.features import DATA, FEATURES, FeatureFile
@@ -52,7 +53,6 @@ from irpipe.stages.score_images.run import score_all
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import PairRows, group, read_pairs, steps_of_epoch
 from irpipe.stages.train_rm.loop import Texts, Trainer
-from irpipe.models.training import make_accelerator
 from irpipe.stages.train_rm.run import freeze
 
 VISION = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}
@@ -268,7 +268,18 @@ def trainer_of(
     )  # fmt: skip
     groups = group(pairs, pairs.images)
     tokens = Texts.of(model, dict(texts), False)
-    return Trainer(config, model, blocks, groups, groups, tokens, read, kept, make_accelerator("train-rm", config.device, config.dtype), quiet_context(work))
+    return Trainer(
+        config,
+        model,
+        blocks,
+        groups,
+        groups,
+        tokens,
+        read,
+        kept,
+        make_accelerator("train-rm", config.device, config.dtype),
+        quiet_context(work),
+    )
 
 
 def of_ours(name: str, trainer: Trainer) -> Contestant:

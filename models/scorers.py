@@ -16,11 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from irpipe.models.imagereward import ImageReward, Preprocessing, read_checkpoint
-from irpipe.models.loading import at_hand, files_of
-from irpipe.pipeline.errors import ModelError
+from irpipe.models.loading import at_hand, files_of, pick_device, usable
+from irpipe.models.pictures import square
+from irpipe.pipeline.errors import ModelError, RecipeError, did_you_mean
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Model
 
@@ -53,6 +55,71 @@ def squares(pictures: Pictures, preprocessing: Preprocessing, device: torch.devi
     """Pictures (size, size, 3) as a normalised batch (n, 3, size, size)."""
     batch = torch.from_numpy(np.stack(pictures)).to(device)
     return preprocessing.normalised(batch.permute(0, 3, 1, 2).to(dtype) / 255)
+
+
+class Wanted(Protocol):
+    """What settings say of scorers."""
+
+    @property
+    def scorers(self) -> Sequence[str]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def make_scorers(wanted: Wanted, models: Mapping[str, Sequence[Model]], reward: ImageReward | None) -> dict[str, Scorer]:
+    """Load scorers by name.
+
+    Args:
+        models: `clip_model`, `aesthetic_model` and `blip_model`, those that are needed.
+        reward: the scorer reward-model.
+
+    Raises:
+        RecipeError: there is none of a name.
+        ModelError: a model is not at hand, or of another kind.
+    """
+    device, dtype = pick_device(wanted.device), getattr(torch, wanted.dtype)
+    with usable(device):
+        torch.empty(1, device=device)
+    return {name: _make_scorer(name, wanted.seed, models, reward, device, dtype) for name in dict.fromkeys(wanted.scorers)}
+
+
+def _make_scorer(
+    name: str, seed: int, models: Mapping[str, Sequence[Model]], reward: ImageReward | None, device: str, dtype: torch.dtype
+) -> Scorer:
+    if name == "reward-model":
+        assert reward is not None
+        return RewardModelScorer(reward, device, dtype)
+    if name == "clip":
+        return ClipScorer(models["clip_model"][0], device, dtype)
+    if name == "aesthetic":
+        if "aesthetic_model" not in models:
+            raise ModelError("the scorer aesthetic needs its head", mend="--set score-images.aesthetic_model=FOLDER")
+        return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
+    if name == "blip":
+        return BlipScorer(models["blip_model"][0], device, dtype)
+    if name == "random":
+        return RandomScorer(seed)
+    declared = others()
+    if name not in declared:
+        known = (*OWN, *declared)
+        raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
+    scorer: Scorer = declared[name].load()()
+    return scorer
+
+
+def judge_pictures(judge: Scorer, prompts: Sequence[str], pictures: Pictures, batch_size: int = 64) -> NDArray[np.float64]:
+    """A judge's numbers, (n,), of pictures (height, width, 3) of any size."""
+    found = [np.empty(0)]
+    for start in range(0, len(pictures), batch_size):
+        part = list(pictures[start : start + batch_size])
+        if judge.image_size is not None:
+            part = [square(Image.fromarray(picture), judge.image_size) for picture in part]
+        found.append(np.asarray(judge(prompts[start : start + batch_size], part), dtype=np.float64))
+    return np.concatenate(found)
 
 
 class RewardModelScorer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +15,10 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
 
+from irpipe.schemas.annotations import image_id
 from irpipe.schemas.table import Column, Table, TableWriter
 
 ROWS_PER_SHARD = 1024
@@ -79,6 +84,15 @@ def image_row(
         "format": kind,
     }
     return row | dict.fromkeys(_MAYBE) | known
+
+
+def encoded_row(picture: NDArray[np.uint8], prompt_id: int, path: str, generator: str | None = None) -> dict[str, Any]:
+    """A row of a picture (height, width, 3) that is encoded here, as PNG."""
+    buffer, shown = io.BytesIO(), Image.fromarray(picture)
+    shown.save(buffer, "PNG")
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    return image_row(image_id(prompt_id, path), prompt_id, data, path, digest, shown.size, "PNG", generator=generator)
 
 
 class ImageShards:

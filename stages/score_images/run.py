@@ -8,23 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.loading import enough_memory, pick_device, usable
+from irpipe.models.loading import enough_memory
 from irpipe.models.pictures import decode_stream
-from irpipe.models.scorers import (
-    OWN,
-    BlipScorer,
-    ClipScorer,
-    RandomScorer,
-    RewardModelScorer,
-    Scorer,
-    aesthetic_head,
-    others,
-)
-from irpipe.pipeline.errors import ModelError, RecipeError, StageError, did_you_mean
+from irpipe.models.scorers import RewardModelScorer, Scorer, make_scorers
+from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS
@@ -45,7 +35,8 @@ def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, co
     texts = read_texts(config, inputs)
     rejections = Rejections(config.max_rejected, "images")
     wanted = choose(images, texts, split_of(config, inputs), rejections)
-    scorers = {name: make_scorer(name, config, inputs, context) for name in dict.fromkeys(config.scorers)}
+    reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
+    scorers = make_scorers(config, context.models, reward)
     raw = score_all(scorers, files, images, wanted, texts, config, context, rejections)
     kept = np.flatnonzero(wanted).tolist()
     rejections.check(len(images), len(kept))
@@ -86,35 +77,6 @@ def choose(
             wanted[place] = False
             rejections.drop(place, why)
     return wanted
-
-
-def make_scorer(name: str, config: ScoreImagesConfig, inputs: Mapping[str, Artifact], context: Context) -> Scorer:
-    """Load a scorer.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    device, dtype, models = pick_device(config.device), getattr(torch, config.dtype), context.models
-    with usable(device):
-        torch.empty(1, device=device)
-    if name == "reward-model":
-        return RewardModelScorer(ImageReward.from_pretrained(inputs["reward-model"].path), device, dtype)
-    if name == "clip":
-        return ClipScorer(models["clip_model"][0], device, dtype)
-    if name == "aesthetic":
-        if "aesthetic_model" not in models:
-            raise ModelError("the scorer aesthetic needs its head", mend="--set score-images.aesthetic_model=FOLDER")
-        return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
-    if name == "blip":
-        return BlipScorer(models["blip_model"][0], device, dtype)
-    if name == "random":
-        return RandomScorer(config.seed)
-    declared = others()
-    if name not in declared:
-        known = (*OWN, *declared)
-        raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
-    scorer: Scorer = declared[name].load()()
-    return scorer
 
 
 def score_all(

@@ -13,8 +13,8 @@ from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
-from irpipe.schemas.files import open_parquet, read_batches, read_csv, read_json, read_jsonl, read_lines
 from irpipe.schemas.graph import read_graph
+from irpipe.schemas.prompt_files import prompts_of
 from irpipe.schemas.prompts import PROMPTS, SELECTED_PROMPTS, normalise
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.select_prompts import SelectPromptsConfig
@@ -53,38 +53,6 @@ def candidates(pool: Any, exclude: tuple[Path, ...]) -> tuple[NDArray[np.int64],
     texts = pool["prompt"].to_pylist() if forbidden else []
     excluded = np.array([normalise(text) in forbidden for text in texts] or np.zeros(pool.num_rows), dtype=bool)
     return np.flatnonzero(~excluded), excluded
-
-
-def prompts_of(path: Path) -> Iterator[str]:
-    """The prompts of a file, or of an artifact's tables: text, JSON, JSONL, CSV or Parquet with a field `prompt`.
-
-    Raises:
-        InputError: there is none.
-    """
-    ending = path.suffix.lower()
-    if path.is_dir():
-        tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in open_parquet(file).schema_arrow.names]
-        if not tables:
-            raise InputError(f"{path} has no table with a column 'prompt'", where="select-prompts.exclude")
-        for file in tables:
-            yield from prompts_of(file)
-    elif ending == ".parquet":
-        for batch in read_batches(path, ["prompt"]):
-            yield from (text for text in batch["prompt"].to_pylist() if text is not None)
-    elif ending == ".txt":
-        yield from (line for _, line in read_lines(path))
-    elif ending == ".csv":
-        yield from (cells["prompt"] or "" for _, cells in read_csv(path, ["prompt"]))
-    else:
-        records = read_json(path) if ending == ".json" else (value for _, value, _ in read_jsonl(path))
-        yield from (_prompt_field(record, path) for record in records)
-
-
-def _prompt_field(record: Any, path: Path) -> str:
-    text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise InputError(f"{path} has a record without a field 'prompt'", where="select-prompts.exclude")
-    return text
 
 
 def select(

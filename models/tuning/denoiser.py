@@ -1,0 +1,245 @@
+"""A latent diffusion model as tuning sees it: texts in, noise predicted, clean latents and pictures out.
+
+Pipelines differ in what their network is told beside the text; one function for each kind says what (`_TOLD`). Latents are
+always in the autoencoder's scaled space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.stage import Model
+
+Conditions = Mapping[str, Tensor]
+"""Encoded texts: tensors with one row a text, by the name under which the pipeline takes them."""
+
+SchedulerName = Literal["ddpm", "ddim"]
+_SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_NEGATIVE = "negative_"
+
+
+def _plain(conditions: Conditions, size: tuple[int, int]) -> dict[str, Any]:
+    return {}
+
+
+def _sdxl(conditions: Conditions, size: tuple[int, int]) -> dict[str, Any]:
+    """SDXL is told the pooled text, and that the picture is whole and of full size."""
+    pooled = conditions["pooled_prompt_embeds"]
+    times = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device).expand(len(pooled), 6)
+    return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": times}}
+
+
+_TOLD: Mapping[str, Callable[[Conditions, tuple[int, int]], dict[str, Any]]] = {
+    "StableDiffusionPipeline": _plain,
+    "StableDiffusionXLPipeline": _sdxl,
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """The noise levels of a sampling, from the noisiest on.
+
+    Attributes:
+        scheduler: of diffusers, with its timesteps set.
+        alphas: (training steps,) the share of signal, alpha-bar, at every timestep.
+    """
+
+    scheduler: Any
+    alphas: Tensor
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(steps,) what the network is told."""
+        found: Tensor = self.scheduler.timesteps
+        return found
+
+
+class Denoiser:
+    """A pipeline of diffusers to be tuned. Make one with `load_denoiser`."""
+
+    def __init__(self, generator: ImageGenerator, name: str) -> None:
+        self.generator = generator
+        self.pipeline = generator.pipeline
+        kind = type(self.pipeline).__name__
+        if kind not in _TOLD:
+            raise ModelError(f"{name} is a {kind}, which cannot be tuned", expected=f"one of {', '.join(_TOLD)}")
+        self._told = _TOLD[kind]
+        self.unet, self.vae = self.pipeline.unet, getattr(self.pipeline, "vae", None)
+        if self.vae is None or self.unet is None:
+            raise ModelError(f"{name} has no {'autoencoder' if self.vae is None else 'unet'}: gradients need both")
+        self.kind = getattr(self.pipeline.scheduler.config, "prediction_type", None)
+        if self.kind not in _PREDICTIONS or not hasattr(self.pipeline.scheduler, "alphas_cumprod"):
+            raise ModelError(
+                f"{name} comes with {type(self.pipeline.scheduler).__name__}, whose noise levels are not known here",
+                expected=f"a scheduler with alphas_cumprod that predicts {', '.join(_PREDICTIONS)}",
+            )
+        for part in (value for value in self.pipeline.components.values() if isinstance(value, torch.nn.Module)):
+            part.requires_grad_(False).eval()
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        sampling, side = generator.sampling, self.unet.config.sample_size * factor
+        self.height, self.width = sampling.height or side, sampling.width or side
+        if self.height % factor or self.width % factor:
+            raise ModelError(f"{self.width} x {self.height} pixels are no multiples of {factor}")
+        self.shape = (self.unet.config.in_channels, self.height // factor, self.width // factor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
+        """Encoded texts, on the CPU."""
+        found = self.generator.encode(prompts, batch_size).tensors
+        return {name: value.float().cpu() for name, value in found.items()}
+
+    def course(self, num_steps: int, scheduler: SchedulerName) -> Course:
+        """The noise levels of a sampling of so many steps, spaced as the model's own scheduler says."""
+        import diffusers
+
+        made = getattr(diffusers, _SCHEDULERS[scheduler]).from_config(self.pipeline.scheduler.config)
+        made.set_timesteps(num_steps, device=self.device)
+        return Course(made, made.alphas_cumprod.to(self.device, torch.float32))
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions, guidance: float = 1.0) -> Tensor:
+        """The network's answer, (n, channels, h, w).
+
+        Args:
+            latents: (n, channels, h, w); timesteps: () or (n,).
+            conditions: on the network's device.
+            guidance: classifier-free guidance; above 1 every sample is also asked without its text.
+        """
+        if guidance <= 1:
+            return self._ask(latents, timesteps, {name: value for name, value in conditions.items() if _NEGATIVE not in name})
+        both = {
+            name: torch.cat([conditions[_NEGATIVE + name], value]) for name, value in conditions.items() if _NEGATIVE not in name
+        }
+        times = timesteps.expand(len(latents)).repeat(2)
+        without, with_text = self._ask(latents.repeat(2, 1, 1, 1), times, both).chunk(2)
+        return without + guidance * (with_text - without)
+
+    def _ask(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        dtype = self.unet.dtype
+        given = {name: value.to(dtype) for name, value in conditions.items()}
+        told = self._told(given, (self.height, self.width))
+        out: Tensor = self.unet(latents.to(dtype), timesteps, given["prompt_embeds"], **told).sample
+        return out.float()
+
+    def clean(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, course: Course) -> Tensor:
+        """The clean latents that an answer amounts to (DDPM, equation 15, and its v- and x0-parametrised kin)."""
+        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
+        signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+        if self.kind == "epsilon":
+            return (latents - noise * predicted) / signal
+        return signal * latents - noise * predicted if self.kind == "v_prediction" else predicted
+
+    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor, course: Course) -> Tensor:
+        """What the network should answer for noised latents."""
+        if self.kind == "epsilon":
+            return noise
+        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if self.kind == "v_prediction" else clean
+
+    def noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor, course: Course) -> Tensor:
+        """Clean latents under noise of a timestep's level (DDPM, equation 4)."""
+        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) from 0 to 1; gradients flow."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        pictures: Tensor = self.vae.decode(scaled).sample
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    def moments(self, pictures: Tensor) -> Tensor:
+        """Mean and deviation of the latents of pictures (n, 3, H, W) from 0 to 1: (n, 2, channels, h, w)."""
+        with torch.no_grad():
+            found = self.vae.encode((pictures * 2 - 1).to(self.vae.dtype)).latent_dist
+        return torch.stack([found.mean.float(), found.std.float()], dim=1) * self.vae.config.scaling_factor
+
+    def blackened(self, pictures: Tensor) -> list[bool]:
+        """Which pictures (n, 3, H, W) the model's own safety checker would blacken; none where it has no checker."""
+        if getattr(self.pipeline, "safety_checker", None) is None:
+            return [False] * len(pictures)
+        shown = pictures.detach().permute(0, 2, 3, 1).float().cpu().numpy()
+        _, flags = self.pipeline.run_safety_checker(shown, self.device, self.unet.dtype)
+        return [bool(flag) for flag in flags]
+
+
+def load_denoiser(
+    model: Model, device: str, dtype: Literal["float32", "bfloat16", "float16"], *, guidance_scale: float = 1.0,
+    width: int | None = None, height: int | None = None, safety_checker: bool = False,
+) -> Denoiser:  # fmt: skip
+    """Load a text-to-image pipeline to be tuned.
+
+    Args:
+        dtype: of what is not trained, but for the autoencoder: gradients through it overflow in half precision.
+
+    Raises:
+        ModelError: it cannot be loaded, has no autoencoder, or its scheduler's noise levels are not known.
+    """
+    sampling = Sampling(1, guidance_scale, "own", width, height, "", dtype, safety_checker)
+    denoiser = Denoiser(load(model, sampling, device), model.name)
+    denoiser.vae.to(torch.float32)
+    for part in (denoiser.unet, denoiser.vae):
+        part.to(memory_format=torch.channels_last)  # a third faster on a CPU, and no slower elsewhere
+    return denoiser
+
+
+def drawn(shape: Sequence[int], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """Normal noise, (n, *shape), each row from its own seed on the CPU: the same whatever the batch and the device."""
+    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+def rows_of(conditions: Conditions, rows: Sequence[int] | Tensor, device: torch.device) -> dict[str, Tensor]:
+    """The encodings of some texts, on a device."""
+    places = torch.as_tensor(rows)
+    return {name: value[places].to(device) for name, value in conditions.items()}
+
+
+def roll(
+    denoiser: Denoiser, course: Course, conditions: Conditions, seeds: Sequence[int], *, stop: int, keep_from: int,
+    guidance: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Sample without gradients up to a step, and keep the latents that the last steps begin with.
+
+    Args:
+        conditions: (n, ...) on the denoiser's device.
+        seeds: (n,) of all of a row's noise, drawn on the CPU.
+        stop: steps to do; keep_from: the first step whose latents are kept.
+
+    Returns:
+        (n, stop - keep_from + 1, channels, h, w): latents before step keep_from, ..., before step stop.
+    """
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    latents = torch.stack([torch.randn(denoiser.shape, generator=generator) for generator in generators]).to(denoiser.device)
+    latents = latents * course.scheduler.init_noise_sigma
+    kept = [latents] if keep_from == 0 else []
+    with torch.no_grad():
+        for number, timestep in enumerate(course.timesteps[:stop]):
+            predicted = denoiser.predict(latents, timestep, conditions, guidance)
+            latents = course.scheduler.step(predicted, timestep, latents, **_drawing(course.scheduler, generators)).prev_sample
+            if number + 1 >= keep_from:
+                kept.append(latents)
+    return torch.stack(kept, dim=1)
+
+
+def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+    """How a scheduler takes its noise; diffusers' DDIM takes one generator alone, and draws only if eta is above 0."""
+    return {"generator": generators} if type(scheduler).__name__ == "DDPMScheduler" else {}
+
+
+def as_pixels(pictures: Tensor) -> list[Any]:
+    """Pictures (n, 3, H, W) from 0 to 1 as arrays (H, W, 3) uint8."""
+    found = (pictures.detach().permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
+    return list(found)

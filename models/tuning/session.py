@@ -1,0 +1,322 @@
+"""Setting a tuning up and writing what came of it: what the stages that tune a generator have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.loading import quiet
+from irpipe.models.scorers import ClipScorer, RewardModelScorer, Scorer
+from irpipe.models.starts import start
+from irpipe.models.training import make_accelerator
+from irpipe.models.tuning.config import TuneConfig
+from irpipe.models.tuning.denoiser import Course, Denoiser, load_denoiser
+from irpipe.models.tuning.loop import Denoising, Objective, Tuner
+from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, Monitor, standard_error, tabulated
+from irpipe.models.tuning.pairs import LocalPairs, RealPairs, decoded, encode_pairs, local_pairs
+from irpipe.models.tuning.pictures import draw_before_after, draw_curves
+from irpipe.pipeline.errors import InputError, LeakError, StageError
+from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.captions import CAPTIONS
+from irpipe.schemas.generator import ADDITIONS, MONITORS, TUNING_STEPS, WHOLE, GeneratorCard
+from irpipe.schemas.images import ImageReader, ImageShards, encoded_row
+from irpipe.schemas.prompt_files import prompts_of
+from irpipe.schemas.prompts import SELECTED_PROMPTS, normalise
+from irpipe.schemas.rejected import Rejections
+from irpipe.schemas.splits import PROMPT_SPLITS
+
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+_CONVOLUTIONS = ["conv1", "conv2"]
+
+
+@dataclass
+class Session:
+    """Everything a tuning has before its objective.
+
+    Attributes:
+        prompts: id and text of the prompts that are trained on.
+        reward: the reward model, frozen, on the device.
+        pairs: real pairs; the first `monitor_pairs` of them are only looked at.
+    """
+
+    stage: str
+    config: TuneConfig
+    context: Context
+    inputs: Mapping[str, Artifact]
+    accelerator: Accelerator
+    denoiser: Denoiser
+    course: Course
+    prompts: dict[int, str]
+    reward: ImageReward
+    pairs: RealPairs
+    monitor: Monitor
+    monitored: dict[int, str]
+    rejections: Rejections
+    read: int
+
+    @classmethod
+    def open(cls, stage: str, config: TuneConfig, inputs: Mapping[str, Artifact], context: Context) -> Session:
+        """Read what is read, load what is loaded, and attach what is to be trained.
+
+        Raises:
+            LeakError: evaluation prompts are among the training prompts.
+            InputError: there are no prompts to train on or to look at, or too few real pairs.
+            ModelError: a model is of another kind, or not at hand.
+        """
+        rejections = Rejections(1.0, "selected-prompts")
+        prompts, monitored, read = read_prompts(config, inputs, context, rejections)
+        accelerator = make_accelerator(
+            stage, config.device, config.dtype, config.trackers, config.track_to,
+            f"{stage} {context.work.parent.name[:12]}", config.model_dump(mode="json"),
+        )  # fmt: skip
+        denoiser = load_trainee(config, context, str(accelerator.device))
+        reward = ImageReward.from_pretrained(inputs["reward-model"].path).to(accelerator.device).requires_grad_(False)
+        if config.checkpoint_activations:
+            denoiser.unet.enable_gradient_checkpointing()
+            denoiser.vae.enable_gradient_checkpointing()
+            reward.checkpoint_activations()
+        with accelerator.main_process_first():
+            pairs = read_pairs(config, inputs, context, denoiser)
+        attach(denoiser, config)
+        monitor = Monitor(
+            config, denoiser, list(monitored.values()), make_judges(reward, config, context, str(accelerator.device)),
+            pairs.part(slice(config.monitor_pairs)),
+        )  # fmt: skip
+        course = denoiser.course(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
+        return cls(
+            stage, config, context, inputs, accelerator, denoiser, course, prompts, reward, pairs, monitor, monitored,
+            rejections, read,
+        )  # fmt: skip
+
+    def pretraining(self) -> list[Objective]:
+        """The objective on real pairs, unless it is switched off."""
+        config = self.config
+        if not config.pretraining:
+            self.context.say("  without the pre-training loss: nothing holds the generator to real pictures")
+            return []
+        rows = range(config.monitor_pairs, len(self.pairs))
+        return [
+            Denoising(self.denoiser, self.course, self.pairs, rows, config.pretraining_batch, config.pretraining, config.seed)
+        ]
+
+    def tune(self, objective: Objective) -> Tuner:
+        """Tune by an objective, beside the one on real pairs."""
+        tuner = Tuner(
+            self.stage, self.config, self.denoiser, [*self.pretraining(), objective], self.monitor, self.accelerator, self.context
+        )
+        tuner.run()
+        return tuner
+
+    def write(self, tuner: Tuner, out: Path, negative_prompt: str = "", **metrics: Any) -> Report:
+        """Write the generator and the course of its tuning. Every process takes part."""
+        config, state = self.config, tuner.state
+        weights = tuner.kept_weights()
+        rejected = self.rejections.write(out) if self.accelerator.is_main_process else len(self.rejections)
+        if self.accelerator.is_main_process:
+            tuner.weights.load(weights)
+            save_generator(self.denoiser, config, out)
+            GeneratorCard(
+                self.context.models["model"][0].name, self.context.models["model"][0].revision, self.stage, config.trained,
+                state.step, state.best_step, state.stopped_for,
+                {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())}, negative_prompt,
+            ).write(out)  # fmt: skip
+            TUNING_STEPS.write(out, dict(zip(("step", "figure", "value"), map(list, zip(*state.rows, strict=True)), strict=True)))
+            MONITORS.write(out, tabulated(tuner.looks))
+            write_looks(tuner.looks, list(self.monitored.items())[: config.kept_images], self.stage, out)
+            draw_curves(tuner.looks, state.rows, state.best_step, state.noted, out / "curves.png")
+            last = next(look for look in tuner.looks if look.step == state.best_step)
+            draw_before_after(tuner.looks[0].pictures, last.pictures, list(self.monitored.values()), out / "before_after.png")
+        self.accelerator.end_training()
+        return Report(Rows(self.read, self.read - rejected, rejected), figures(tuner, self) | metrics)
+
+
+def read_prompts(
+    config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, rejections: Rejections
+) -> tuple[dict[int, str], dict[int, str], int]:
+    """Prompts to train on, prompts to look at, and how many were read. Those of `test`, and those of no split, are left alone.
+
+    Raises:
+        LeakError: an excluded prompt would be trained on.
+        InputError: there are none.
+    """
+    chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
+    known = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"]).to_pylist()
+    splits = {row["prompt_id"]: row["split"] for row in known}
+    parts: dict[str, dict[int, str]] = {"train": {}, "validation": {}}
+    for place, row in enumerate(chosen):
+        split = splits.get(row["prompt_id"], "of no split")
+        if split in parts:
+            parts[split][row["prompt_id"]] = row["prompt"]
+        if split != "train":
+            rejections.drop(place, {"validation": "only looked at", "test": "kept for evaluation"}.get(split, split))
+    forbidden = {normalise(text) for path in context.sources.get("exclude", ()) for text in prompts_of(path)}
+    leaked = [identity for identity, text in parts["train"].items() if normalise(text) in forbidden]
+    if leaked:
+        raise LeakError(
+            f"{len(leaked):,} evaluation prompts are among the {len(parts['train']):,} training prompts, such as"
+            f" {show_row_id(leaked[0])}: {parts['train'][leaked[0]]!r}",
+            mend="--set 'select-prompts.exclude=[...]' with the same files, and run the pipeline again",
+        )
+    held_out = [(identity, text) for identity, text in parts["validation"].items() if normalise(text) not in forbidden]
+    if not parts["train"] or len(held_out) < 2:
+        raise InputError(
+            f"there are {len(parts['train']):,} prompts to train on and {len(held_out):,} to look at", where="pairs",
+            expected="selected prompts in the train split and at least 2 in the validation split",
+            mend="--set select-prompts.count=... or a larger build-pairs.validation_share",
+        )  # fmt: skip
+    return parts["train"], dict(held_out[: config.monitor_prompts]), len(chosen)
+
+
+def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
+    """The generator, with only what is trained in float32."""
+    whole = config.trained == "unet"
+    guided = max(config.monitor_guidance, float(getattr(config, "guidance_scale", 1.0)))
+    denoiser = load_denoiser(
+        context.models["model"][0], device, "float32" if whole else config.dtype, guidance_scale=guided, width=config.width,
+        height=config.height, safety_checker=config.safety_checker,
+    )  # fmt: skip
+    return denoiser
+
+
+def attach(denoiser: Denoiser, config: TuneConfig) -> None:
+    """Make what is trained trainable, in float32.
+
+    Raises:
+        StageError: peft is not installed.
+    """
+    if config.trained == "unet":
+        denoiser.unet.requires_grad_(True)
+        return
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise StageError("low-rank additions need the extra 'tune'", mend="pip install 'irpipe[tune]'") from None
+    targets = _ATTENTION + (_CONVOLUTIONS if config.lora_layers == "attention+convolutions" else [])
+    torch.manual_seed(config.seed)  # peft draws from the global stream
+    additions = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets, init_lora_weights="gaussian")
+    denoiser.unet.add_adapter(additions)
+    for value in denoiser.unet.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
+
+
+def save_generator(denoiser: Denoiser, config: TuneConfig, out: Path) -> None:
+    """Write what diffusers loads: `lora/` for `load_lora_weights`, or `pipeline/` for `from_pretrained`."""
+    quiet()
+    if config.trained == "unet":
+        denoiser.pipeline.save_pretrained(out / WHOLE, safe_serialization=True)
+        return
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser.unet))
+    type(denoiser.pipeline).save_lora_weights(out / ADDITIONS, unet_lora_layers=layers, safe_serialization=True)
+
+
+def make_judges(reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
+    """The trained reward, and those that nothing is trained on."""
+    judges: dict[str, Scorer] = {REWARD: Normalised(reward, device)}
+    if "held_out_model" in context.models:
+        held_out, _ = start(context.models["held_out_model"][0], "auto", config.seed)
+        judges[HELD_OUT] = RewardModelScorer(held_out, device, torch.float32)
+    if "similarity_model" in context.models:
+        judges[SIMILARITY] = ClipScorer(context.models["similarity_model"][0], device, torch.float32)
+    return judges
+
+
+class Normalised(RewardModelScorer):
+    """Normalised scores of an ImageReward model."""
+
+    def __init__(self, model: ImageReward, device: str) -> None:
+        super().__init__(model, device, torch.float32)
+
+    def __call__(self, prompts: Sequence[str], pictures: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        raw = super().__call__(prompts, pictures)
+        found: NDArray[Any] = (raw - self.model.card.mean) / self.model.card.std
+        return found
+
+
+def read_pairs(config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser) -> RealPairs:
+    """Real pairs, encoded.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if config.pretraining_data is not None:
+        given = local_pairs(context.sources["pretraining_data"][0], config.max_pretraining)
+        what = str(context.sources["pretraining_data"][0])
+    else:
+        given, what = captioned(inputs["captioned-images"], config.max_pretraining), inputs["captioned-images"].content_id
+    least = config.monitor_pairs + (1 if config.pretraining else 0)
+    if len(given.captions) < least:
+        raise InputError(
+            f"there are {len(given.captions):,} real pairs, and {config.monitor_pairs:,} are only looked at", where="real pairs",
+            expected=f"at least {least:,}",
+        )  # fmt: skip
+    with context.progress("encoding real pairs", len(given.captions), "pairs") as bar:
+        return encode_pairs(denoiser, given.captions, lambda: decoded(given.open()), what, context.work, bar.advance)
+
+
+def captioned(artifact: Artifact, most: int) -> LocalPairs:
+    """Real pairs of an artifact of captioned images."""
+    texts = CAPTIONS.read(artifact.table("captions"))
+    captions = dict(zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True))
+    images = ImageReader(artifact.table("images"))
+    chosen = images.ids[:most].tolist()
+    prompts = [captions[row["prompt_id"]] for row in images.rows(["prompt_id"], chosen)]
+
+    def pictures() -> Iterator[bytes]:
+        return (row["image"]["bytes"] for row in images.rows(["image"], chosen))
+
+    return LocalPairs(prompts, pictures)
+
+
+def write_looks(looks: Sequence[Look], prompts: Sequence[tuple[int, str]], stage: str, out: Path) -> None:
+    """The table `images`: two of each prompt at every look, by the generator `stage step N`."""
+    with ExitStack() as stack:
+        shards = stack.enter_context(ImageShards(out))
+        for look in looks:
+            for (identity, _), pictures in zip(prompts, look.pictures, strict=False):
+                for turn, picture in enumerate(pictures):
+                    shards.append(
+                        encoded_row(
+                            picture, identity, f"{show_row_id(identity)}/{look.step}-{turn}.png", f"{stage} step {look.step}"
+                        )
+                    )
+
+
+def figures(tuner: Tuner, session: Session) -> dict[str, Any]:
+    """What people want to see of a tuning."""
+    state, first = tuner.state, tuner.looks[0] if tuner.looks else None
+    told: dict[str, Any] = {
+        "steps": state.step, "kept_step": state.best_step, "stopped_for": state.stopped_for, "noted": state.noted,
+        "prompts": len(session.prompts), "real_pairs": len(session.pairs) - session.config.monitor_pairs,
+        "trainable_parameters": sum(value.numel() for value in tuner.weights.trained.values()),
+        "pretraining_loss": "on" if session.config.pretraining else "left out",
+    }  # fmt: skip
+    if first is not None:
+        kept = next(look for look in tuner.looks if look.step == state.best_step)
+        for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
+            if name in kept.measures:
+                change = kept.measures[name] - first.measures[name]
+                told[name] = {
+                    "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
+                    "error": round(standard_error(change), 4),
+                }  # fmt: skip
+    black = [value for _, name, value in state.rows if name == "blackened_share"]
+    if any(black):
+        told["blackened_share"] = round(float(np.mean(black)), 4)
+    if len(state.micro_batches) > 1:
+        told["micro_batches"] = state.micro_batches  # it went on with another one: equal to rounding, not bit by bit
+    return told

@@ -1,0 +1,25 @@
+"""Tuned generators, loaded for sampling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.loading import at_hand
+from irpipe.pipeline.stage import Model
+from irpipe.schemas.generator import ADDITIONS, WHOLE, GeneratorCard
+
+
+def load_tuned(base: Model, folder: Path, card: GeneratorCard, sampling: Sampling, device: str) -> ImageGenerator:
+    """A tuned generator as diffusers loads it: the base with its low-rank additions, or a pipeline of its own.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if card.trained == "unet":
+        return load(replace(base, name=card.stage, folder=folder / WHOLE), sampling, device)
+    generator = load(base, sampling, device)
+    with at_hand(Model(card.stage, "", folder), "the tuned generator", f"{ADDITIONS}/pytorch_lora_weights.safetensors"):
+        generator.pipeline.load_lora_weights(folder / ADDITIONS)
+    return generator

@@ -1,0 +1,16 @@
+"""Real pictures with captions: the table `images`, and what is said of them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from irpipe.schemas.table import Column, Table
+
+CAPTIONS = Table(
+    "captions",
+    "Captions of images, each once.",
+    (
+        Column("prompt_id", pa.uint64(), "Id of the caption's text."),
+        Column("prompt", pa.string(), "The text."),
+    ),
+)

@@ -1,0 +1,78 @@
+"""A tuned generator: what `generator.json` and the weights beside it say, and the course of its tuning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import read_json
+from irpipe.schemas.table import Column, Table
+
+CARD, ADDITIONS, WHOLE = "generator.json", "lora", "pipeline"
+GENERATOR_WRITERS = ("refl", "raft", "reward-weighted", "filter-tune")
+
+TUNING_STEPS = Table(
+    "steps",
+    "The course of a tuning, a row a step and figure.",
+    (
+        Column("step", pa.int64(), "Optimiser steps done."),
+        Column("figure", pa.string(), "reward, loss, pretraining_loss, gradient_norm, slope_median, slope_largest, ..."),
+        Column("value", pa.float64(), "Its value, a mean over the step's samples where it is one of samples."),
+    ),
+)
+MONITORS = Table(
+    "monitors",
+    "What held-out prompts and fixed real pairs say of the generator, at every look.",
+    (
+        Column("step", pa.int64(), "Optimiser steps done."),
+        Column("measure", pa.string(), "reward, held_out, similarity, denoising_loss, or a statistic of the images."),
+        Column("value", pa.float64(), "Mean over the monitored images, or the loss."),
+        Column("error", pa.float64(), "Standard error over prompts of its change since step 0.", nullable=True),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class GeneratorCard:
+    """What a tuned generator is.
+
+    Attributes:
+        base, revision: the model it was tuned from.
+        stage: how.
+        trained: lora or unet.
+        steps, kept_step: optimiser steps done; the step whose weights these are.
+        stopped_for: what the stop rule said, or nothing.
+        trained_on: content ids by kind.
+        negative_prompt: what its training marked as bad, to be given as negative prompt.
+    """
+
+    base: str
+    revision: str
+    stage: str
+    trained: str
+    steps: int
+    kept_step: int
+    stopped_for: str
+    trained_on: dict[str, str]
+    negative_prompt: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write `generator.json`."""
+        (folder / CARD).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> GeneratorCard:
+        """Read it from a folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        told = read_json(folder / CARD)
+        try:
+            return cls(**told)
+        except TypeError as error:
+            raise InputError(f"{folder / CARD} is no tuned generator's: {error}") from None

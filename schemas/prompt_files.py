@@ -1,0 +1,42 @@
+"""Files of prompts that are not to be trained on, or not to be selected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import open_parquet, read_batches, read_csv, read_json, read_jsonl, read_lines
+
+
+def prompts_of(path: Path) -> Iterator[str]:
+    """The prompts of a file, or of an artifact's tables: text, JSON, JSONL, CSV or Parquet with a field `prompt`.
+
+    Raises:
+        InputError: there is none.
+    """
+    ending = path.suffix.lower()
+    if path.is_dir():
+        tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in open_parquet(file).schema_arrow.names]
+        if not tables:
+            raise InputError(f"{path} has no table with a column 'prompt'", where="exclude")
+        for file in tables:
+            yield from prompts_of(file)
+    elif ending == ".parquet":
+        for batch in read_batches(path, ["prompt"]):
+            yield from (text for text in batch["prompt"].to_pylist() if text is not None)
+    elif ending == ".txt":
+        yield from (line for _, line in read_lines(path))
+    elif ending == ".csv":
+        yield from (cells["prompt"] or "" for _, cells in read_csv(path, ["prompt"]))
+    else:
+        records = read_json(path) if ending == ".json" else (value for _, value, _ in read_jsonl(path))
+        yield from (_prompt_field(record, path) for record in records)
+
+
+def _prompt_field(record: Any, path: Path) -> str:
+    text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{path} has a record without a field 'prompt'", where="exclude")
+    return text

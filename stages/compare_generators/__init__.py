@@ -1,0 +1,96 @@
+"""Hold tuned generators against the one they were tuned from: the same prompts, the same seeds, every scorer that is given.
+
+Reads: the tuned generators, the selected prompts and their splits (those of `test` are drawn), and the reward model if it is
+    asked or best-of-n is.
+Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of every image), `images` and `rejected`,
+    `report.txt` and images side by side.
+Paper: ImageReward, section 4.2, table 4 and figure 6.
+Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
+    over prompts. A tie is half a win.
+Cost: one image a generator, prompt and seed, and n for best-of-n; one forward pass an image and scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from irpipe.models.tuning.config import BLIP, CLIP, STABLE_DIFFUSION
+from irpipe.pipeline.stage import Config, FilePath, Stage, setting
+
+Tuned = Literal["refl", "raft", "reward-weighted", "filter-tune"]
+
+
+class CompareGeneratorsConfig(Config):
+    model: str = setting(
+        STABLE_DIFFUSION, role="model", meaning="The generator that all were tuned from.", source="ImageReward 4.2"
+    )
+    generators: Annotated[tuple[Tuned, ...], Strict(False)] = setting(
+        ("refl",), min_length=1, meaning="The stages whose tuned ones are compared."
+    )
+    best_of: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Strict(False)] = setting(
+        (), meaning="Also the base's best of n images by the reward model, at n times the cost."
+    )
+    prompts: FilePath | None = setting(
+        None,
+        role="external",
+        meaning="A file of evaluation prompts, instead of the test split's.",
+        source="ImageReward 4.2: 466 real prompts and MT-Bench",
+    )
+    images_per_prompt: int = setting(2, ge=1, le=64, meaning="Images of each prompt and generator.")
+    num_steps: int = setting(50, ge=1, le=1000, meaning="Denoising steps.", source="DiffusionDB's default")
+    guidance_scale: float = setting(
+        7.5, ge=0, le=100, meaning="Classifier-free guidance; 1 and less is none.", source="ImageReward appendix E"
+    )
+    scheduler: Literal["own", "ddpm", "ddim", "pndm", "lms", "euler", "euler-ancestral", "dpm-solver++", "unipc"] = setting(
+        "own",
+        meaning="Sampler; own: the one the model comes with.",
+        source="ImageReward appendix E: PNDM, which SD v1.4 comes with",
+    )
+    width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
+    height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
+    scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
+        ("reward-model", "clip", "blip"), min_length=1,
+        meaning="Who judges: reward-model, clip, aesthetic, blip, random, or what installed packages declare as irpipe.scorers.",
+    )  # fmt: skip
+    clip_model: str = setting(CLIP, role="model", meaning="The CLIP of the scorers clip and aesthetic.")
+    aesthetic_model: str | None = setting(None, role="model", meaning="The folder with the aesthetic head's weights.")
+    blip_model: str = setting(BLIP, role="model", meaning="The BLIP of the scorer blip.")
+    truth: bool = setting(False, meaning="Also ask the micro world's oracle: its utility, alignment and fidelity.")
+    bootstrap: int = setting(2000, ge=100, le=100_000, meaning="Resamplings for 95 % intervals.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float16", meaning="Precision of the generators; scorers are float32."
+    )
+    safety_checker: bool = setting(
+        True, meaning="Run the model's safety checker, if it has one; prompts with a blackened image are left out."
+    )
+    seed: int = setting(0, ge=0, meaning="Seed of all noise and of the resampling.")
+    batch_size: int = setting(8, ge=1, le=4096, meaning="Images a batch. Counts towards the key: it can change the last bits.")
+    device: str = setting("auto", role="execution", meaning="Where the models run: auto, cpu, cuda, cuda:1, mps.")
+
+    def unused(self) -> dict[str, str]:
+        asked = set(self.scorers)
+        needs = {"clip_model": {"clip", "aesthetic"}, "aesthetic_model": {"aesthetic"}, "blip_model": {"blip"}}
+        return {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
+
+
+def _reads(config: CompareGeneratorsConfig) -> Sequence[str]:
+    kinds = [f"{name}-generator" for name in dict.fromkeys(config.generators)]
+    if config.prompts is None:
+        kinds += ["selected-prompts", "pairs"]
+    return (*kinds, "reward-model") if "reward-model" in config.scorers or config.best_of else tuple(kinds)
+
+
+STAGE = Stage(
+    name="compare-generators",
+    version=1,
+    reads=_reads,
+    writes="comparison",
+    determinism="numeric",
+    extra="tune",
+    config=CompareGeneratorsConfig,
+    run="irpipe.stages.compare_generators.run:run",
+    evaluation=True,
+)

@@ -1,0 +1,307 @@
+"""The work of `compare-generators`."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
+from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.scorers import RewardModelScorer, Scorer, judge_pictures, make_scorers
+from irpipe.models.tuning.pictures import draw_columns
+from irpipe.models.tuning.tuned import load_tuned
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.comparison import COMPARISON, WORTHS
+from irpipe.schemas.generator import GeneratorCard
+from irpipe.schemas.images import ImageShards, encoded_row
+from irpipe.schemas.prompt_files import prompts_of
+from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
+from irpipe.schemas.rejected import Rejections
+from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.stages.compare_generators import CompareGeneratorsConfig
+from irpipe.stages.compare_generators.table import COLUMNS, Worths, compare, table_4
+
+BASE = "base"
+_SIDE_BY_SIDE = 12
+
+
+@dataclass(frozen=True)
+class Made:
+    """A generator's images.
+
+    Attributes:
+        pictures: (prompts * images_per_prompt, height, width, 3) uint8, a prompt's together.
+        blackened: (the same,) whether a safety checker did.
+        cost: images that had to be made.
+    """
+
+    pictures: NDArray[np.uint8]
+    blackened: NDArray[np.bool_]
+    cost: int
+
+
+def run(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    prompts = read_prompts(config, inputs, context)
+    cards = {name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)}
+    reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
+    made = make_all(config, prompts, cards, inputs, context, reward)
+    rejections = Rejections(0.2, "test prompts")
+    kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
+    judges: dict[str, Scorer | None] = dict(make_scorers(_AsFloat32(config), context.models, reward))
+    worths = judge_all(judges, config, kept, made, reward, context)
+    rows = compare(worths, {name: of.cost for name, of in made.items()}, config.bootstrap, config.seed)
+    rejections.check(len(prompts), len(kept))
+    COMPARISON.write(out, {column.name: [row[column.name] for row in rows] for column in COMPARISON.columns})
+    write_images(worths, kept, made, config.images_per_prompt, out)
+    report = table_4(rows, len(kept), config)
+    (out / "report.txt").write_text(report, encoding="utf-8")
+    shown = list(kept.items())[:_SIDE_BY_SIDE]
+    columns = [[of.pictures[place * config.images_per_prompt] for of in made.values()] for place, _ in shown]
+    draw_columns(columns, list(made), [text for _, (_, text) in shown], out / "side_by_side.png")
+    return Report(Rows(len(prompts), len(kept), rejections.write(out)), figures(rows))
+
+
+def read_prompts(
+    config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], context: Context
+) -> list[tuple[int, str]]:  # fmt: skip
+    """Id and text of the evaluation prompts.
+
+    Raises:
+        InputError: there are none.
+    """
+    if config.prompts is not None:
+        texts = dict.fromkeys(text.strip() for text in prompts_of(context.sources["prompts"][0]) if text.strip())
+        found = [(prompt_id(text), text) for text in texts]
+    else:
+        chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
+        known = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"]).to_pylist()
+        test = {row["prompt_id"] for row in known if row["split"] == "test"}
+        found = [(row["prompt_id"], row["prompt"]) for row in chosen if row["prompt_id"] in test]
+    if len(found) < 2:
+        raise InputError(
+            f"there are {len(found)} evaluation prompts", where="prompts", expected="at least 2",
+            mend="--set build-pairs.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
+        )  # fmt: skip
+    return found
+
+
+def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
+    """The card of a tuned generator.
+
+    Raises:
+        InputError: it was tuned from another model than the one it is held against.
+    """
+    card, base = GeneratorCard.read(artifact.path), context.models["model"][0]
+    if card.revision != base.revision:
+        raise InputError(
+            f"{card.stage} tuned {card.base}, and the base here is {base.name}", where=artifact.content_id[:12],
+            mend=f"--set compare-generators.model={card.base}",
+        )  # fmt: skip
+    return card
+
+
+def make_all(
+    config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], cards: Mapping[str, GeneratorCard],
+    inputs: Mapping[str, Artifact], context: Context, reward: ImageReward | None,
+) -> dict[str, Made]:  # fmt: skip
+    """Every generator's images, those of one before the next."""
+    count, best = len(prompts) * config.images_per_prompt, max(config.best_of, default=1)
+    made: dict[str, Made] = {}
+    with context.progress("generating", count * (best + len(cards)), "images") as bar:
+        base = load(context.models["model"][0], sampling_of(config, ""), config.device)
+        pools = [make(base, config, prompts, turn, f"base-{turn}", context, bar.advance) for turn in range(best)]
+        made[BASE] = Made(*pools[0], count)
+        for n in config.best_of:
+            assert reward is not None
+            made[f"best-of-{n}"] = best_of(pools[:n], prompts, config, reward)
+        del base
+        for name, card in cards.items():
+            gc.collect()
+            tuned = load_tuned(
+                context.models["model"][0],
+                inputs[f"{name}-generator"].path,
+                card,
+                sampling_of(config, card.negative_prompt),
+                config.device,
+            )
+            made[name] = Made(*make(tuned, config, prompts, 0, name, context, bar.advance), count)
+            del tuned
+    return made
+
+
+def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
+    return Sampling(
+        config.num_steps, config.guidance_scale, config.scheduler, config.width, config.height, negative_prompt, config.dtype,
+        config.safety_checker,
+    )  # fmt: skip
+
+
+def make(
+    generator: ImageGenerator, config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], pool: int, name: str,
+    context: Context, advance: Any,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:  # fmt: skip
+    """One generator's images, kept through a kill. Noise is made of seed, prompt and turn, whoever draws."""
+    path = context.work / f"{name}.npz"
+    order = [(row, turn) for row in range(len(prompts)) for turn in range(config.images_per_prompt)]
+    if path.is_file():
+        advance(len(order))
+        with np.load(path, allow_pickle=False) as kept:
+            return kept["pictures"], kept["blackened"]
+    encodings = generator.encode([text for _, text in prompts], config.batch_size)
+    pictures: list[NDArray[np.uint8]] = []
+    black: list[bool] = []
+    for start in range(0, len(order), config.batch_size):
+        part = order[start : start + config.batch_size]
+        seeds = [row_id("comparison", config.seed, prompts[row][0], turn, pool) for row, turn in part]
+        images, flags = generator.sample(encodings, [row for row, _ in part], seeds)
+        pictures += list(np.rint(np.nan_to_num(images).clip(0, 1) * 255).astype(np.uint8))
+        black += flags
+        advance(len(part))
+    found = np.stack(pictures), np.array(black)
+    draft = context.work / f"{name}.draft"
+    with draft.open("wb") as file:
+        np.savez(file, pictures=found[0], blackened=found[1])
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return found
+
+
+def best_of(
+    pools: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]], prompts: Sequence[tuple[int, str]],
+    config: CompareGeneratorsConfig, reward: ImageReward,
+) -> Made:  # fmt: skip
+    """For each image the best of n by the reward model."""
+    import torch
+
+    from irpipe.models.loading import pick_device
+
+    texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
+    judge = RewardModelScorer(reward, pick_device(config.device), torch.float32)
+    scores = np.stack([judge_pictures(judge, texts, list(pictures)) for pictures, _ in pools])
+    scores[np.stack([black for _, black in pools])] = -np.inf
+    chosen = scores.argmax(axis=0)
+    places = np.arange(len(chosen))
+    pictures, black = np.stack([one for one, _ in pools]), np.stack([one for _, one in pools])
+    return Made(pictures[chosen, places], black[chosen, places], len(chosen) * len(pools))
+
+
+def refuse_blackened(
+    prompts: Sequence[tuple[int, str]], made: Mapping[str, Made], each: int, rejections: Rejections
+) -> dict[int, tuple[int, str]]:
+    """Prompts by place, but for those of which some generator's image was blackened: all are compared on the same."""
+    kept = {}
+    for place, (identity, text) in enumerate(prompts):
+        guilty = [name for name, of in made.items() if of.blackened[place * each : (place + 1) * each].any()]
+        if guilty:
+            rejections.refuse(place, "blackened", f"{guilty[0]}, {show_row_id(identity)}")
+        else:
+            kept[place] = (identity, text)
+    return kept
+
+
+@dataclass(frozen=True)
+class _AsFloat32:
+    """What scorers are made by: their precision is not the generators'."""
+
+    config: CompareGeneratorsConfig
+    dtype: str = "float32"
+
+    @property
+    def scorers(self) -> Sequence[str]:
+        return self.config.scorers
+
+    @property
+    def device(self) -> str:
+        return self.config.device
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+
+def judge_all(
+    judges: Mapping[str, Scorer | None], config: CompareGeneratorsConfig, kept: Mapping[int, tuple[int, str]],
+    made: Mapping[str, Made], reward: ImageReward | None, context: Context,
+) -> Worths:  # fmt: skip
+    """What every judge says, (prompts, images_per_prompt), by judge and generator."""
+    each = config.images_per_prompt
+    rows = [place * each + turn for place in kept for turn in range(each)]
+    texts = [text for _, text in kept.values() for _ in range(each)]
+    names = [*judges, *(COLUMNS if config.truth else ())]
+    worths: Worths = {name: {} for name in names}
+    with context.progress("judging", len(rows) * len(made) * len(judges), "images") as bar:
+        for generator, of in made.items():
+            pictures = list(of.pictures[rows])
+            for name, judge in judges.items():
+                assert judge is not None
+                found = judge_pictures(judge, texts, pictures)
+                if name == "reward-model":
+                    assert reward is not None
+                    found = (found - reward.card.mean) / reward.card.std
+                worths[name][generator] = found.reshape(-1, each)
+                bar.advance(len(rows))
+            if config.truth:
+                truth = np.array([truth_of(text, picture) for text, picture in zip(texts, pictures, strict=True)])
+                for column, name in enumerate(COLUMNS):
+                    worths[name][generator] = truth[:, column].reshape(-1, each)
+    return worths
+
+
+def truth_of(prompt: str, picture: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Utility, alignment and fidelity.
+
+    Raises:
+        InputError: the prompt or the picture is not of the micro world.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    try:
+        verdict = verdict_on(prompt, buffer.getvalue())
+    except NotOfThisWorldError as error:
+        raise InputError(f"the oracle has no verdict: {error}", mend="--set compare-generators.truth=false") from None
+    return verdict.utility, verdict.alignment, verdict.fidelity
+
+
+def write_images(worths: Worths, kept: Mapping[int, tuple[int, str]], made: Mapping[str, Made], each: int, out: Path) -> None:
+    """The tables `images` and `worths`."""
+    ids: dict[str, list[int]] = {}
+    with ImageShards(out) as shards:
+        for generator, of in made.items():
+            for place, (identity, _) in kept.items():
+                for turn in range(each):
+                    path = f"{show_row_id(identity)}/{generator}-{turn}.png"
+                    row = encoded_row(of.pictures[place * each + turn], identity, path, generator)
+                    ids.setdefault(generator, []).append(row["image_id"])
+                    shards.append(row)
+    columns: dict[str, list[Any]] = {column.name: [] for column in WORTHS.columns}
+    for judge, by_generator in worths.items():
+        for generator, found in by_generator.items():
+            columns["judge"] += [judge] * found.size
+            columns["generator"] += [generator] * found.size
+            columns["prompt_id"] += [identity for identity, _ in kept.values() for _ in range(each)]
+            columns["turn"] += list(range(each)) * len(kept)
+            columns["image_id"] += ids[generator]
+            columns["worth"] += found.ravel().tolist()
+    WORTHS.write(out, columns)
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What people want to see first: gains over the base, with their intervals."""
+    return {
+        f"{row['judge']} of {row['generator']}": f"{row['gain']:+.4f} ({row['gain_low']:+.4f} to {row['gain_high']:+.4f})"
+        for row in rows
+        if row["generator"] != BASE
+    }
