@@ -27,7 +27,7 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _NEGATIVE = "negative_"
 
 
-def _plain(conditions: Conditions, size: tuple[int, int]) -> dict[str, Any]:
+def _plain(_conditions: Conditions, _size: tuple[int, int]) -> dict[str, Any]:
     return {}
 
 
@@ -73,7 +73,8 @@ class Denoiser:
         if kind not in _TOLD:
             raise ModelError(f"{name} is a {kind}, which cannot be tuned", expected=f"one of {', '.join(_TOLD)}")
         self._told = _TOLD[kind]
-        self.unet, self.vae = self.pipeline.unet, getattr(self.pipeline, "vae", None)
+        self.unet: Any = getattr(self.pipeline, "unet", None)
+        self.vae: Any = getattr(self.pipeline, "vae", None)
         if self.vae is None or self.unet is None:
             raise ModelError(f"{name} has no {'autoencoder' if self.vae is None else 'unet'}: gradients need both")
         self.kind = getattr(self.pipeline.scheduler.config, "prediction_type", None)

@@ -258,7 +258,7 @@ class Tuner:
             if self.config.trackers:
                 self.accelerator.log({f"look/{name}": look.mean(name) for name in look.measures}, step=state.step)
         if self.accelerator.num_processes > 1:
-            told = [state.stopped_for, state.best_step]
+            told: list[Any] = [state.stopped_for, state.best_step]
             broadcast_object_list(told)
             state.stopped_for, state.best_step = told
 

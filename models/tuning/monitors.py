@@ -142,7 +142,8 @@ class Monitor:
             seeds = [row_id("monitored pair", self.config.seed, row) >> 1 for row in rows]
             with torch.no_grad():
                 found.append(denoising_losses(self.denoiser, self.course, self.pairs, rows, seeds).cpu())
-        return torch.cat(found).double().numpy()
+        losses: NDArray[np.float64] = torch.cat(found).double().numpy()
+        return losses
 
 
 def standard_error(differences: NDArray[np.float64]) -> float:

@@ -45,7 +45,8 @@ def compare(worths: Worths, made: Mapping[str, int], draws: int, seed: int) -> l
 
 def won(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 where the first is worth more, 0 where the second is, a half for a tie."""
-    return (first > second) + 0.5 * (first == second)
+    found: NDArray[np.float64] = (first > second) + 0.5 * (first == second)
+    return found
 
 
 def interval(by_prompt: NDArray[np.float64], draws: int, seed: int) -> tuple[float, float]:

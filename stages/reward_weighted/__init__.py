@@ -1,0 +1,49 @@
+"""Tune a generator on its own images, each by the weight of its reward.
+
+Reads: the selected prompts and their splits, the reward model, and real pictures with captions.
+Writes: what `refl` writes.
+Paper: Lee et al. 2023, as ImageReward, appendix E, sets it up for its table 4: E[r * -log p] + beta * E[-log p of real pairs],
+    with beta 0.5 and r scaled to 0..1 over the pool.
+Deviates: low-rank additions by default; -log p is the denoising loss. `scale = "prompt"` scales within a prompt, where alone
+    rewards compare.
+Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, then O(batch_size) a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from irpipe.models.tuning.config import PoolConfig
+from irpipe.pipeline.stage import Stage, setting
+
+
+class RewardWeightedConfig(PoolConfig):
+    pretraining: float = setting(
+        0.5, ge=0, le=1e6, meaning="Weight of the denoising loss on real pairs, beta.", source="ImageReward E: 0.5"
+    )
+    scale: Literal["pool", "prompt"] = setting(
+        "pool",
+        meaning="Over what rewards are scaled to 0..1: all images of the pool, or those of each prompt.",
+        source="ImageReward E",
+    )
+    steps: int = setting(
+        312, ge=1, le=1_000_000, meaning="Optimiser steps.", source="ImageReward E: one epoch of 20,000 images by 64"
+    )
+
+
+def _reads(config: RewardWeightedConfig) -> Sequence[str]:
+    return config.shared_reads()
+
+
+STAGE = Stage(
+    name="reward-weighted",
+    version=1,
+    reads=_reads,
+    writes="reward-weighted-generator",
+    processes=True,
+    determinism="numeric",
+    extra="tune",
+    config=RewardWeightedConfig,
+    run="irpipe.stages.reward_weighted.run:run",
+)
