@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IRPIPE := ../$(BIN)/irpipe
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench docs claims-rm clean
+.PHONY: demo test test-all check bench docs claims-rm claims-refl clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,6 +62,9 @@ bench: $(VENV)/bench ## every benchmark; figures go to benchmarks/README.md by h
 
 claims-rm: $(VENV)/dev ## what is claimed of reward models, measured in claims/: about an hour on two cores; goes on if interrupted
 	$(BIN)/python -m benchmarks.claims_rm claims
+
+claims-refl: $(VENV)/dev ## what is claimed of ReFL, measured in claims/: 75 minutes on two cores; goes on if interrupted
+	$(BIN)/python -m benchmarks.claims_refl claims
 
 clean:
 	rm -rf $(VENV) .typecheck demo build dist *.egg-info

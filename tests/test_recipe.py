@@ -23,7 +23,7 @@ def test_the_two_recipes_differ_in_values_only(project):
     (project.root / "irpipe.toml").unlink()
     project("init", "--recipe", "imagereward")
     real = load_recipe(project.root)
-    offline = {"simulate-prompts", "simulate-annotations", "oracle-truth"}
+    offline = {"simulate-prompts", "simulate-annotations", "oracle-truth", "simulate-captions"}
     assert set(real.tables) - {"import-images"} == set(micro.tables) - offline
 
 

@@ -88,7 +88,7 @@ class TuneConfig(Config):
     )  # fmt: skip
     similarity_model: str | None = setting(CLIP, role="model", meaning="The CLIP of prompt-image similarity.")
     max_denoising_rise: float = setting(
-        0.15, gt=0, meaning="Stop rule: the denoising loss on real pairs may rise by this share of its start."
+        0.3, gt=0, meaning="Stop rule: the denoising loss on real pairs may rise by this share of its start (docs/LOG.md)."
     )
     max_statistic_change: float = setting(1.5, gt=1, meaning="Stop rule: an image statistic may grow or shrink by this factor.")
     max_held_out_fall: float = setting(

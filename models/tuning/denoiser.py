@@ -107,7 +107,8 @@ class Denoiser:
         """The noise levels of a sampling of so many steps, spaced as the model's own scheduler says."""
         import diffusers
 
-        made = getattr(diffusers, _SCHEDULERS[scheduler]).from_config(self.pipeline.scheduler.config)
+        # diffusers clips clean samples to -1..1 unless a model's file says otherwise; latents are larger than that.
+        made = getattr(diffusers, _SCHEDULERS[scheduler]).from_config(self.pipeline.scheduler.config, clip_sample=False)
         made.set_timesteps(num_steps, device=self.device)
         return Course(made, made.alphas_cumprod.to(self.device, torch.float32))
 

@@ -55,7 +55,9 @@ class Made:
 
 def run(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     prompts = read_prompts(config, inputs, context)
-    cards: dict[str, GeneratorCard] = {name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)}
+    cards: dict[str, GeneratorCard] = {
+        name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)
+    }
     reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
     made = make_all(config, prompts, cards, inputs, context, reward)
     rejections = Rejections(0.2, "test prompts")

@@ -1,0 +1,528 @@
+"""ReFL and its rivals: the numbers against plain diffusers and autograd, the stop rule, and every fault of the list."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.training import Checkpoints
+from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
+from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
+from irpipe.models.tuning.reward import RewardSlope, reward_loss
+from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.recipe import load_recipe
+from irpipe.pipeline.stage import Context, Model
+from irpipe.schemas.generator import GeneratorCard
+from irpipe.stages.refl import ReflConfig
+from irpipe.stages.refl.objective import ReflObjective
+from tests.paired import RECIPE
+from tests.pipelines import stable_diffusion, stable_diffusion_xl
+
+MICRO = Model("micro-generator", "r", Path(__file__).parents[1] / "microworld" / "weights" / "generator")
+PROMPTS = ["a red circle", "a large blue square on the left", "a small green cross above a yellow circle"]
+
+
+@pytest.fixture(scope="module")
+def trained(paired, tmp_path_factory) -> Path:
+    """A folder whose store also holds a reward model and real pairs."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
+    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
+    for target in ("train-rm", "simulate-captions"):
+        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def world(project, trained):
+    shutil.copytree(trained / "artifacts", project.root / "artifacts", copy_function=os.link)
+    project.recipe(RECIPE)
+    return project
+
+
+def reward_model(world) -> ImageReward:
+    return ImageReward.from_pretrained(world.store.open(world.store.newest("micro", "train-rm").content_id).path)
+
+
+def denoiser_of(model=MICRO, **more):
+    return load_denoiser(model, "cpu", "float32", **more)
+
+
+def objective_of(world, tmp_path, denoiser=None, **settings) -> ReflObjective:
+    config = load_recipe(world.root, [f"refl.{name}={value}" for name, value in settings.items()]).config("refl")
+    denoiser = denoiser or denoiser_of(guidance_scale=config.guidance_scale)
+    denoiser.unet.requires_grad_(True)
+    reward = reward_model(world).requires_grad_(False)
+    ids, mask = reward.tokenise(PROMPTS)
+    slope = RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain)
+    return ReflObjective(
+        config, denoiser, denoiser.course(config.num_steps, config.scheduler), denoiser.encode(PROMPTS), (ids, mask), slope,
+        Accelerator(cpu=True), Checkpoints(tmp_path),
+    )  # fmt: skip
+
+
+def gradients(objective, micro_batch) -> dict[str, torch.Tensor]:
+    unet = objective.denoiser.unet
+    unet.zero_grad()
+    places = range(objective.batch_size)
+    objective.prepare(0, places, lambda: None)
+    for start in range(0, len(places), micro_batch):
+        losses, _ = objective.losses(0, places[start : start + micro_batch])
+        (losses.sum() / objective.batch_size).backward()
+    return {name: value.grad.clone() for name, value in unet.named_parameters() if value.grad is not None}
+
+
+class TestDenoiser:
+    @pytest.mark.parametrize("guidance", [1.0, 4.0])
+    @pytest.mark.parametrize("kind", [stable_diffusion, stable_diffusion_xl])
+    def test_rolling_to_the_end_is_what_plain_diffusers_samples(self, kind, guidance, tmp_path):
+        from diffusers import DDPMScheduler, DiffusionPipeline
+
+        folder = kind(tmp_path / "sd")
+        denoiser = denoiser_of(Model("x", "r", folder), guidance_scale=guidance)
+        course = denoiser.course(6, "ddpm")
+        conditions = rows_of(denoiser.encode(PROMPTS), range(3), torch.device("cpu"))
+        latents = roll(denoiser, course, conditions, [1, 2, 3], stop=6, keep_from=4, guidance=guidance)
+        assert latents.shape == (3, 3, 4, 8, 8)
+        with torch.no_grad():
+            ours = denoiser.decode(latents[:, -1])
+        plain = DiffusionPipeline.from_pretrained(folder)
+        plain.set_progress_bar_config(disable=True)
+        plain.scheduler = DDPMScheduler.from_config(plain.scheduler.config, clip_sample=False)
+        theirs = plain(
+            PROMPTS, num_inference_steps=6, guidance_scale=guidance, output_type="pt",
+            generator=[torch.Generator().manual_seed(seed) for seed in (1, 2, 3)],
+        ).images  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+    def test_the_clean_picture_is_the_schedulers(self, kind, tmp_path):
+        folder = stable_diffusion(tmp_path / "sd")
+        told = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(told | {"prediction_type": kind}))
+        denoiser = denoiser_of(Model("x", "r", folder))
+        course = denoiser.course(8, "ddim")
+        latents, answer = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+        for timestep in course.timesteps:
+            expected = course.scheduler.step(answer, timestep, latents).pred_original_sample
+            torch.testing.assert_close(denoiser.clean(latents, timestep.expand(2), answer, course), expected)
+
+    def test_noise_and_target_undo_each_other(self, tmp_path):
+        denoiser = denoiser_of()
+        course = denoiser.course(1000, "ddpm")
+        clean, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([5, 500, 999])
+        noised = denoiser.noised(clean, noise, times, course)
+        torch.testing.assert_close(noised, course.scheduler.add_noise(clean, noise, times))
+        for denoiser.kind in ("epsilon", "v_prediction", "sample"):
+            back = denoiser.clean(noised, times, denoiser.target(clean, noise, times, course), course)
+            torch.testing.assert_close(back, clean, rtol=1e-2, atol=2e-3)
+
+    def test_an_unknown_scheduler_is_named(self, tmp_path):
+        folder = stable_diffusion(tmp_path / "sd")
+        (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+        index = json.loads((folder / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        (folder / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(Exception, match="FlowMatchEulerDiscreteScheduler, whose noise levels are not known"):
+            denoiser_of(Model("x", "r", folder))
+
+    def test_a_generator_without_an_autoencoder_is_named(self, tmp_path):
+        folder = stable_diffusion(tmp_path / "sd")
+        shutil.rmtree(folder / "vae")
+        with pytest.raises(Exception, match="the generator x cannot be loaded"):
+            denoiser_of(Model("x", "r", folder))
+
+    def test_sizes_must_fit_the_latents(self):
+        with pytest.raises(Exception, match="no multiples of 4"):
+            denoiser_of(width=38, height=32)
+
+
+class TestObjective:
+    def test_network_and_scheduler_get_the_schedules_own_timesteps(self, world, tmp_path):
+        objective = objective_of(world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9)
+        asked = []
+        unet = objective.denoiser.unet
+        unet.register_forward_pre_hook(lambda module, given: asked.append(given[1].clone()))
+        objective.prepare(0, range(6), lambda: None)
+        schedule = objective.course.timesteps
+        assert [int(one) for one in asked] == schedule[:9].tolist()
+        asked.clear()
+        objective.losses(0, range(6))
+        assert set(asked[0].tolist()) <= set(schedule[7:].tolist())
+        for place, timestep in zip(range(6), asked[0].tolist(), strict=True):
+            _, late = objective._drawn(0, place)
+            assert timestep == schedule[7 + late]
+
+    def test_gradients_are_autograds_through_the_whole_graph(self, world, tmp_path):
+        objective = objective_of(world, tmp_path, max_slope="none", batch_size=4)
+        ours = gradients(objective, 4)
+        denoiser, slope = objective.denoiser, objective.slope
+        denoiser.unet.zero_grad()
+        rows, late = zip(*(objective._drawn(0, place) for place in range(4)), strict=True)
+        latents = objective._rollouts.latents[list(rows), list(late)]
+        prompts = [objective._rollouts.prompts[row] for row in rows]
+        times = objective.course.timesteps[[3 + one for one in late]]
+        alpha = objective.course.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        noise = denoiser.unet(latents, times, objective.conditions["prompt_embeds"][prompts]).sample
+        clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        images = (denoiser.vae.decode(clean / denoiser.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        ids, mask = objective.tokens
+        rewards = slope.model(slope.model.preprocess(images), ids[prompts], mask[prompts], normalize=True)
+        torch.relu(2 - rewards).mean().backward()
+        for name, value in denoiser.unet.named_parameters():
+            if value.grad is not None:
+                torch.testing.assert_close(ours[name], value.grad, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("settings", [{}, {"late_steps": 2}, {"refresh_every": 2, "rollouts": 3}, {"copies": 2}])
+    def test_micro_batches_of_any_size_give_the_same_gradients(self, world, tmp_path, settings):
+        objective = objective_of(world, tmp_path, **settings)
+        objective.carried = [0.1] * 5  # so that slopes are clipped
+        whole = gradients(objective, 6)
+        largest = max(float(value.abs().max()) for value in whole.values())
+        for micro_batch in (1, 4):  # 4 leaves a remainder
+            other = gradients(objective, micro_batch)
+            for name, value in whole.items():
+                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5 * largest)
+
+    def test_slopes_are_no_longer_than_the_median_of_earlier_ones(self, world, tmp_path):
+        objective = objective_of(world, tmp_path)
+        objective.prepare(0, range(6), lambda: None)
+        _, told = objective.losses(0, range(6))
+        objective.finish()
+        assert objective.carried == sorted(told["slope"].tolist())
+        objective.prepare(1, range(6), lambda: None)
+        limit = float(np.sort(told["slope"].numpy())[2])  # torch's median of an even number is the lower one
+        assert objective._limit == pytest.approx(limit)
+        _, told = objective.losses(1, range(6))
+        assert told["clipped_share"].tolist() == [float(norm > limit) for norm in told["slope"].tolist()]
+
+    def test_each_phi(self):
+        rewards = torch.tensor([-1.0, 1.0, 3.0])
+        assert reward_loss(rewards, "margin", 2.0).tolist() == [3.0, 1.0, 0.0]
+        assert reward_loss(rewards, "linear", 2.0).tolist() == [1.0, -1.0, -3.0]
+        assert reward_loss(rewards, "as-worded", 2.0).tolist() == [0.0, 1.0, 3.0]
+
+    def test_a_reward_model_that_blocks_gradients_is_named_before_anything_is_spent(self, world, tmp_path):
+        objective = objective_of(world, tmp_path)
+        parameters = list(objective.denoiser.unet.parameters())
+        objective.prove(parameters)
+        with torch.no_grad():
+            objective.slope.model.head_layers[-1].weight.zero_()
+        with pytest.raises(Exception, match="zero behind the decoder: the reward does not depend on the picture"):
+            objective.prove(parameters)
+        with torch.no_grad():
+            objective.slope.model.head_layers[-1].weight.fill_(float("inf"))
+        with pytest.raises(Exception, match="not finite behind the decoder"):
+            objective.prove(parameters)
+        detached = objective_of(world, tmp_path)
+        detached.slope.model.forward = lambda pixels, ids, mask, normalize: torch.zeros(len(pixels))
+        with pytest.raises(Exception, match="the reward model or the decoder blocks it"):
+            detached.prove(list(detached.denoiser.unet.parameters()))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"first_late_step": 6, "last_late_step": 6}, "the late steps 6 to 6 are none of the steps 0 to 5"),
+            ({"first_late_step": 5, "last_late_step": 4}, "the late steps 5 to 4"),
+            ({"late_steps": 4}, "late_steps is more than there are late steps"),
+            ({"batch_size": 7, "late_steps": 2}, "late_steps does not divide batch_size"),
+            ({"rollouts": 8}, "rollouts has no effect: refresh_every is 1"),
+            ({"grain": 0.2}, "grain has no effect: copies is 0"),
+            ({"kept_images": 5}, "kept_images is above monitor_prompts"),
+        ],
+    )
+    def test_settings_that_do_not_go_together(self, world, settings, message):
+        laid = [f"refl.{name}={value}" for name, value in settings.items()]
+        assert message in world.run("refl", *laid, status=2).err
+
+
+class TestStage:
+    def test_writes_what_plain_diffusers_loads(self, world):
+        from diffusers import StableDiffusionPipeline
+
+        done = world.last("refl")
+        folder = Path(done["path"])
+        card = GeneratorCard.read(folder)
+        assert (card.base, card.trained, card.steps) == ("micro-generator", "lora", 4)
+        assert card.trained_on["reward-model"] == world.store.newest("micro", "train-rm").content_id
+        plain = StableDiffusionPipeline.from_pretrained(MICRO.folder, dtype=torch.float32)
+        plain.set_progress_bar_config(disable=True)
+
+        def drawn():
+            return plain(PROMPTS[:1], num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
+
+        before = drawn()
+        plain.load_lora_weights(folder / "lora")
+        after = drawn()
+        kept = done["metrics"]["kept_step"]
+        assert (np.abs(after - before).max() > 1e-4) == (kept > 0)
+        rows = world.rows("SELECT DISTINCT generator FROM refl.images ORDER BY generator")
+        assert [row["generator"] for row in rows] == ["refl step 0", "refl step 2", "refl step 4"]
+        assert {"reward", "held_out", "similarity", "denoising_loss", "brightness", "diversity"} <= {
+            row["measure"] for row in world.rows("SELECT DISTINCT measure FROM refl.monitors")
+        }
+        assert (folder / "before_after.png").is_file() and (folder / "curves.png").is_file()
+        assert world.run("refl").err.count("reused") > 5
+
+    def test_a_whole_network_is_a_pipeline_of_its_own(self, world):
+        from diffusers import StableDiffusionPipeline
+
+        laid = ("refl.trained=unet", "refl.learning_rate=1e-4", "refl.steps=2", "refl.on_trip=note")
+        text = RECIPE.replace("rank = 4\n", "", 1)
+        world.recipe(text)
+        folder = Path(world.last("refl", *laid)["path"])
+        tuned = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=torch.float32).unet.state_dict()
+        base = StableDiffusionPipeline.from_pretrained(MICRO.folder, dtype=torch.float32).unet.state_dict()
+        assert any(not torch.equal(tuned[name], base[name]) for name in base)
+
+    @pytest.mark.parametrize("setting", ["refl.dtype=bfloat16", "refl.checkpoint_activations=true", "refl.updates=sequential"])
+    def test_other_ways_to_get_there(self, world, setting):
+        assert world.last("refl", setting, "refl.steps=2")["metrics"]["steps"] == 2
+
+    def test_recomputed_activations_are_the_same_training(self, world):
+        plain = world.last("refl", "refl.steps=2")
+        first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        key = plain["key"]
+        (world.root / "artifacts" / "keys" / key[:2] / f"{key}.json").unlink()
+        world.last("refl", "refl.steps=2", "refl.checkpoint_activations=true", "refl.micro_batch=2")
+        second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        for one, other in zip(first, second, strict=True):
+            assert other["value"] == pytest.approx(one["value"], rel=1e-3, abs=1e-5), one
+
+    def test_guidance_and_another_size(self, world):
+        laid = ("refl.guidance_scale=2.0", "refl.monitor_guidance=2.0", "refl.width=40", "refl.height=48", "refl.steps=2")
+        done = world.last("refl", *laid)
+        sizes = world.rows("SELECT DISTINCT width, height FROM refl.images")
+        assert sizes == [{"width": 40, "height": 48}] and done["metrics"]["steps"] == 2
+
+    def test_without_the_pretraining_loss_is_told(self, world):
+        text = RECIPE.replace('pretraining_batch = 4\nupdates = "together"\n', "pretraining = 0.0\n", 1)
+        world.recipe(text)
+        done = world.run("refl", "refl.steps=2")
+        assert "without the pre-training loss" in done.err
+        record = world.store.newest("micro", "refl")
+        assert record.metrics["pretraining_loss"] == "left out" and record.config["pretraining"] == 0
+
+    def test_training_prompts_are_of_the_train_split_alone(self, world):
+        done = world.last("refl", "refl.steps=2")
+        splits = world.rows("SELECT split, count(*) AS n FROM prompt_splits GROUP BY split")
+        counts = {row["split"]: row["n"] for row in splits}
+        assert done["metrics"]["prompts"] == counts["train"]
+        reasons = world.rows("SELECT reason, count(*) AS n FROM refl.rejected GROUP BY reason")
+        assert {row["reason"]: row["n"] for row in reasons} == {
+            "only looked at": counts["validation"], "kept for evaluation": counts["test"],
+        }  # fmt: skip
+
+    def test_evaluation_prompts_among_the_training_prompts(self, world):
+        (row,) = world.rows(
+            "SELECT prompt FROM selected_prompts JOIN prompt_splits USING (prompt_id) WHERE split = 'train' LIMIT 1"
+        )
+        (world.root / "evaluation.txt").write_text(row["prompt"].upper() + "\n")
+        told = world.run("refl", "refl.exclude=['evaluation.txt']", status=2).err
+        assert "1 evaluation prompts are among the" in told and "select-prompts.exclude" in told
+
+    def test_images_that_a_safety_checker_blackened_are_excluded_and_counted(self, world, tmp_path):
+        folder = stable_diffusion(tmp_path / "sd", blackens=True)
+        laid = (f"refl.model={folder}", "refl.steps=2", "refl.on_trip=note")
+        done = world.last("refl", *laid)
+        assert done["metrics"]["blackened_share"] == 1.0
+        rows = world.rows("SELECT value FROM refl.steps WHERE figure = 'gradient_norm'")
+        quiet = world.rows("SELECT value FROM refl.steps WHERE figure = 'pretraining_loss'")
+        assert len(rows) == 2 and all(row["value"] > 0 for row in quiet)
+
+    def test_a_loss_that_is_not_finite_keeps_the_last_good_state(self, world, monkeypatch):
+        from irpipe.models.tuning import reward
+
+        plain, calls = reward.RewardSlope.at, []
+
+        def spoilt(self, *given):
+            slope = plain(self, *given)
+            calls.append(1)
+            if len(calls) > 4:  # the proof, and three steps
+                slope.losses[0] = float("nan")
+            return slope
+
+        monkeypatch.setattr(reward.RewardSlope, "at", spoilt)
+        told = world.run("refl", status=2).err
+        assert "reward_loss is not finite in step 4" in told and "the last good state is kept" in told
+        monkeypatch.undo()
+        monkeypatch.chdir(world.root)
+        assert "goes on after step 2 of 4" in world.run("refl").err
+
+    def test_out_of_memory_says_which_setting_helps(self, world, monkeypatch):
+        from irpipe.models.tuning import reward
+
+        def full(self, *given):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        monkeypatch.setattr(ReflObjective, "prove", lambda self, parameters: None)
+        monkeypatch.setattr(reward.RewardSlope, "at", full)
+        told = world.run("refl", status=2).err
+        assert "out of memory with 6 samples a backward pass" in told and "refl.micro_batch=3" in told
+
+    def test_adamw8bit_without_its_library(self, world):
+        pytest.importorskip("peft")
+        if __import__("importlib.util").util.find_spec("bitsandbytes"):
+            pytest.skip("bitsandbytes is installed here")
+        assert "pip install bitsandbytes" in world.run("refl", "refl.optimizer=adamw8bit", status=2).err
+
+    def test_changed_settings_are_a_new_key_and_the_abandoned_work_is_named(self, world, monkeypatch):
+        from irpipe.models.tuning import loop
+
+        plain = loop.Tuner._step
+
+        def killed(self, step):
+            if step == 3:
+                raise KeyboardInterrupt
+            plain(self, step)
+
+        monkeypatch.setattr(loop.Tuner, "_step", killed)
+        world.run("refl", status=130)
+        monkeypatch.undo()
+        monkeypatch.chdir(world.root)
+        assert "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.learning_rate=2e-3").out
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("settings", [(), ("refl.refresh_every=3", "refl.rollouts=5")])
+    def test_killed_and_resumed_has_the_same_weights(self, world, settings):
+        laid = ("refl.steps=8", "refl.monitor_every=100", "refl.checkpoint_minutes=0", *settings)
+        whole = world.last("refl", *laid)
+        path = world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json"
+        path.unlink()
+        flags = [part for setting in laid for part in ("--set", setting)]
+        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "refl", *flags]
+        process = subprocess.Popen(command, cwd=world.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        checkpoint = world.root / "artifacts" / "work" / whole["key"] / "scratch" / "checkpoint.pt"
+        deadline = time.monotonic() + 120
+        reached = 0
+        while reached < 4 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+            found = list((world.root / "artifacts" / "work").rglob("checkpoint.pt"))
+            if found:
+                reached = torch.load(found[0], weights_only=True)["state"]["step"]
+        assert checkpoint is not None and reached >= 4
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        again = world.run("refl", *laid)
+        assert "goes on after step" in again.err
+        assert world.store.newest("micro", "refl").content_id == whole["content_id"]
+
+
+class TestStopRule:
+    def look(self, step, reward=0.0, held_out=0.0, similarity=0.0, loss=1.0, **statistics):
+        spread = np.linspace(-0.1, 0.1, 20)
+        measures = {
+            REWARD: reward + spread,
+            HELD_OUT: held_out + spread,
+            SIMILARITY: similarity + spread,
+            DENOISING: loss + spread,
+        }
+        measures |= {"brightness": np.full(20, statistics.get("brightness", 0.5))}
+        return Look(step, measures, np.zeros((20, 2, 4, 4, 3), dtype=np.uint8))
+
+    def rule(self, world, **settings):
+        rule = StopRule(load_recipe(world.root, [f"refl.{name}={value}" for name, value in settings.items()]).config("refl"))
+        assert rule.fault(self.look(0)) is None
+        return rule
+
+    def test_a_better_generator_goes_on(self, world):
+        rule = self.rule(world)
+        assert all(
+            rule.fault(self.look(step, 0.1 * step, 0.1 * step, 0.05 * step, 1 + 0.01 * step)) is None for step in (1, 2, 3)
+        )
+
+    def test_reward_up_while_a_held_out_judge_falls_is_hacking(self, world):
+        rule = self.rule(world)
+        assert rule.fault(self.look(1, 0.5, 0.3)) is None
+        assert "while held_out fell from 0.300 to 0.200" in rule.fault(self.look(2, 1.0, 0.2))
+        assert self.rule(world).fault(self.look(1, -0.5, -0.2)) is None  # both fell: that is noise or forgetting, not hacking
+
+    def test_forgetting_statistics_and_numbers_that_are_none(self, world):
+        assert "rose by 20%" in self.rule(world).fault(self.look(1, loss=1.2))
+        assert self.rule(world, max_denoising_rise=0.3).fault(self.look(1, loss=1.2)) is None
+        assert "brightness of the images went from 0.5 to 0.2" in self.rule(world).fault(self.look(1, brightness=0.2))
+        assert "reward is not finite" in self.rule(world).fault(self.look(1, reward=float("nan")))
+
+    def test_a_reward_that_likes_dark_images_is_stopped(self, world, monkeypatch):
+        from irpipe.models.tuning import session
+
+        class Dark(ImageReward):
+            def forward(self, pixel_values, input_ids, attention_mask, normalize=False):
+                return -4 * pixel_values.mean(dim=(1, 2, 3))
+
+        plain = session.ImageReward.from_pretrained
+
+        def dark(path):
+            model = plain(path)
+            model.__class__ = Dark
+            return model
+
+        monkeypatch.setattr(session.ImageReward, "from_pretrained", staticmethod(dark))
+        laid = ("refl.steps=40", "refl.phi=linear", "refl.learning_rate=3e-3", "refl.max_denoising_rise=10.0")
+        done = world.last("refl", *laid)
+        metrics = done["metrics"]
+        assert metrics["stopped_for"] and metrics["steps"] < 40 and metrics["kept_step"] < metrics["steps"]
+        rows = world.rows("SELECT step, value FROM refl.monitors WHERE measure = 'brightness' ORDER BY step")
+        assert rows[-1]["value"] < 0.8 * rows[0]["value"]
+        noted = world.last("refl", *laid, "refl.on_trip=note")["metrics"]
+        assert noted["steps"] == noted["kept_step"] == 40 and noted["noted"] and not noted["stopped_for"]
+
+
+class TestStatistics:
+    def test_known_pictures(self):
+        flat, stripes = np.full((32, 32, 3), 0.5), np.zeros((32, 32, 3))
+        stripes[:, ::2] = 1.0
+        red = np.zeros((32, 32, 3))
+        red[..., 0] = 1.0
+        found = image_statistics(np.stack([flat, stripes, red]))
+        assert found["brightness"].tolist() == pytest.approx([0.5, 0.5, 0.299])
+        assert found["contrast"].tolist() == pytest.approx([0.0, 0.5, 0.0])
+        assert found["saturation"].tolist() == pytest.approx([0.0, 0.0, 1.0])
+        assert found["edge_energy"].tolist() == pytest.approx([0.0, 1.0, 0.0])
+        assert found["high_frequency_share"].tolist() == pytest.approx([0.0, 1.0, 0.0])
+        assert found["colour_entropy"].tolist() == pytest.approx([0.0, 1.0, 0.0])
+        assert found["dark_share"].tolist() == pytest.approx([0.0, 0.5, 0.0])
+        assert diversity(np.stack([np.stack([flat, flat]), np.stack([flat, flat + 0.5])])).tolist() == pytest.approx([0.0, 0.5])
+
+
+class TestProcesses:
+    @pytest.mark.slow
+    def test_two_processes_agree_with_one(self, world):
+        laid = ("refl.steps=2", "refl.monitor_every=100")
+        one = world.last("refl", *laid)
+        first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        path = world.root / "artifacts" / "keys" / one["key"][:2] / f"{one['key']}.json"
+        path.unlink()
+        flags = [part for setting in laid for part in ("--set", setting)]
+        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "refl", "--processes", "2", *flags]
+        subprocess.run(
+            command, cwd=world.root, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        for this, other in zip(first, second, strict=True):
+            assert other["value"] == pytest.approx(this["value"], rel=2e-3, abs=1e-5), this
+
+
+def quiet(folder: Path) -> Context:
+    return Context(folder, Watcher().progress, lambda text: None, {})
+
+
+def test_declared_defaults_are_the_papers():
+    config = ReflConfig()
+    assert (config.num_steps, config.first_late_step, config.last_late_step) == (40, 30, 39)
+    assert (config.learning_rate, config.reward, config.batch_size, config.steps) == (1e-5, 1e-3, 64, 100)
+    assert (config.phi, config.margin, config.refresh_every, config.pretraining) == ("margin", 2.0, 1, 1.0)
