@@ -24,12 +24,16 @@ $(VENV)/bench: $(VENV)/dev
 	$(INSTALL) --editable '.[bench]'
 	touch $@
 
-demo: $(VENV)/demo ## from nothing to a reward model and what it is worth, offline, into demo/
+demo: $(VENV)/demo ## from nothing to a tuned generator and what it is worth, offline, into demo/
 	@mkdir -p demo
 	@cd demo && { test -f irpipe.toml || $(IRPIPE) init; }
 	@cd demo && $(IRPIPE) run evaluate-rm
 	@echo
 	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat
+	@echo
+	@cd demo && $(IRPIPE) run compare-generators
+	@echo
+	@cd demo && $(IRPIPE) show compare-generators | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat
 	@echo
 	@cd demo && $(IRPIPE) sql "SELECT split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts FROM pairs GROUP BY split ORDER BY split"
 	@echo
@@ -37,6 +41,8 @@ demo: $(VENV)/demo ## from nothing to a reward model and what it is worth, offli
 	@cd demo && $(IRPIPE) show generate-images | sed -n 's|^  path *\(.*\)|What was drawn:     \1/sheets/0.png|p'
 	@cd demo && $(IRPIPE) show train-rm | sed -n 's|^  path *\(.*\)|How it was trained: \1/curves.png|p'
 	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|What it is worth:   \1/evaluation.png|p'
+	@cd demo && $(IRPIPE) show refl | sed -n 's|^  path *\(.*\)|How it was tuned:   \1/curves.png and before_after.png|p'
+	@cd demo && $(IRPIPE) show compare-generators | sed -n 's|^  path *\(.*\)|What that is worth: \1/side_by_side.png|p'
 	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 
 test: $(VENV)/dev ## the tests, but for the slow ones

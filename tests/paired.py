@@ -50,7 +50,7 @@ truth = true
 count = 40
 [refl]
 model = "micro-generator"
-held_out_model = "micro-blip"
+held_out_model = "micro-judge"
 similarity_model = "micro-clip"
 dtype = "float32"
 rank = 4
@@ -71,7 +71,7 @@ last_late_step = 5
 reward = 1.0
 [raft]
 model = "micro-generator"
-held_out_model = "micro-blip"
+held_out_model = "micro-judge"
 similarity_model = "micro-clip"
 dtype = "float32"
 rank = 4
@@ -93,7 +93,7 @@ guidance_scale = 1.0
 pool_every = 2
 [reward-weighted]
 model = "micro-generator"
-held_out_model = "micro-blip"
+held_out_model = "micro-judge"
 similarity_model = "micro-clip"
 dtype = "float32"
 rank = 4
@@ -114,7 +114,7 @@ num_steps = 4
 guidance_scale = 1.0
 [filter-tune]
 model = "micro-generator"
-held_out_model = "micro-blip"
+held_out_model = "micro-judge"
 similarity_model = "micro-clip"
 dtype = "float32"
 rank = 4

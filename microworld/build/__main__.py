@@ -12,9 +12,15 @@ from typing import Any
 
 import torch
 
-from irpipe.microworld.build import contrast, generator, matching, sentences
+from irpipe.microworld.build import contrast, generator, judge, matching, sentences
 
-PARTS = {"generator": generator.build, "sentences": sentences.build, "blip": matching.build, "clip": contrast.build}
+PARTS = {
+    "generator": generator.build,
+    "sentences": sentences.build,
+    "blip": matching.build,
+    "clip": contrast.build,
+    "judge": judge.build,
+}
 MOST_BYTES = 12_000_000
 
 

@@ -82,17 +82,17 @@ class TuneConfig(Config):
         1.0, ge=0, le=100, meaning="Classifier-free guidance of monitored images; 1 and less is none."
     )
     monitor_pairs: int = setting(128, ge=1, le=10_000, meaning="Real pairs, never trained on, of the watched denoising loss.")
-    held_out_model: str | None = setting(
+    held_out_model: str = setting(
         BLIP, role="model",
         meaning="The judge that nothing is trained on: a reward model of other annotations, or a BLIP with a matching head.",
     )  # fmt: skip
-    similarity_model: str | None = setting(CLIP, role="model", meaning="The CLIP of prompt-image similarity.")
+    similarity_model: str = setting(CLIP, role="model", meaning="The CLIP of prompt-image similarity.")
     max_denoising_rise: float = setting(
         0.3, gt=0, meaning="Stop rule: the denoising loss on real pairs may rise by this share of its start (docs/LOG.md)."
     )
-    max_statistic_change: float = setting(1.5, gt=1, meaning="Stop rule: an image statistic may grow or shrink by this factor.")
+    max_statistic_change: float = setting(2.0, gt=1, meaning="Stop rule: an image statistic may grow or shrink by this factor.")
     max_held_out_fall: float = setting(
-        2.0, gt=0, meaning="Stop rule: a held-out judge may fall below its best by so many standard errors over prompts while the"
+        3.0, gt=0, meaning="Stop rule: a held-out judge may fall below its best by so many standard errors over prompts while the"
         " trained reward has risen.",
     )  # fmt: skip
     on_trip: Literal["stop", "note"] = setting(
@@ -127,8 +127,6 @@ class TuneConfig(Config):
             idle |= dict.fromkeys(("rank", "lora_layers"), "trained is 'unet'")
         if not self.pretraining:
             idle |= dict.fromkeys(("pretraining_batch", "updates"), "pretraining is 0")
-        if self.held_out_model is None and self.similarity_model is None:
-            idle["max_held_out_fall"] = "nothing is held out"
         return idle
 
     def shared_reads(self) -> Sequence[str]:

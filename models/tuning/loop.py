@@ -272,8 +272,7 @@ class Tuner:
         if self.looks:
             first, last = self.looks[0], self.looks[-1]
             for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
-                if name in last.measures:
-                    told.append(f"{name} {last.mean(name):.3f} ({last.mean(name) - first.mean(name):+.3f})")
+                told.append(f"{name} {last.mean(name):.3f} ({last.mean(name) - first.mean(name):+.3f})")
         return f"{', '.join(told)}, peak {used_gigabytes(self.accelerator.device):.1f} GB"
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from irpipe.models.tuning.pairs import RealPairs, denoising_losses
 from irpipe.pipeline.hashing import row_id
 
 REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "denoising_loss"
-JUDGES = (REWARD, HELD_OUT, SIMILARITY)
+HELD_OUT_JUDGES = (HELD_OUT, SIMILARITY)
+JUDGES = (REWARD, *HELD_OUT_JUDGES)
 DIVERSITY = "diversity"
 _COLOUR_BINS = 8  # a channel
 
@@ -172,7 +173,7 @@ class StopRule:
             self._first = look
         wrong = self._not_finite(look) or self._forgets(look) or self._hacks(look) or self._changes(look)
         for judge in JUDGES:
-            if judge in look.measures and (judge not in self._best or look.mean(judge) > self._best[judge].mean(judge)):
+            if judge not in self._best or look.mean(judge) > self._best[judge].mean(judge):
                 self._best[judge] = look
         return wrong
 
@@ -191,8 +192,8 @@ class StopRule:
         assert self._first is not None
         if look.mean(REWARD) <= self._first.mean(REWARD):
             return None
-        for judge in (HELD_OUT, SIMILARITY):
-            if judge in look.measures and judge in self._best:
+        for judge in HELD_OUT_JUDGES:
+            if judge in self._best:
                 change = look.measures[judge] - self._best[judge].measures[judge]
                 if change.mean() < -self._config.max_held_out_fall * standard_error(change):
                     return (
@@ -212,14 +213,8 @@ class StopRule:
 
 
 def standing(look: Look, first: Look) -> float:
-    """How good a look is by what nothing is trained on: the mean gain of the held-out judges, each in its own deviations.
-
-    Without held-out judges it is minus the denoising loss.
-    """
-    held_out = [judge for judge in (HELD_OUT, SIMILARITY) if judge in look.measures]
-    if not held_out:
-        return -look.mean(DENOISING)
-    gains = [(look.mean(judge) - first.mean(judge)) / max(float(first.measures[judge].std()), 1e-9) for judge in held_out]
+    """How good a look is by what nothing is trained on: the mean gain of the held-out judges, each in its own deviations."""
+    gains = [(look.mean(judge) - first.mean(judge)) / max(float(first.measures[judge].std()), 1e-9) for judge in HELD_OUT_JUDGES]
     return float(np.mean(gains))
 
 

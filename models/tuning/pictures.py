@@ -27,10 +27,9 @@ def draw_curves(
     judges, loss, statistics, training = figure.subplots(2, 2).ravel()
     steps, first = [look.step for look in looks], looks[0]
     for name, colour in ((REWARD, "#b0413e"), (HELD_OUT, "#1b6ca8"), (SIMILARITY, "#3a7d44")):
-        if name in first.measures:
-            spread = float(first.measures[name].std()) or 1.0
-            label = f"{name}, trained" if name == REWARD else f"{name}, held out"
-            judges.plot(steps, [(look.mean(name) - first.mean(name)) / spread for look in looks], "o-", color=colour, label=label)
+        spread = float(first.measures[name].std()) or 1.0
+        label = f"{name}, trained" if name == REWARD else f"{name}, held out"
+        judges.plot(steps, [(look.mean(name) - first.mean(name)) / spread for look in looks], "o-", color=colour, label=label)
     judges.set(title="judges: gain in deviations over prompts", xlabel="step")
     loss.plot(steps, [look.mean(DENOISING) / first.mean(DENOISING) for look in looks], "o-", color="#555555")
     loss.set(title="denoising loss on real pairs, over its start", xlabel="step")

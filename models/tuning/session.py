@@ -226,13 +226,12 @@ def save_generator(denoiser: Denoiser, config: TuneConfig, out: Path) -> None:
 
 def make_judges(reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
     """The trained reward, and those that nothing is trained on."""
-    judges: dict[str, Scorer] = {REWARD: Normalised(reward, device)}
-    if "held_out_model" in context.models:
-        held_out, _ = start(context.models["held_out_model"][0], "auto", config.seed)
-        judges[HELD_OUT] = RewardModelScorer(held_out, device, torch.float32)
-    if "similarity_model" in context.models:
-        judges[SIMILARITY] = ClipScorer(context.models["similarity_model"][0], device, torch.float32)
-    return judges
+    held_out, _ = start(context.models["held_out_model"][0], "auto", config.seed)
+    return {
+        REWARD: Normalised(reward, device),
+        HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
+        SIMILARITY: ClipScorer(context.models["similarity_model"][0], device, torch.float32),
+    }
 
 
 class Normalised(RewardModelScorer):
@@ -308,12 +307,11 @@ def figures(tuner: Tuner, session: Session) -> dict[str, Any]:
     if first is not None:
         kept = next(look for look in tuner.looks if look.step == state.best_step)
         for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
-            if name in kept.measures:
-                change = kept.measures[name] - first.measures[name]
-                told[name] = {
-                    "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
-                    "error": round(standard_error(change), 4),
-                }  # fmt: skip
+            change = kept.measures[name] - first.measures[name]
+            told[name] = {
+                "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
+                "error": round(standard_error(change), 4),
+            }  # fmt: skip
     black = [value for _, name, value in state.rows if name == "blackened_share"]
     if any(black):
         told["blackened_share"] = round(float(np.mean(black)), 4)
