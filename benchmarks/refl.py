@@ -1,0 +1,141 @@
+"""ReFL's step against a plain transcription of the released one, at the micro world's size, without the loss on real pairs.
+
+The transcription encodes the texts in every step, draws one late step for the whole batch, rolls out every sample, and takes the
+gradient through network, decoder, preprocessing and reward in one graph; T, window, batch and optimiser are the same. Each way
+runs in a process of its own, whose memory is measured, and in turns with the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.common import peak_in_child, show
+from irpipe import microworld
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.training import Checkpoints
+from irpipe.models.tuning.denoiser import Denoiser, load_denoiser
+from irpipe.models.tuning.reward import RewardSlope
+from irpipe.pipeline.stage import Model
+from irpipe.stages.refl import ReflConfig
+from irpipe.stages.refl.objective import ReflObjective
+
+WEIGHTS = Path(microworld.__path__[0]) / "weights"
+PROMPTS = [
+    f"a {size} {colour} {shape}" for size in ("large", "small") for colour in ("red", "blue") for shape in ("circle", "cross")
+]
+BATCH, STEPS, ROUNDS = 32, 2, 3
+LAST = 39
+
+
+def main(folder: Path) -> None:
+    """Print images a second, their ratio, and peak memory."""
+    ways: dict[str, Callable[[Path], tuple[float, dict[str, float]]]] = {
+        "transcription": _plain, "ours": _ours, "ours, four late steps a rollout": _sharing, "ours, rollouts used again": _again,
+    }  # fmt: skip
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            (seconds, parts), peak = peak_in_child(way, folder)
+            if seconds < best.get(name, float("inf")):
+                best[name] = seconds
+                show(name, images_per_second=BATCH * STEPS / seconds, peak_gb=peak, **parts)
+    for name in list(ways)[1:]:
+        show(f"{name} / transcription", ratio=best["transcription"] / best[name])
+
+
+def _loaded() -> tuple[Denoiser, ImageReward]:
+    torch.set_num_threads(1)
+    denoiser = load_denoiser(Model("micro-generator", "shipped", WEIGHTS / "generator"), "cpu", "float32")
+    denoiser.unet.requires_grad_(True)
+    return denoiser, ImageReward.from_pretrained(WEIGHTS / "judge").requires_grad_(False)
+
+
+def _plain(_: Path) -> tuple[float, dict[str, float]]:
+    denoiser, reward = _loaded()
+    denoiser.unet.to(memory_format=torch.contiguous_format)
+    denoiser.vae.to(memory_format=torch.contiguous_format)
+    unet, vae, pipeline = denoiser.unet, denoiser.vae, denoiser.pipeline
+    adam = torch.optim.AdamW(unet.parameters(), 1e-5, weight_decay=1e-2)
+    scheduler = denoiser.course(LAST + 1, "ddpm").scheduler
+    texts = [PROMPTS[number % len(PROMPTS)] for number in range(BATCH)]
+
+    def step(late: int) -> None:
+        ids = pipeline.tokenizer(
+            texts, padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        states = pipeline.text_encoder(ids)[0]
+        latents = torch.randn(BATCH, *denoiser.shape)
+        with torch.no_grad():
+            for timestep in scheduler.timesteps[:late]:
+                latents = scheduler.step(unet(latents, timestep, states).sample, timestep, latents).prev_sample
+        timestep = scheduler.timesteps[late]
+        clean = scheduler.step(unet(latents, timestep, states).sample, timestep, latents).pred_original_sample
+        images = (vae.decode(clean / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        scores = reward(reward.preprocess(images), *reward.tokenise(texts), normalize=True)
+        (torch.relu(2 - scores).mean() * 1e-3).backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    return _seconds(step), {}
+
+
+def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
+    denoiser, reward = _loaded()
+    config = ReflConfig(
+        model="micro-generator", held_out_model="x", similarity_model="x", trained="unet", batch_size=BATCH, dtype="float32",
+        sample_batch=64, **settings,
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    objective = ReflObjective(
+        config, denoiser, denoiser.course(config.num_steps, "ddpm"), denoiser.encode(PROMPTS), reward.tokenise(PROMPTS),
+        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0), Accelerator(cpu=True), Checkpoints(folder),
+    )  # fmt: skip
+    adam = torch.optim.AdamW(denoiser.unet.parameters(), 1e-5, weight_decay=1e-2)
+    spent = dict.fromkeys(("rollouts", "losses", "backward", "optimiser"), 0.0)
+    number = 0
+
+    def step(_: int) -> None:
+        nonlocal number
+        marks = [time.perf_counter()]
+        objective.prepare(number, range(BATCH), lambda: None)
+        marks.append(time.perf_counter())
+        losses, _ = objective.losses(number, range(BATCH))
+        marks.append(time.perf_counter())
+        (losses.mean() * 1e-3).backward()
+        marks.append(time.perf_counter())
+        torch.nn.utils.clip_grad_norm_(denoiser.unet.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        objective.finish()
+        marks.append(time.perf_counter())
+        number += 1
+        for name, before, after in zip(spent, marks, marks[1:], strict=False):
+            spent[name] += after - before
+
+    seconds = _seconds(step)
+    whole = sum(spent.values())
+    return seconds, {f"{name}_share": value / whole for name, value in spent.items()}
+
+
+def _sharing(folder: Path) -> tuple[float, dict[str, float]]:
+    return _ours(folder, late_steps=4)
+
+
+def _again(folder: Path) -> tuple[float, dict[str, float]]:
+    return _ours(folder, refresh_every=STEPS + 2, rollouts=BATCH)
+
+
+def _seconds(step: Callable[[int], None]) -> float:
+    """Seconds of some steps, after one that warms up. Late steps are even over the window, as they are on average."""
+    step(LAST)
+    started = time.perf_counter()
+    for number in range(STEPS):
+        step((32, 37)[number % 2])
+    return time.perf_counter() - started
