@@ -56,7 +56,7 @@ FAILING = {
     "monitor_prompts": "32", "kept_images": "32",
 }  # fmt: skip
 MENDED: Mapping[str, Mapping[str, str]] = {
-    "as published, batch 2": {},
+    "batch 2, nothing else": {},
     "... with the pre-training loss": {"pretraining": "2.0", "pretraining_batch": "4"},
     "... accumulated to 32": {"batch_size": "32", "steps": "19", "monitor_every": "5"},
     "... rollouts used again": {"refresh_every": "300", "rollouts": "600"},
@@ -332,9 +332,10 @@ def trajectory(folder: Path, on: dict[str, Any], stopped: dict[str, Any]) -> str
         shown = [measures[step, name] for name in names]
         mark = " kept by the rule" if step == kept else ""
         text += f"| {step}{mark} | {value:.4f} | " + " | ".join(f"{one:.4f}" for one in shown) + " |\n"
-    return text + (
-        f"\nThe rule stopped it at step {stopped['metrics']['steps']} ({stopped['metrics']['stopped_for']}) and kept step {kept}:"
-        f" {share:.0%} of the oracle's peak gain.\n"
+    why = stopped["metrics"]["stopped_for"] or "nothing tripped it"
+    return (
+        text
+        + f"\nIt ended at step {stopped['metrics']['steps']} ({why}) and kept {kept}: {share:.0%} of the oracle's peak gain.\n"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from irpipe.models.loading import pick_device, usable
 from irpipe.pipeline.errors import ModelError, StageError
 
+_PATIENCE = timedelta(days=2)  # the first process encodes, looks and draws while the others wait
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -56,7 +59,7 @@ def make_accelerator(
             torch.cuda.set_device(device)
         accelerator = Accelerator(
             cpu=on_cpu, mixed_precision=_PRECISION[dtype], log_with=list(trackers) or None,
-            project_dir=track_to if trackers else None,
+            project_dir=track_to if trackers else None, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )  # fmt: skip
     if trackers:
         accelerator.init_trackers(title, {name: str(value) for name, value in (settings or {}).items()})

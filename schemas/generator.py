@@ -20,7 +20,11 @@ TUNING_STEPS = Table(
     "The course of a tuning, a row a step and figure.",
     (
         Column("step", pa.int64(), "Optimiser steps done."),
-        Column("figure", pa.string(), "reward, loss, pretraining_loss, gradient_norm, slope_median, slope_largest, ..."),
+        Column(
+            "figure",
+            pa.string(),
+            "reward, reward_loss, pretraining_loss, pool_loss, gradient_norm, slope, slope_median, slope_largest, ...",
+        ),
         Column("value", pa.float64(), "Its value, a mean over the step's samples where it is one of samples."),
     ),
 )

@@ -16,11 +16,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from irpipe.models.generators import Sampling
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
 from irpipe.models.tuning.reward import RewardSlope, reward_loss
+from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe import load_recipe
 from irpipe.pipeline.stage import Context, Model
@@ -188,7 +190,7 @@ class TestObjective:
     @pytest.mark.parametrize("settings", [{}, {"late_steps": 2}, {"refresh_every": 2, "rollouts": 3}, {"copies": 2}])
     def test_micro_batches_of_any_size_give_the_same_gradients(self, world, tmp_path, settings):
         objective = objective_of(world, tmp_path, **settings)
-        objective.carried = [0.1] * 5  # so that slopes are clipped
+        objective.carried = [[0.1] * 5]  # so that slopes are clipped
         whole = gradients(objective, 6)
         largest = max(float(value.abs().max()) for value in whole.values())
         for micro_batch in (1, 4):  # 4 leaves a remainder
@@ -201,11 +203,14 @@ class TestObjective:
         objective.prepare(0, range(6), lambda: None)
         _, told = objective.losses(0, range(6))
         objective.finish()
-        assert objective.carried == sorted(told["slope"].tolist())
+        assert objective.carried == [sorted(told["slope"].tolist())]
         objective.prepare(1, range(6), lambda: None)
         limit = float(np.sort(told["slope"].numpy())[2])  # torch's median of an even number is the lower one
         assert objective._limit == pytest.approx(limit)
         _, told = objective.losses(1, range(6))
+        objective.carried = [[0.0] * 10 + [1.0, 2.0]]  # slopes behind the bend of phi do not count
+        objective.prepare(1, range(6), lambda: None)
+        assert objective._limit == 1.0
         assert told["clipped_share"].tolist() == [float(norm > limit) for norm in told["slope"].tolist()]
 
     def test_each_phi(self):
@@ -252,7 +257,7 @@ class TestStage:
     def test_writes_what_plain_diffusers_loads(self, world):
         from diffusers import StableDiffusionPipeline
 
-        done = world.last("refl")
+        done = world.last("refl", "refl.on_trip=note")
         folder = Path(done["path"])
         card = GeneratorCard.read(folder)
         assert (card.base, card.trained, card.steps) == ("micro-generator", "lora", 4)
@@ -266,15 +271,18 @@ class TestStage:
         before = drawn()
         plain.load_lora_weights(folder / "lora")
         after = drawn()
-        kept = done["metrics"]["kept_step"]
-        assert (np.abs(after - before).max() > 1e-4) == (kept > 0)
+        assert np.abs(after - before).max() > 1e-3
+        sampling = Sampling(3, 7.5, "own", None, None, "", "float32", False)
+        ours = load_tuned(MICRO, folder, card, sampling, "cpu")
+        images, _ = ours.sample(ours.encode(PROMPTS[:1], 1), [0], [0])
+        np.testing.assert_allclose(images, after, atol=1e-4)
         rows = world.rows("SELECT DISTINCT generator FROM refl.images ORDER BY generator")
         assert [row["generator"] for row in rows] == ["refl step 0", "refl step 2", "refl step 4"]
         assert {"reward", "held_out", "similarity", "denoising_loss", "brightness", "diversity"} <= {
             row["measure"] for row in world.rows("SELECT DISTINCT measure FROM refl.monitors")
         }
         assert (folder / "before_after.png").is_file() and (folder / "curves.png").is_file()
-        assert world.run("refl").err.count("reused") > 5
+        assert world.run("refl", "refl.on_trip=note").err.count("reused") > 5
 
     def test_a_whole_network_is_a_pipeline_of_its_own(self, world):
         from diffusers import StableDiffusionPipeline
@@ -332,6 +340,15 @@ class TestStage:
         (world.root / "evaluation.txt").write_text(row["prompt"].upper() + "\n")
         told = world.run("refl", "refl.exclude=['evaluation.txt']", status=2).err
         assert "1 evaluation prompts are among the" in told and "select-prompts.exclude" in told
+
+        (world.root / "captions.txt").write_text("\n".join(row["prompt"] for row in world.rows("SELECT prompt FROM captions")))
+        told = world.run("refl", "refl.exclude=['captions.txt']", status=2).err
+        assert "evaluation prompts are" in told
+
+    def test_the_trained_reward_is_no_held_out_judge(self, world):
+        folder = world.store.open(world.store.newest("micro", "train-rm").content_id).path
+        told = world.run("refl", f"refl.held_out_model={folder}", status=2).err
+        assert "the held-out judge is the reward model that is tuned for" in told
 
     def test_images_that_a_safety_checker_blackened_are_excluded_and_counted(self, world, tmp_path):
         folder = stable_diffusion(tmp_path / "sd", blackens=True)
@@ -396,16 +413,17 @@ class TestStage:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("settings", [(), ("refl.refresh_every=3", "refl.rollouts=5")])
+    @pytest.mark.parametrize(
+        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.monitor_every=2", "refl.average=0.9")]
+    )
     def test_killed_and_resumed_has_the_same_weights(self, world, settings):
-        laid = ("refl.steps=8", "refl.monitor_every=100", "refl.checkpoint_minutes=0", *settings)
+        laid = ("refl.steps=8", "refl.checkpoint_minutes=0", *(settings or ("refl.monitor_every=100",)))
         whole = world.last("refl", *laid)
         path = world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json"
         path.unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
         command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "refl", *flags]
         process = subprocess.Popen(command, cwd=world.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        checkpoint = world.root / "artifacts" / "work" / whole["key"] / "scratch" / "checkpoint.pt"
         deadline = time.monotonic() + 120
         reached = 0
         while reached < 4 and time.monotonic() < deadline and process.poll() is None:
@@ -413,7 +431,7 @@ class TestInterrupted:
             found = list((world.root / "artifacts" / "work").rglob("checkpoint.pt"))
             if found:
                 reached = torch.load(found[0], weights_only=True)["state"]["step"]
-        assert checkpoint is not None and reached >= 4
+        assert reached >= 4
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
@@ -452,8 +470,8 @@ class TestStopRule:
         assert self.rule(world).fault(self.look(1, -0.5, -0.2)) is None  # both fell: that is noise or forgetting, not hacking
 
     def test_forgetting_statistics_and_numbers_that_are_none(self, world):
-        assert "rose by 20%" in self.rule(world).fault(self.look(1, loss=1.2))
-        assert self.rule(world, max_denoising_rise=0.3).fault(self.look(1, loss=1.2)) is None
+        assert "rose by 20%" in self.rule(world, max_denoising_rise=0.15).fault(self.look(1, loss=1.2))
+        assert self.rule(world).fault(self.look(1, loss=1.2)) is None
         assert "brightness of the images went from 0.5 to 0.2" in self.rule(world).fault(self.look(1, brightness=0.2))
         assert "reward is not finite" in self.rule(world).fault(self.look(1, reward=float("nan")))
 

@@ -7,6 +7,7 @@ always in the autoencoder's scaled space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.loading import enough_memory
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
@@ -239,6 +241,12 @@ def roll(
 def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
     """How a scheduler takes its noise; diffusers' DDIM takes one generator alone, and draws only if eta is above 0."""
     return {"generator": generators} if type(scheduler).__name__ == "DDPMScheduler" else {}
+
+
+def sampling_memory(batch: int) -> AbstractContextManager[None]:
+    """Running out of memory while sampling names what lowers it."""
+    half = f"sample_batch={batch // 2} (half of it)" if batch > 1 else "a smaller width and height"
+    return enough_memory(f"{batch} images sampled at a time", f"{half}, or dtype=bfloat16; what was done so far is kept")
 
 
 def as_pixels(pictures: Tensor) -> list[Any]:

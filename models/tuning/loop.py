@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from irpipe.models.loading import enough_memory
@@ -148,12 +148,13 @@ class Tuner:
         Raises:
             TrainingError: a loss or a gradient is not finite.
         """
-        config, state, main = self.config, self._resume(), self.accelerator.is_main_process
+        resumed = self._resume()
+        config, state, main = self.config, self.state, self.accelerator.is_main_process
         if config.micro_batch not in state.micro_batches:
             state.micro_batches.append(config.micro_batch)
         with self.context.progress("tuning", config.steps, "steps") as bar:
             bar.advance(state.step)
-            if state.step == 0 and not self.looks:
+            if state.step == 0 and not resumed:
                 self._look()
                 self._save()
             while state.step < config.steps and not state.stopped_for:
@@ -185,8 +186,9 @@ class Tuner:
             for start in range(0, len(mine), self.config.micro_batch):
                 self._backward(objective, step, mine[start : start + self.config.micro_batch], told)
             if not together or number == len(self.objectives) - 1:
-                self._update(step)
+                self._update(step, "" if together else f"{objective.name}_")
             objective.finish()
+        self.weights.take_average(step + 1)
         self._tell(step, told)
 
     def _backward(self, objective: Objective, step: int, places: Sequence[int], told: dict[str, list[float]]) -> None:
@@ -207,15 +209,14 @@ class Tuner:
         for name, values in figures.items():
             told.setdefault(name, []).extend(values.float().cpu().tolist())
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: int, whose: str) -> None:
         self.weights.add_up(self.accelerator)
         if self.accelerator.scaler is None and not self.weights.gradients_finite():
             raise TrainingError(f"a gradient is not finite in step {step + 1:,}", mend=f"the last good state is kept; {_LOWER}")
         longest = self.config.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), longest)
-        self.state.rows.append((step + 1, "gradient_norm", float(norm)))
+        self.state.rows.append((step + 1, f"{whose}gradient_norm", float(norm)))
         self.optimizer.step()
-        self.weights.take_average(step + 1)
         self.weights.fill_gradients()
 
     def _set_learning_rate(self, step: int) -> None:
@@ -224,16 +225,15 @@ class Tuner:
             group["lr"] = self.config.learning_rate * share
 
     def _tell(self, step: int, told: Mapping[str, list[float]]) -> None:
-        names = sorted(told)
-        if self.accelerator.num_processes > 1:
-            sums = torch.tensor([[sum(told[name]), len(told[name])] for name in names], dtype=torch.float64)
-            sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
-            means = {name: float(total / count) for name, (total, count) in zip(names, sums.tolist(), strict=True)}
-        else:
-            means = {name: sum(told[name]) / len(told[name]) for name in names}
-        self.state.rows += [(step + 1, name, value) for name, value in means.items()]
+        """Means over all samples; of the heavy-tailed slopes also the median and the largest."""
+        parts = gather_object([dict(told)]) if self.accelerator.num_processes > 1 else [told]
+        found = {name: np.concatenate([part.get(name, []) for part in parts]) for name in sorted(set().union(*parts))}
+        rows = {name: float(values.mean()) for name, values in found.items()}
+        if "slope" in found:
+            rows |= {"slope_median": float(np.median(found["slope"])), "slope_largest": float(found["slope"].max())}
+        self.state.rows += [(step + 1, name, value) for name, value in rows.items()]
         if self.config.trackers:
-            self.accelerator.log({f"train/{name}": value for name, value in means.items()}, step=step + 1)
+            self.accelerator.log({f"train/{name}": value for name, value in rows.items()}, step=step + 1)
 
     # -- looks --------------------------------------------------------------------------------------------------------
 
@@ -247,7 +247,9 @@ class Tuner:
             self.looks.append(look)
             self._write_look(look)
             fault = self.rule.fault(look)
-            if fault and state.step:
+            if fault and not state.step:
+                raise TrainingError(f"before the first step {fault}", mend="another generator or judge, or dtype=float32")
+            if fault:
                 state.noted.append(f"step {state.step:,}: {fault}")
                 self.context.say(f"  {'stopped' if self.config.on_trip == 'stop' else 'noted'} at step {state.step:,}: {fault}")
             if fault and self.config.on_trip == "stop":
@@ -296,7 +298,8 @@ class Tuner:
         })  # fmt: skip
         self.checkpoints.keep_only("best-*.pt", [f"best-{self.state.best_step}.pt"])
 
-    def _resume(self) -> State:
+    def _resume(self) -> bool:
+        """Go back to the last checkpoint, if there is one. Looks are the first process's matter."""
         saved = self.checkpoints.read("checkpoint.pt")
         if saved is not None:
             self.weights.load(saved["weights"])
@@ -306,7 +309,7 @@ class Tuner:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             rows = [(int(step), str(name), float(value)) for step, name, value in saved["state"]["rows"]]
             self.state = State(**{**saved["state"], "rows": rows})
-            for step in saved["looks"]:
+            for step in saved["looks"] if self.accelerator.is_main_process else ():
                 look = self.checkpoints.read(f"look-{step}.pt")
                 measures = {name: value.numpy() for name, value in look["measures"].items()}
                 self.looks.append(Look(step, measures, look["pictures"].numpy()))
@@ -316,7 +319,7 @@ class Tuner:
                     objective.carried = saved["carried"][objective.name]  # type: ignore[attr-defined]
             self.context.say(f"goes on after step {self.state.step:,} of {self.config.steps:,}")
         self.accelerator.wait_for_everyone()
-        return self.state
+        return saved is not None
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights of the best look."""

@@ -8,7 +8,8 @@ under the same noise tells how far the generator has left what it knew.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from irpipe.models.scorers import Scorer, judge_pictures
 from irpipe.models.tuning.config import TuneConfig
-from irpipe.models.tuning.denoiser import Course, Denoiser, as_pixels, roll, rows_of
+from irpipe.models.tuning.denoiser import Course, Denoiser, as_pixels, roll, rows_of, sampling_memory
 from irpipe.models.tuning.pairs import RealPairs, denoising_losses
 from irpipe.pipeline.hashing import row_id
 
@@ -26,6 +27,7 @@ REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "d
 HELD_OUT_JUDGES = (HELD_OUT, SIMILARITY)
 JUDGES = (REWARD, *HELD_OUT_JUDGES)
 DIVERSITY = "diversity"
+SHOWN = 12  # prompts whose images are drawn before and after
 _COLOUR_BINS = 8  # a channel
 
 
@@ -75,7 +77,7 @@ class Look:
 
     Attributes:
         step: optimiser steps done.
-        pictures: (prompts, 2, height, width, 3) uint8.
+        pictures: (prompts, 2, height, width, 3) uint8, of the first prompts.
     """
 
     step: int
@@ -93,6 +95,7 @@ class Monitor:
 
     Attributes:
         judges: by measure.
+        autocast: the training's precision.
     """
 
     config: TuneConfig
@@ -100,6 +103,7 @@ class Monitor:
     prompts: Sequence[str]
     judges: Mapping[str, Scorer]
     pairs: RealPairs
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     course: Course = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +113,8 @@ class Monitor:
 
     def look(self, step: int) -> Look:
         """Draw, judge and measure."""
-        pictures = self._draw()
+        with self._enough_memory(), torch.no_grad(), self.autocast():
+            pictures, denoising = self._draw(), self._denoising()
         flat = pictures.reshape(-1, *pictures.shape[2:])
         texts = [prompt for prompt in self.prompts for _ in range(2)]
         measures = {
@@ -118,8 +123,11 @@ class Monitor:
         real = flat.astype(np.float64) / 255
         measures |= {name: value.reshape(-1, 2).mean(axis=1) for name, value in image_statistics(real).items()}
         measures[DIVERSITY] = diversity(real.reshape(pictures.shape))
-        measures[DENOISING] = self._denoising()
-        return Look(step, measures, pictures)
+        measures[DENOISING] = denoising
+        return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN)])
+
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        return sampling_memory(self.config.sample_batch)
 
     def _draw(self) -> NDArray[np.uint8]:
         config, found = self.config, []
@@ -131,7 +139,7 @@ class Monitor:
                 self.denoiser, self.course, conditions, seeds, stop=config.monitor_steps, keep_from=config.monitor_steps,
                 guidance=config.monitor_guidance,
             )[:, -1]  # fmt: skip
-            with torch.no_grad():
+            with torch.autocast(latents.device.type, enabled=False):
                 found += as_pixels(self.denoiser.decode(latents))
         return np.stack(found).reshape(len(self.prompts), 2, *found[0].shape)
 
@@ -141,8 +149,7 @@ class Monitor:
         for start in range(0, len(self.pairs), self.config.sample_batch):
             rows = list(range(start, min(start + self.config.sample_batch, len(self.pairs))))
             seeds = [row_id("monitored pair", self.config.seed, row) >> 1 for row in rows]
-            with torch.no_grad():
-                found.append(denoising_losses(self.denoiser, self.course, self.pairs, rows, seeds).cpu())
+            found.append(denoising_losses(self.denoiser, self.course, self.pairs, rows, seeds).cpu())
         losses: NDArray[np.float64] = torch.cat(found).double().numpy()
         return losses
 
@@ -204,7 +211,7 @@ class StopRule:
 
     def _changes(self, look: Look) -> str | None:
         assert self._first is not None
-        for name in look.measures.keys() - {*JUDGES, DENOISING, "dark_share"}:
+        for name in sorted(look.measures.keys() - {*JUDGES, DENOISING, "dark_share"}):
             before, now = self._first.mean(name), look.mean(name)
             factor = max(now, 1e-9) / max(before, 1e-9)
             if max(factor, 1 / factor) > self._config.max_statistic_change:

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from irpipe.models.pictures import decode, need_room
-from irpipe.models.tuning.denoiser import Course, Denoiser, drawn, rows_of
+from irpipe.models.tuning.denoiser import Course, Denoiser, drawn, rows_of, sampling_memory
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import write_durably
@@ -83,7 +83,7 @@ def fitted(picture: Pillow.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 def encode_pairs(
     denoiser: Denoiser, captions: Sequence[str], pictures: Callable[[], Iterator[Pillow.Image]], what: str, folder: Path,
-    advance: Callable[[int], None],
+    batch_size: int, advance: Callable[[int], None],
 ) -> RealPairs:  # fmt: skip
     """Encode pictures and captions into files of a folder; what an earlier attempt finished is used again.
 
@@ -107,12 +107,13 @@ def encode_pairs(
     }
     if not done:
         given = pictures()
-        for start in range(0, len(captions), _CHUNK):
-            texts = list(captions[start : start + _CHUNK])
+        for start in range(0, len(captions), batch_size):
+            texts = list(captions[start : start + batch_size])
             frames = np.stack([fitted(next(given), denoiser.width, denoiser.height) for _ in texts])
             batch = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255).to(denoiser.device)
-            files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
-            for name, value in denoiser.encode(texts).items():
+            with sampling_memory(batch_size):
+                files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
+            for name, value in denoiser.encode(texts, batch_size).items():
                 files[name][start : start + len(texts)] = value.numpy()
             advance(len(texts))
         for file in files.values():
@@ -133,7 +134,7 @@ class LocalPairs:
     """
 
     captions: list[str]
-    open: Callable[[], Iterator[bytes]]
+    open: Callable[[], Iterator[bytes | None]]
 
 
 def local_pairs(path: Path, most: int) -> LocalPairs:
@@ -153,7 +154,7 @@ def local_pairs(path: Path, most: int) -> LocalPairs:
     return LocalPairs(_checked(captions, str(path))[:most], lambda: _of_parquet(files))
 
 
-def _of_parquet(files: Sequence[Path]) -> Iterator[bytes]:
+def _of_parquet(files: Sequence[Path]) -> Iterator[bytes | None]:
     for file in files:
         for batch in open_parquet(file).iter_batches(batch_size=_CHUNK, columns=["image"]):
             for image in batch["image"].to_pylist():
@@ -192,7 +193,14 @@ def _checked(captions: Sequence[Any], where: str) -> list[str]:
     return list(captions)
 
 
-def decoded(data: Iterator[bytes]) -> Iterator[Pillow.Image]:
-    """Pictures of encoded bytes."""
-    for one in data:
-        yield decode(one)
+def decoded(data: Iterator[bytes | None]) -> Iterator[Pillow.Image]:
+    """Pictures of encoded bytes.
+
+    Raises:
+        InputError: names the row of one that is none.
+    """
+    for row, one in enumerate(data):
+        try:
+            yield decode(one or b"")
+        except InputError as error:
+            raise InputError(f"row {row} of the real pairs: {error.what}", mend="drop that row from the data set") from None

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look
+from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SHOWN, SIMILARITY, Look
 
-_SHOWN, _SIDE, _MARGIN, _LINE = 12, 128, 6, 14
+_SIDE, _MARGIN, _LINE = 128, 6, 14
 
 
 def draw_curves(
@@ -36,7 +36,7 @@ def draw_curves(
     for name in sorted(first.measures.keys() - {REWARD, HELD_OUT, SIMILARITY, DENOISING, "dark_share"}):
         statistics.plot(steps, [look.mean(name) / max(first.mean(name), 1e-9) for look in looks], label=name)
     statistics.set(title="images: statistics over their start", xlabel="step")
-    for name in ("reward", "slope", "gradient_norm", "clipped_share", "denoising"):
+    for name in ("reward", "pretraining_loss", "pool_loss", "gradient_norm", "slope_median", "slope_largest"):
         found = [(step, value) for step, figure_name, value in rows if figure_name == name]
         if found:
             training.plot(*zip(*found, strict=True), label=name, linewidth=0.8)
@@ -53,8 +53,8 @@ def draw_curves(
 
 def draw_before_after(before: NDArray[Any], after: NDArray[Any], prompts: Sequence[str], path: Path) -> None:
     """A column a prompt: its first picture before, and from the same noise after."""
-    columns = [[pair[0][0], pair[1][0]] for pair in zip(before[:_SHOWN], after[:_SHOWN], strict=True)]
-    draw_columns(columns, ["before", "after"], prompts[:_SHOWN], path)
+    columns = [[pair[0][0], pair[1][0]] for pair in zip(before[:SHOWN], after[:SHOWN], strict=True)]
+    draw_columns(columns, ["before", "after"], prompts[:SHOWN], path)
 
 
 def draw_columns(columns: Sequence[Sequence[NDArray[Any]]], rows: Sequence[str], prompts: Sequence[str], path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from irpipe.models.scorers import judge_pictures
 from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.config import PoolConfig
-from irpipe.models.tuning.denoiser import as_pixels, roll, rows_of
+from irpipe.models.tuning.denoiser import as_pixels, roll, rows_of, sampling_memory
 from irpipe.models.tuning.loop import Figures, Save, noise_seed, shuffled
 from irpipe.models.tuning.monitors import REWARD
 from irpipe.models.tuning.pairs import RealPairs, denoising_losses
@@ -51,8 +52,7 @@ class PoolObjective:
         self._texts = texts
         self._course = session.denoiser.course(config.num_steps, "ddpm")
         self._checkpoints = Checkpoints(session.context.work)
-        self._pool: RealPairs | None = None
-        self._weights: list[float] = []
+        self._pool: dict[str, Any] | None = None
 
     def prepare(self, step: int, places: Sequence[int], save: Save) -> None:  # noqa: ARG002 # all processes share one pool
         """Draw a pool where one is due."""
@@ -62,26 +62,16 @@ class PoolObjective:
             save()  # so that a kill comes back to the weights that this pool is of
         elif self._pool is not None:
             return
-        saved = self._checkpoints.read(f"pool-{first}.pt")
-        if saved is None:
-            with self._session.accelerator.main_process_first():
-                saved = self._checkpoints.read(f"pool-{first}.pt") or self._draw(first)
-        self._weights = saved["weights"]
-        rows = torch.tensor(saved["prompts"])
-        bad = torch.tensor(saved["bad"])
-        conditions = {}
-        for name, value in self._conditions.items():
-            told = bad.view(-1, *[1] * (value.dim() - 1))
-            conditions[name] = torch.where(told, self._marked[name][rows], value[rows]).numpy()
-        latents = saved["latents"]
-        self._pool = RealPairs(torch.stack([latents, torch.zeros_like(latents)], dim=1).numpy(), conditions)
+        with self._session.accelerator.main_process_first():
+            self._pool = self._checkpoints.read(f"pool-{first}.pt") or self._draw(first)
 
-    def _draw(self, step: int) -> dict[str, object]:
+    def _draw(self, step: int) -> dict[str, Any]:
         """Draw a pool, score it, choose of it, and keep what was chosen."""
         config, session = self._config, self._session
         count, each = min(config.pool_prompts, len(self._texts)), config.images_per_prompt
-        prompts = [shuffled(len(self._texts), config.seed, "pool", step + number) for number in range(count)]
-        latents, rewards = [], []
+        turn = step // (config.pool_every or config.steps)
+        prompts = [shuffled(len(self._texts), config.seed, "pool", turn * count + number) for number in range(count)]
+        latents, rewards, blackened = [], [], 0
         judge, device = session.monitor.judges[REWARD], session.denoiser.device
         with session.context.progress("drawing a pool", count * each, "images") as bar:
             order = [(number, image) for number in range(count) for image in range(each)]
@@ -89,7 +79,7 @@ class PoolObjective:
                 part = order[start : start + config.sample_batch]
                 rows = [prompts[number] for number, _ in part]
                 seeds = [noise_seed(config.seed, "pool", step, number * each + image) for number, image in part]
-                with torch.no_grad(), session.accelerator.autocast():
+                with sampling_memory(config.sample_batch), torch.no_grad(), session.accelerator.autocast():
                     found = roll(
                         session.denoiser, self._course, rows_of(self._conditions, rows, device), seeds, stop=config.num_steps,
                         keep_from=config.num_steps, guidance=config.guidance_scale,
@@ -97,7 +87,9 @@ class PoolObjective:
                 with torch.no_grad():
                     pictures = session.denoiser.decode(found)
                 scores = judge_pictures(judge, [self._texts[row] for row in rows], as_pixels(pictures))
-                scores[np.array(session.denoiser.blackened(pictures))] = np.nan
+                black = np.array(session.denoiser.blackened(pictures))
+                scores[black] = np.nan
+                blackened += int(black.sum())
                 rewards.append(scores)
                 latents.append(found.cpu())
                 bar.advance(len(part))
@@ -109,13 +101,14 @@ class PoolObjective:
         kept = {
             "latents": torch.stack([every[one.prompt, one.image] for one in chosen]),
             "prompts": [prompts[one.prompt] for one in chosen], "weights": [one.weight for one in chosen],
-            "bad": [one.bad for one in chosen], "drawn": count * each, "mean_reward": float(np.nanmean(score)),
-            "chosen_reward": float(np.mean([score[one.prompt, one.image] for one in chosen if not one.bad])),
+            "bad": [one.bad for one in chosen], "drawn": count * each, "blackened": blackened,
         }  # fmt: skip
+        good = [float(score[one.prompt, one.image]) for one in chosen if not one.bad]
         self._checkpoints.write(f"pool-{step}.pt", kept)
         session.context.say(
-            f"  a pool of {count * each:,} images, mean reward {kept['mean_reward']:.3f}: {len(chosen):,} are trained on, the"
-            f" good ones of mean reward {kept['chosen_reward']:.3f}"
+            f"  a pool of {count * each:,} images, mean reward {np.nanmean(score):.3f}: {len(chosen):,} are trained on"
+            + (f", the good ones of mean reward {np.mean(good):.3f}" if good else "")
+            + (f"; {blackened:,} were blackened" if blackened else "")
         )
         return kept
 
@@ -123,17 +116,22 @@ class PoolObjective:
         """See `Objective`."""
         assert self._pool is not None
         config, session = self._config, self._session
-        rows = [shuffled(len(self._pool), config.seed, "chosen", step * self.batch_size + place) for place in places]
+        pool, count = self._pool, len(self._pool["weights"])
+        rows = [shuffled(count, config.seed, "chosen", step * self.batch_size + place) for place in places]
         seeds = [noise_seed(config.seed, "chosen", step, place) for place in places]
-        found = denoising_losses(session.denoiser, session.course, self._pool, rows, seeds)
-        weights = torch.tensor([self._weights[row] for row in rows], device=found.device)
+        kinds = [(self._marked if pool["bad"][row] else self._conditions, pool["prompts"][row]) for row in rows]
+        conditions = {name: torch.stack([kind[name][prompt] for kind, prompt in kinds]).numpy() for name in self._conditions}
+        latents = pool["latents"][rows]
+        images = RealPairs(torch.stack([latents, torch.zeros_like(latents)], dim=1).numpy(), conditions)
+        found = denoising_losses(session.denoiser, session.course, images, range(len(rows)), seeds)
+        weights = torch.tensor([pool["weights"][row] for row in rows], device=found.device)
         return found * weights, {self.name: found.detach()}
 
     def finish(self) -> None:
         """Nothing."""
 
     @property
-    def drawn(self) -> int:
-        """Images that were drawn, in all pools."""
-        found = (self._checkpoints.read(path.name) for path in sorted(self._session.context.work.glob("pool-*.pt")))
-        return sum(int(pool["drawn"]) for pool in found)
+    def figures(self) -> dict[str, int]:
+        """Images that were drawn, and blackened of these, in all pools."""
+        pools = [self._checkpoints.read(path.name) for path in sorted(self._session.context.work.glob("pool-*.pt"))]
+        return {"images_drawn": sum(pool["drawn"] for pool in pools), "blackened": sum(pool["blackened"] for pool in pools)}

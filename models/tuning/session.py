@@ -24,7 +24,7 @@ from irpipe.models.tuning.loop import Denoising, Objective, Tuner
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, Monitor, standard_error, tabulated
 from irpipe.models.tuning.pairs import LocalPairs, RealPairs, decoded, encode_pairs, local_pairs
 from irpipe.models.tuning.pictures import draw_before_after, draw_curves
-from irpipe.pipeline.errors import InputError, LeakError, StageError
+from irpipe.pipeline.errors import InputError, LeakError, ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -90,8 +90,8 @@ class Session:
             pairs = read_pairs(config, inputs, context, denoiser)
         attach(denoiser, config)
         monitor = Monitor(
-            config, denoiser, list(monitored.values()), make_judges(reward, config, context, str(accelerator.device)),
-            pairs.part(slice(config.monitor_pairs)),
+            config, denoiser, list(monitored.values()), make_judges(stage, reward, config, context, str(accelerator.device)),
+            pairs.part(slice(config.monitor_pairs)), accelerator.autocast,
         )  # fmt: skip
         course = denoiser.course(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
         return cls(
@@ -118,27 +118,29 @@ class Session:
         tuner.run()
         return tuner
 
-    def write(self, tuner: Tuner, out: Path, negative_prompt: str = "", **metrics: Any) -> Report:
+    def write(self, tuner: Tuner, out: Path, metrics: Mapping[str, Any] | None = None, negative_prompt: str = "") -> Report:
         """Write the generator and the course of its tuning. Every process takes part."""
         config, state = self.config, tuner.state
         weights = tuner.kept_weights()
-        rejected = self.rejections.write(out) if self.accelerator.is_main_process else len(self.rejections)
-        if self.accelerator.is_main_process:
-            tuner.weights.load(weights)
-            save_generator(self.denoiser, config, out)
-            GeneratorCard(
-                self.context.models["model"][0].name, self.context.models["model"][0].revision, self.stage, config.trained,
-                state.step, state.best_step, state.stopped_for,
-                {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())}, negative_prompt,
-            ).write(out)  # fmt: skip
-            TUNING_STEPS.write(out, dict(zip(("step", "figure", "value"), map(list, zip(*state.rows, strict=True)), strict=True)))
-            MONITORS.write(out, tabulated(tuner.looks))
-            write_looks(tuner.looks, list(self.monitored.items())[: config.kept_images], self.stage, out)
-            draw_curves(tuner.looks, state.rows, state.best_step, state.noted, out / "curves.png")
-            last = next(look for look in tuner.looks if look.step == state.best_step)
-            draw_before_after(tuner.looks[0].pictures, last.pictures, list(self.monitored.values()), out / "before_after.png")
         self.accelerator.end_training()
-        return Report(Rows(self.read, self.read - rejected, rejected), figures(tuner, self) | metrics)
+        rows = Rows(self.read, self.read - len(self.rejections), len(self.rejections))
+        if not self.accelerator.is_main_process:
+            return Report(rows)  # the first process has looked, and writes
+        self.rejections.write(out)
+        tuner.weights.load(weights)
+        save_generator(self.denoiser, config, out)
+        GeneratorCard(
+            self.context.models["model"][0].name, self.context.models["model"][0].revision, self.stage, config.trained,
+            state.step, state.best_step, state.stopped_for,
+            {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())}, negative_prompt,
+        ).write(out)  # fmt: skip
+        TUNING_STEPS.write(out, dict(zip(("step", "figure", "value"), map(list, zip(*state.rows, strict=True)), strict=True)))
+        MONITORS.write(out, tabulated(tuner.looks))
+        write_looks(tuner.looks, list(self.monitored.items())[: config.kept_images], self.stage, out)
+        draw_curves(tuner.looks, state.rows, state.best_step, state.noted, out / "curves.png")
+        last = next(look for look in tuner.looks if look.step == state.best_step)
+        draw_before_after(tuner.looks[0].pictures, last.pictures, list(self.monitored.values()), out / "before_after.png")
+        return Report(rows, figures(tuner, self) | dict(metrics or {}))
 
 
 def read_prompts(
@@ -160,7 +162,7 @@ def read_prompts(
             parts[split][row["prompt_id"]] = row["prompt"]
         if split != "train":
             rejections.drop(place, {"validation": "only looked at", "test": "kept for evaluation"}.get(split, split))
-    forbidden = {normalise(text) for path in context.sources.get("exclude", ()) for text in prompts_of(path)}
+    forbidden = excluded(context)
     leaked = [identity for identity, text in parts["train"].items() if normalise(text) in forbidden]
     if leaked:
         raise LeakError(
@@ -176,6 +178,11 @@ def read_prompts(
             mend="--set select-prompts.count=... or a larger build-pairs.validation_share",
         )  # fmt: skip
     return parts["train"], dict(held_out[: config.monitor_prompts]), len(chosen)
+
+
+def excluded(context: Context) -> set[str]:
+    """The evaluation prompts, normalised."""
+    return {normalise(text) for path in context.sources.get("exclude", ()) for text in prompts_of(path)}
 
 
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
@@ -224,9 +231,21 @@ def save_generator(denoiser: Denoiser, config: TuneConfig, out: Path) -> None:
     type(denoiser.pipeline).save_lora_weights(out / ADDITIONS, unet_lora_layers=layers, safe_serialization=True)
 
 
-def make_judges(reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
-    """The trained reward, and those that nothing is trained on."""
+def make_judges(stage: str, reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
+    """The trained reward, and those that nothing is trained on.
+
+    Raises:
+        ModelError: the held-out judge is the trained reward.
+    """
     held_out, _ = start(context.models["held_out_model"][0], "auto", config.seed)
+    theirs, ours = held_out.state_dict(), reward.state_dict()
+    if theirs.keys() == ours.keys() and all(
+        theirs[name].shape == value.shape and torch.equal(theirs[name], value.cpu()) for name, value in ours.items()
+    ):
+        raise ModelError(
+            "the held-out judge is the reward model that is tuned for: it could not tell hacking",
+            mend=f"--set {stage}.held_out_model=... of other annotations, or a BLIP with a matching head",
+        )
     return {
         REWARD: Normalised(reward, device),
         HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
@@ -252,19 +271,28 @@ def read_pairs(config: TuneConfig, inputs: Mapping[str, Artifact], context: Cont
     Raises:
         InputError: there are too few.
     """
+    most = config.max_pretraining if config.pretraining else config.monitor_pairs
     if config.pretraining_data is not None:
-        given = local_pairs(context.sources["pretraining_data"][0], config.max_pretraining)
+        given = local_pairs(context.sources["pretraining_data"][0], most)
         what = str(context.sources["pretraining_data"][0])
     else:
-        given, what = captioned(inputs["captioned-images"], config.max_pretraining), inputs["captioned-images"].content_id
+        given, what = captioned(inputs["captioned-images"], most), inputs["captioned-images"].content_id
     least = config.monitor_pairs + (1 if config.pretraining else 0)
     if len(given.captions) < least:
         raise InputError(
             f"there are {len(given.captions):,} real pairs, and {config.monitor_pairs:,} are only looked at", where="real pairs",
             expected=f"at least {least:,}",
         )  # fmt: skip
+    forbidden = excluded(context)
+    leaked = [text for text in given.captions if normalise(text) in forbidden]
+    if leaked:
+        raise LeakError(
+            f"{len(leaked):,} evaluation prompts are captions of real pairs, such as {leaked[0]!r}", mend="drop those pairs"
+        )
     with context.progress("encoding real pairs", len(given.captions), "pairs") as bar:
-        return encode_pairs(denoiser, given.captions, lambda: decoded(given.open()), what, context.work, bar.advance)
+        return encode_pairs(
+            denoiser, given.captions, lambda: decoded(given.open()), what, context.work, config.sample_batch, bar.advance
+        )
 
 
 def captioned(artifact: Artifact, most: int) -> LocalPairs:

@@ -132,6 +132,8 @@ def make_all(
         del base
         for name, card in cards.items():
             gc.collect()
+            if card.negative_prompt and config.guidance_scale <= 1:
+                context.say(f"  {name} marks bad images by {card.negative_prompt!r}, which without guidance steers nothing")
             tuned = load_tuned(
                 context.models["model"][0],
                 inputs[f"{name}-generator"].path,

@@ -59,7 +59,8 @@ def interval(by_prompt: NDArray[np.float64], draws: int, seed: int) -> tuple[flo
 
 def table_4(rows: Sequence[Mapping[str, Any]], prompts: int, config: CompareGeneratorsConfig) -> str:
     """The table as text, a block a judge."""
-    text = f"{prompts} prompts of no training, {config.images_per_prompt} images each, the same noise for all\n"
+    whose = "given prompts" if config.prompts is not None else "prompts of the test split"
+    text = f"{prompts} {whose}, {config.images_per_prompt} images each, the same noise for all\n"
     for judge in dict.fromkeys(row["judge"] for row in rows):
         text += (
             f"\n{judge:<18}{'#win':>8}{'win % against base':>26}{'mean':>9}{'gain':>9}{'95 % interval':>20}{'images made':>13}\n"

@@ -20,7 +20,7 @@ def run(config: FilterTuneConfig, inputs: Mapping[str, Artifact], out: Path, con
     session = Session.open("filter-tune", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: best_and_worst(rewards, config.alpha), config.identifier)
     tuner = session.tune(objective)
-    return session.write(tuner, out, config.identifier, images_drawn=objective.drawn)
+    return session.write(tuner, out, objective.figures, config.identifier)
 
 
 def best_and_worst(rewards: NDArray[np.float64], alpha: float) -> Sequence[Chosen]:

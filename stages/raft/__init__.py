@@ -11,6 +11,9 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import model_validator
 
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
@@ -27,6 +30,12 @@ class RaftConfig(PoolConfig):
     pool_every: int = setting(
         156, ge=0, meaning="Steps between pools of the tuned generator. 0: one, of the base.", source="ImageReward E"
     )
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Any:
+        if self.best >= self.images_per_prompt:
+            raise ValueError("best is not below images_per_prompt: nothing would be chosen")
+        return self
 
 
 def _reads(config: RaftConfig) -> Sequence[str]:

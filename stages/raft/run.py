@@ -19,7 +19,7 @@ def run(config: RaftConfig, inputs: Mapping[str, Artifact], out: Path, context: 
     session = Session.open("raft", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: best_of_each(rewards, config.best))
     tuner = session.tune(objective)
-    return session.write(tuner, out, images_drawn=objective.drawn)
+    return session.write(tuner, out, objective.figures)
 
 
 def best_of_each(rewards: NDArray[np.float64], best: int) -> Sequence[Chosen]:

@@ -8,7 +8,8 @@ Paper: ImageReward, sections 3.2 and 4.2, algorithm 1; the released ReFL.py.
 Deviates: low-rank additions rather than the whole UNet by default; each sample has a late step of its own, and one rollout can
     serve several; the reward's slope is clipped sample by sample (`max_slope`); on request late latents are used again
     (`refresh_every`), the reward is averaged over grained copies (`copies`), and guidance is on in training. Network and
-    scheduler get the same timestep (the released code gives the network the step's number).
+    scheduler get the same timestep (the released code gives the network the step's number). Rollouts begin before the step's
+    update on real pairs, not after it.
 Cost: a step O(rollouts * late step) of the network without gradients, and O(batch_size) with; memory O(sample_batch) and
     O(micro_batch) of activations.
 """
@@ -72,6 +73,8 @@ class ReflConfig(TuneConfig):
             )
         if self.late_steps > self.last_late_step - self.first_late_step + 1:
             raise ValueError("late_steps is more than there are late steps")
+        if self.copies and not self.grain:
+            raise ValueError("copies go with a grain above 0: they would all be the same")
         if self.batch_size % self.late_steps:
             raise ValueError("late_steps does not divide batch_size")
         return self

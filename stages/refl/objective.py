@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from irpipe.models.training import Checkpoints
-from irpipe.models.tuning.denoiser import Course, Denoiser, roll, rows_of
+from irpipe.models.tuning.denoiser import Course, Denoiser, roll, rows_of, sampling_memory
 from irpipe.models.tuning.loop import Figures, Save, noise_seed, shuffled
 from irpipe.models.tuning.reward import RewardSlope, no_gradient
 from irpipe.stages.refl import ReflConfig
@@ -33,7 +33,7 @@ class ReflObjective:
 
     Attributes:
         conditions: encoded prompts; tokens: their ids and masks for the reward model, (prompts, l) each.
-        carried: norms of the last slopes, of all processes.
+        carried: norms of the last steps' slopes, of all processes, a list a step.
     """
 
     config: ReflConfig
@@ -45,7 +45,7 @@ class ReflObjective:
     accelerator: Accelerator
     checkpoints: Checkpoints
     name: str = "reward_loss"
-    carried: list[float] = field(default_factory=list)
+    carried: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.weight, self.batch_size = self.config.reward, self.config.batch_size
@@ -62,7 +62,8 @@ class ReflObjective:
 
     def prepare(self, step: int, places: Sequence[int], save: Save) -> None:
         """Roll out what this step's samples need, and set the longest slope by the samples of earlier steps."""
-        self._limit = float(torch.tensor(self.carried).median()) if self.carried else float("inf")
+        sloping = [norm for norms in self.carried for norm in norms if norm > 0]  # behind its bend a loss has none
+        self._limit = float(torch.tensor(sloping).median()) if sloping else float("inf")
         config = self.config
         if config.refresh_every == 1:
             wanted = sorted({place // config.late_steps for place in places})
@@ -81,7 +82,7 @@ class ReflObjective:
         for start in range(0, len(rows), config.sample_batch):
             part = slice(start, start + config.sample_batch)
             conditions = rows_of(self.conditions, rows[part], self.denoiser.device)
-            with self.accelerator.autocast():
+            with sampling_memory(config.sample_batch), self.accelerator.autocast():
                 found.append(roll(
                     self.denoiser, self.course, conditions, seeds[part], stop=config.last_late_step,
                     keep_from=config.first_late_step, guidance=config.guidance_scale,
@@ -143,13 +144,15 @@ class ReflObjective:
         return self._rollouts.row_of[number], int(order[turn])
 
     def finish(self) -> None:
-        """Slopes of the last step, of all processes, join those that bound the next ones."""
+        """Slopes of this step, of all processes, join those that bound the next ones; whole steps go, the oldest first."""
         found = torch.tensor(sorted(self._step_norms), dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             padded = self.accelerator.pad_across_processes(found.to(self.accelerator.device), pad_index=-1)
             found = self.accelerator.gather(padded).cpu()
             found = found[found >= 0].sort().values
-        self.carried = (self.carried + found.tolist())[-_NORMS:]
+        self.carried.append(found.tolist())
+        while sum(map(len, self.carried[1:])) >= _NORMS:
+            self.carried.pop(0)
         self._step_norms = []
 
     # -- the proof ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def run(config: RewardWeightedConfig, inputs: Mapping[str, Artifact], out: Path,
     session = Session.open("reward-weighted", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: weighted(rewards, config.scale == "prompt"))
     tuner = session.tune(objective)
-    return session.write(tuner, out, images_drawn=objective.drawn)
+    return session.write(tuner, out, objective.figures)
 
 
 def weighted(rewards: NDArray[np.float64], by_prompt: bool) -> Sequence[Chosen]:
