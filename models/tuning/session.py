@@ -126,6 +126,8 @@ class Session:
         rows = Rows(self.read, self.read - len(self.rejections), len(self.rejections))
         if not self.accelerator.is_main_process:
             return Report(rows)  # the first process has looked, and writes
+        if not state.best_step:
+            self.context.say("  no look was better than the first one, by what is held out: what is kept is the base as it was")
         self.rejections.write(out)
         tuner.weights.load(weights)
         save_generator(self.denoiser, config, out)
