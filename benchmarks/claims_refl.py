@@ -49,17 +49,17 @@ ASPECTS = ("utility", "alignment", "fidelity")
 LOOKS = ("monitor_every=10", "monitor_prompts=32", "kept_images=32")
 POOL = ("steps=120", "pool_prompts=120", "images_per_prompt=8", *LOOKS)  # 960 images, as many as ReFL's rollouts
 REFL = ("steps=80", "refresh_every=80", "rollouts=960", *LOOKS)
-# Batch 2, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 600 rollouts.
+# Batch 2, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
 FAILING = {
     "batch_size": "2", "micro_batch": "2", "pretraining": "0.0", "max_slope": "none", "max_grad_norm": "0.0", "average": "0.0",
-    "copies": "0", "refresh_every": "1", "warmup_steps": "0", "on_trip": "note", "steps": "300", "monitor_every": "50",
+    "copies": "0", "refresh_every": "1", "warmup_steps": "0", "on_trip": "note", "steps": "200", "monitor_every": "50",
     "monitor_prompts": "32", "kept_images": "32",
 }  # fmt: skip
 MENDED: Mapping[str, Mapping[str, str]] = {
     "batch 2, nothing else": {},
     "... with the pre-training loss": {"pretraining": "2.0", "pretraining_batch": "4"},
-    "... accumulated to 32": {"batch_size": "32", "steps": "19", "monitor_every": "5"},
-    "... rollouts used again": {"refresh_every": "300", "rollouts": "600"},
+    "... accumulated to 32": {"batch_size": "32", "steps": "13", "monitor_every": "5"},
+    "... rollouts used again": {"refresh_every": "200", "rollouts": "400"},
     "... slopes clipped": {"max_slope": "median"},
     "... gradients clipped": {"max_grad_norm": "1.0"},
     "... weights averaged": {"average": "0.95"},
@@ -106,13 +106,13 @@ def runs() -> list[Run]:
         Run("rivals", "reward-weighted within prompts", "reward-weighted", (*POOL, "scale=prompt")),
         Run("rivals", "filter-tune", "filter-tune", POOL),
     ]
-    for name, change in MENDED.items():
-        found.append(Run("failing", name, "refl", tuple(f"{key}={value}" for key, value in {**FAILING, **change}.items())))
     hacked = (*REFL, "pretraining=0.0", "learning_rate=1e-4", "monitor_every=5")
     found += [
         Run("hacking", "let on", "refl", (*hacked, "on_trip=note")),
         Run("hacking", "stopped by the rule", "refl", hacked),
     ]
+    for name, change in MENDED.items():
+        found.append(Run("failing", name, "refl", tuple(f"{key}={value}" for key, value in {**FAILING, **change}.items())))
     return found
 
 
