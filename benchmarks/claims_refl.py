@@ -49,21 +49,21 @@ ASPECTS = ("utility", "alignment", "fidelity")
 LOOKS = ("monitor_every=10", "monitor_prompts=32", "kept_images=32")
 POOL = ("steps=120", "pool_prompts=120", "images_per_prompt=8", *LOOKS)  # 960 images, as many as ReFL's rollouts
 REFL = ("steps=80", "refresh_every=80", "rollouts=960", *LOOKS)
-# Batch 2, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
+# Batch 2 at a high learning rate, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
 FAILING = {
+    "learning_rate": "1e-4",
     "batch_size": "2", "micro_batch": "2", "pretraining": "0.0", "max_slope": "none", "max_grad_norm": "0.0", "average": "0.0",
     "copies": "0", "refresh_every": "1", "warmup_steps": "0", "on_trip": "note", "steps": "200", "monitor_every": "50",
     "monitor_prompts": "32", "kept_images": "32",
 }  # fmt: skip
 MENDED: Mapping[str, Mapping[str, str]] = {
-    "batch 2, nothing else": {},
+    "batch 2, lr 1e-4, nothing else": {},
+    "... lr 3e-5": {"learning_rate": "3e-5"},
     "... with the pre-training loss": {"pretraining": "2.0", "pretraining_batch": "4"},
     "... accumulated to 32": {"batch_size": "32", "steps": "13", "monitor_every": "5"},
-    "... rollouts used again": {"refresh_every": "200", "rollouts": "400"},
     "... slopes clipped": {"max_slope": "median"},
     "... gradients clipped": {"max_grad_norm": "1.0"},
-    "... weights averaged": {"average": "0.95"},
-    "... low-rank additions": {"trained": "lora", "lora_layers": "attention+convolutions", "learning_rate": "3e-4"},
+    "... low-rank additions": {"trained": "lora", "lora_layers": "attention+convolutions", "learning_rate": "1e-3"},
     "... the stop rule": {"on_trip": "stop", "monitor_every": "10"},
 }
 
