@@ -136,6 +136,8 @@ def main() -> None:
     text = "".join(
         table(part, [row for row in found + picks if row["part"] == part]) for part in dict.fromkeys(r.part for r in wanted)
     )
+    means = ", ".join(f"{aspect} {value:.4f}" for aspect, value in zip(ASPECTS, base.mean(axis=(0, 1)), strict=True))
+    text = f"{len(base)} test prompts, {TURNS} images each; the base: {means}\n{text}"
     hacked = {row["name"]: row for row in found if row["part"] == "hacking"}
     if len(hacked) == 2:
         text += trajectory(given.folder, *hacked.values())
