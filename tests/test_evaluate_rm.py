@@ -224,7 +224,7 @@ class TestTheStages:
         module.Bright = Bright
         monkeypatch.setitem(sys.modules, "brightness", module)
         point = EntryPoint("bright", "brightness:Bright", scorers.ENTRY_POINTS)
-        monkeypatch.setattr("irpipe.stages.score_images.run.others", lambda: {"bright": point})
+        monkeypatch.setattr("irpipe.models.scorers.others", lambda: {"bright": point})
         rm.run("score-images", "score-images.scorers=['bright']")
         assert sizes[0] == (32, 32, 3)
         module.Bright = type("Short", (), {"image_size": None, "__call__": lambda *_: [1.0]})

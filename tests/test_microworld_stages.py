@@ -203,7 +203,7 @@ class TestShippedModels:
         assert sum(map(len, found.values())) < 12_000_000
 
     def test_they_are_found_by_name(self):
-        assert set(shipped_models()) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip"}
+        assert set(shipped_models()) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip", "micro-judge"}
         assert shipped_folder("micro-clip").resolve() == WEIGHTS / "clip"
 
     def test_every_model_is_of_the_real_class_and_loads_without_a_word(self):
