@@ -154,3 +154,22 @@ def rm(project: Project, paired: Path) -> Project:
     shutil.copytree(paired / "artifacts", project.root / "artifacts", copy_function=os.link)
     project.recipe(RECIPE)
     return project
+
+
+@pytest.fixture(scope="module")
+def trained(paired: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store also holds a reward model and real pairs."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
+    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
+    for target in ("train-rm", "simulate-captions"):
+        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def world(project: Project, trained: Path) -> Project:
+    """A project that is ready to tune a generator."""
+    shutil.copytree(trained / "artifacts", project.root / "artifacts", copy_function=os.link)
+    project.recipe(RECIPE)
+    return project

@@ -36,24 +36,6 @@ MICRO = Model("micro-generator", "r", Path(__file__).parents[1] / "microworld" /
 PROMPTS = ["a red circle", "a large blue square on the left", "a small green cross above a yellow circle"]
 
 
-@pytest.fixture(scope="module")
-def trained(paired, tmp_path_factory) -> Path:
-    """A folder whose store also holds a reward model and real pairs."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
-    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
-    for target in ("train-rm", "simulate-captions"):
-        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
-    return folder
-
-
-@pytest.fixture
-def world(project, trained):
-    shutil.copytree(trained / "artifacts", project.root / "artifacts", copy_function=os.link)
-    project.recipe(RECIPE)
-    return project
-
-
 def reward_model(world) -> ImageReward:
     return ImageReward.from_pretrained(world.store.open(world.store.newest("micro", "train-rm").content_id).path)
 

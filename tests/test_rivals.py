@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -27,24 +26,6 @@ from irpipe.stages.reward_weighted.run import weighted
 from tests.paired import RECIPE
 
 REWARDS = np.array([[0.0, 3.0, 1.0], [np.nan, -1.0, -2.0]])
-
-
-@pytest.fixture(scope="module")
-def trained(paired, tmp_path_factory) -> Path:
-    """A folder whose store also holds a reward model and real pairs."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
-    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
-    for target in ("train-rm", "simulate-captions"):
-        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
-    return folder
-
-
-@pytest.fixture
-def world(project, trained):
-    shutil.copytree(trained / "artifacts", project.root / "artifacts", copy_function=os.link)
-    project.recipe(RECIPE)
-    return project
 
 
 class TestChoosing:
