@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from irpipe.pipeline.cli import main
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Context
+from irpipe.pipeline.stage import ENTRY_POINTS, Context, registered
 from irpipe.pipeline.store import Store
 from tests.paired import RECIPE
 from tests.renders import render_pool
@@ -120,6 +120,24 @@ def import_recipe(project: Project) -> None:
 def pool_renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of the first 200 simulated prompts, in folders by prompt id."""
     return render_pool(tmp_path_factory.mktemp("renders"), 200)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Install a package that declares stages (name to `module:attribute`), as pip would: by its metadata, for every importer."""
+
+    def declare(points: dict[str, str]) -> None:
+        site = tmp_path / f"site-{len(points)}-{next(iter(points))}"
+        metadata = site / "somebodys-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n", encoding="utf-8")
+        lines = [f"[{ENTRY_POINTS}]", *(f"{name} = {value}" for name, value in points.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        monkeypatch.syspath_prepend(str(site))
+        registered.cache_clear()
+
+    yield declare
+    registered.cache_clear()
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from importlib.metadata import EntryPoint
 
 import pytest
 
-from irpipe.pipeline import stage as stage_module
 from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.stage import find_stage
 
 PACKAGE = {
     "__init__.py": "",
@@ -53,15 +52,14 @@ PACKAGE = {
 
 
 @pytest.fixture
-def shouting(project, tmp_path, monkeypatch):
+def shouting(project, tmp_path, monkeypatch, install):
     """A user's own package with two stages, and a recipe that runs them."""
     folder = tmp_path / "site" / "shouting"
     for name, text in PACKAGE.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder.parent))
-    points = {name: EntryPoint(name, f"shouting.{name}:STAGE", stage_module.ENTRY_POINTS) for name in ("word", "count")}
-    monkeypatch.setattr(stage_module, "registered", lambda: points)
+    install({name: f"shouting.{name}:STAGE" for name in ("word", "count")})
     project.recipe('recipe = "shouting"\n[word]\n[count]\n')
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "shouting"]:
@@ -104,7 +102,7 @@ def test_neutral_settings_count_only_when_set(project, shouting):
     """So an artifact made before the setting existed keeps its key."""
     from irpipe.pipeline.plan import hashed_config
 
-    config = stage_module.find_stage("word").config
+    config = find_stage("word").config
     assert hashed_config(config()) == {"text": "hello"}
     assert hashed_config(config(loud=True)) == {"text": "hello", "loud": True}
     keys = {project.last("word", *settings)["key"] for settings in ((), ("word.loud=false",), ("word.loud=true",))}
@@ -227,13 +225,12 @@ def test_two_recipes_share_one_store(project, shouting):
     assert project("show", "count", "--json").json["record"]["key"] == one["key"]
 
 
-def test_a_kind_that_two_stages_write_must_be_chosen(project, shouting, monkeypatch):
-    points = dict(stage_module.registered())
+def test_a_kind_that_two_stages_write_must_be_chosen(project, shouting, install):
     text = (shouting / "word" / "__init__.py").read_text(encoding="utf-8").replace('name="word"', 'name="other-word"')
     (shouting / "other").mkdir()
     (shouting / "other" / "__init__.py").write_text(text, encoding="utf-8")
-    points["other-word"] = EntryPoint("other-word", "shouting.other:STAGE", stage_module.ENTRY_POINTS)
-    monkeypatch.setattr(stage_module, "registered", lambda: points)
+    names = {"word": "word", "count": "count", "other-word": "other"}
+    install({name: f"shouting.{module}:STAGE" for name, module in names.items()})
     project.recipe('recipe = "x"\n[word]\n[other-word]\n[count]\n')
     assert "name one: --set count.reads.word=word" in project("run", "count", status=2).err
     project.recipe('recipe = "x"\n[word]\n[other-word]\n[count]\nreads = {word = "other-word"}\n')

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from PIL import Image
 
 from irpipe.microworld.grammar import corrupt, describe, parse, sample_scene, split_of
 from irpipe.microworld.oracle import judge
-from irpipe.pipeline import stage as stages
 from irpipe.pipeline.external import shipped_folder, shipped_models
-from irpipe.pipeline.stage import Config, Report, Rows, Stage
+from irpipe.pipeline.stage import Config, FilePath, Report, Rows, Stage, setting
 from tests.conftest import REPOSITORY
 
 WEIGHTS = REPOSITORY / "microworld" / "weights"
@@ -138,29 +136,10 @@ class TestTruth:
             assert row["split"] == split_of(parse(row["prompt"])[0])
 
     @pytest.fixture
-    def curious(self, monkeypatch):
+    def curious(self, install):
         """Stages of somebody's package: one that would learn from the truth, one that judges by it, one that reads the judge."""
-
-        class NoConfig(Config):
-            pass
-
-        class PathConfig(Config):
-            path: stages.FilePath = stages.setting(role="external", meaning="Anything.")
-
-        run = f"{__name__}:nothing"
-        declared = {
-            "learns": Stage(name="learns", version=1, reads=("truth",), writes="a", config=NoConfig, run=run),
-            "judges": Stage(name="judges", version=1, reads=("truth",), writes="b", config=NoConfig, run=run, evaluation=True),
-            "learns-later": Stage(name="learns-later", version=1, reads=("b",), writes="c", config=NoConfig, run=run),
-            "smuggles": Stage(name="smuggles", version=1, writes="d", config=PathConfig, run=run),
-        }
-        known = dict(stages.registered())
-        points = {name: EntryPoint(name, f"{__name__}:{name}", stages.ENTRY_POINTS) for name in declared}
-        monkeypatch.setattr("irpipe.pipeline.stage.registered", lambda: known | points)
-        monkeypatch.setattr("irpipe.pipeline.runner.registered", lambda: known | points)
-        real = stages.find_stage
-        for place in ("stage", "recipe", "runner"):
-            monkeypatch.setattr(f"irpipe.pipeline.{place}.find_stage", lambda name: declared.get(name) or real(name))
+        names = {"learns": "LEARNS", "judges": "JUDGES", "learns-later": "LEARNS_LATER", "smuggles": "SMUGGLES"}
+        install({name: f"{__name__}:{attribute}" for name, attribute in names.items()})
 
     def test_only_evaluations_may_read_it(self, world, curious):
         world.recipe(RECIPE + "[learns]\n[judges]\n[learns-later]\n")
@@ -186,9 +165,20 @@ class TestTruth:
         world.run("smuggles", f"smuggles.path={world.store.newest('world', 'select-prompts').content_id}")
 
 
+class PathConfig(Config):
+    path: FilePath = setting(role="external", meaning="Anything.")
+
+
 def nothing(config, inputs, out, context):
     (out / "nothing.txt").write_text("nothing", encoding="utf-8")
     return Report(Rows(0, 0, 0))
+
+
+NOTHING = f"{__name__}:nothing"
+LEARNS = Stage(name="learns", version=1, reads=("truth",), writes="a", config=Config, run=NOTHING)
+JUDGES = Stage(name="judges", version=1, reads=("truth",), writes="b", config=Config, run=NOTHING, evaluation=True)
+LEARNS_LATER = Stage(name="learns-later", version=1, reads=("b",), writes="c", config=Config, run=NOTHING)
+SMUGGLES = Stage(name="smuggles", version=1, writes="d", config=PathConfig, run=NOTHING)
 
 
 class TestShippedModels:
@@ -275,7 +265,8 @@ def test_the_micro_recipe_as_shipped(project):
             path.chmod(0o755)
         shutil.move(project.root / "artifacts", project.root / f"artifacts-{len(made)}")
     assert made[0] == made[1]
-    assert {name for name, content in made[0].items() if content is None} == {
-        "encode-images", "train-rm", "sweep-rm", "score-images", "evaluate-rm",
-    }, "the others are made"  # fmt: skip
+    assert {name for name, content in made[0].items() if content} == {
+        "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "generate-images", "simulate-annotations",
+        "load-annotations", "build-pairs", "oracle-truth",
+    }  # fmt: skip
     assert 0.4 < truth["alignment"] < 0.9 and 0.4 < truth["fidelity"] < 0.95, "mediocre: neither hopeless nor done"

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 POOL, PROMPTS = 10_000, 2000
+FEWEST_POOL, FEWEST = 200, 40  # with fewer, no prompt may fall to validation
 SETTINGS = (
     "simulate-annotations.seed=7", "simulate-annotations.annotators_per_prompt=8", "train-rm.batch_pairs=1024",
     "train-rm.learning_rate=1e-3", "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997",
@@ -26,7 +27,8 @@ SETTINGS = (
 def build(folder: Path, scale: float) -> dict[str, float]:
     """Train it, and save it in half precision. Takes half an hour on two cores."""
     with tempfile.TemporaryDirectory() as name:
-        sizes = (f"simulate-prompts.count={round(POOL * scale)}", f"select-prompts.count={round(PROMPTS * scale)}")
+        pool, prompts = max(round(POOL * scale), FEWEST_POOL), max(round(PROMPTS * scale), FEWEST)
+        sizes = (f"simulate-prompts.count={pool}", f"select-prompts.count={prompts}")
         command = [sys.executable, "-m", "irpipe.pipeline.cli"]
         subprocess.run([*command, "init"], cwd=name, check=True)
         flags = [part for setting in (*sizes, *SETTINGS) for part in ("--set", setting)]
