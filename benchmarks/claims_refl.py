@@ -117,7 +117,7 @@ def runs() -> list[Run]:
 
 
 def main() -> None:
-    """Run what is missing, and write `refl.json`, `refl.md` and a plot."""
+    """Run what is missing, and write `refl.json` and `refl.md`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims_refl", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=("main", "controls", "rivals", "failing", "hacking"), action="append")

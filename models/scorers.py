@@ -57,23 +57,13 @@ def squares(pictures: Pictures, preprocessing: Preprocessing, device: torch.devi
     return preprocessing.normalised(batch.permute(0, 3, 1, 2).to(dtype) / 255)
 
 
-class Wanted(Protocol):
-    """What settings say of scorers."""
-
-    @property
-    def scorers(self) -> Sequence[str]: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-
-
-def make_scorers(wanted: Wanted, models: Mapping[str, Sequence[Model]], reward: ImageReward | None) -> dict[str, Scorer]:
+def make_scorers(
+    names: Sequence[str], models: Mapping[str, Sequence[Model]], reward: ImageReward | None, *, device: str, dtype: str, seed: int
+) -> dict[str, Scorer]:
     """Load scorers by name.
 
     Args:
+        device: where they run: auto, cpu, cuda, ...; dtype: their precision; seed: of the scorer random.
         models: `clip_model`, `aesthetic_model` and `blip_model`, those that are needed.
         reward: the scorer reward-model.
 
@@ -81,10 +71,10 @@ def make_scorers(wanted: Wanted, models: Mapping[str, Sequence[Model]], reward: 
         RecipeError: there is none of a name.
         ModelError: a model is not at hand, or of another kind.
     """
-    device, dtype = pick_device(wanted.device), getattr(torch, wanted.dtype)
-    with usable(device):
-        torch.empty(1, device=device)
-    return {name: _make_scorer(name, wanted.seed, models, reward, device, dtype) for name in dict.fromkeys(wanted.scorers)}
+    place = pick_device(device)
+    with usable(place):
+        torch.empty(1, device=place)
+    return {name: _make_scorer(name, seed, models, reward, place, getattr(torch, dtype)) for name in dict.fromkeys(names)}
 
 
 def _make_scorer(
@@ -97,7 +87,7 @@ def _make_scorer(
         return ClipScorer(models["clip_model"][0], device, dtype)
     if name == "aesthetic":
         if "aesthetic_model" not in models:
-            raise ModelError("the scorer aesthetic needs its head", mend="--set score-images.aesthetic_model=FOLDER")
+            raise ModelError("the scorer aesthetic needs its head", mend="set aesthetic_model to the folder that holds it")
         return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
     if name == "blip":
         return BlipScorer(models["blip_model"][0], device, dtype)
@@ -138,6 +128,13 @@ class RewardModelScorer:
         rows = [texts[prompt] for prompt in prompts]
         with torch.no_grad():
             return np.asarray(self.model(pixels, ids[rows], mask[rows]).float().cpu().numpy())
+
+
+class NormalisedScorer(RewardModelScorer):
+    """Scores of an ImageReward model in its own deviations from its own mean, as ReFL takes them."""
+
+    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        return (super().__call__(prompts, pictures) - self.model.card.mean) / self.model.card.std
 
 
 class ClipScorer:

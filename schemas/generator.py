@@ -13,7 +13,6 @@ from irpipe.schemas.files import read_json
 from irpipe.schemas.table import Column, Table
 
 CARD, ADDITIONS, WHOLE = "generator.json", "lora", "pipeline"
-GENERATOR_WRITERS = ("refl", "raft", "reward-weighted", "filter-tune")
 
 TUNING_STEPS = Table(
     "steps",

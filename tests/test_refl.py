@@ -23,9 +23,8 @@ from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
 from irpipe.models.tuning.reward import RewardSlope, reward_loss
 from irpipe.models.tuning.tuned import load_tuned
-from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe import load_recipe
-from irpipe.pipeline.stage import Context, Model
+from irpipe.pipeline.stage import Model
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
@@ -371,10 +370,8 @@ class TestStage:
         told = world.run("refl", status=2).err
         assert "out of memory with 6 samples a backward pass" in told and "refl.micro_batch=3" in told
 
-    def test_adamw8bit_without_its_library(self, world):
-        pytest.importorskip("peft")
-        if __import__("importlib.util").util.find_spec("bitsandbytes"):
-            pytest.skip("bitsandbytes is installed here")
+    def test_adamw8bit_without_its_library(self, world, monkeypatch):
+        monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
         assert "pip install bitsandbytes" in world.run("refl", "refl.optimizer=adamw8bit", status=2).err
 
     def test_changed_settings_are_a_new_key_and_the_abandoned_work_is_named(self, world, monkeypatch):
@@ -515,10 +512,6 @@ class TestProcesses:
         second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
         for this, other in zip(first, second, strict=True):
             assert other["value"] == pytest.approx(this["value"], rel=2e-3, abs=1e-5), this
-
-
-def quiet(folder: Path) -> Context:
-    return Context(folder, Watcher().progress, lambda text: None, {})
 
 
 def test_declared_defaults_are_the_papers():

@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Strict, model_validator
 
+from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
 from irpipe.pipeline.stage import Config, FilePath, Sources, setting
 
-STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4@133a221b8aa7292a167afc5127cb63fb5005638b"
-BLIP = "Salesforce/blip-itm-large-coco@fef05cafc05298067cbbca00b125749394a77a6f"
-CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 _CODE = "released code, ReFL.py"
 
 
@@ -43,6 +41,9 @@ class TuneConfig(Config):
         0.99, ge=0, lt=1, meaning="Decay, a step, of a running average of the weights, which is judged and kept. 0: none.",
         source=_CODE + ": on, with diffusers' own decay",
     )  # fmt: skip
+    guidance_scale: float = setting(
+        1.0, ge=0, le=100, meaning="Classifier-free guidance in training; 1 and less is none.", source=_CODE + ": none"
+    )
     pretraining: float = setting(
         1.0, ge=0, le=1e6, meaning="Weight of the denoising loss on real pairs. 0: none, which is how published code made images"
         " worse.", source="ImageReward, algorithm 1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from irpipe.pipeline.stage import Context
 _LOWER = "a lower learning_rate, max_grad_norm=1, or dtype=float32"
 Figures = dict[str, Tensor]
 """What is told of samples: (n,) each, by name."""
+Save = Callable[[], None]
 
 
 class Objective(Protocol):
@@ -35,11 +36,13 @@ class Objective(Protocol):
         name: as curves and errors call it.
         weight: of its mean loss.
         batch_size: samples a step, over all processes.
+        carried: what it takes from step to step, of plain numbers; checkpoints keep it.
     """
 
     name: str
     weight: float
     batch_size: int
+    carried: list[list[float]]
 
     def prepare(self, step: int, places: Sequence[int], save: Save) -> None:
         """Make what a step needs: this process's samples are `places` of `range(batch_size)`.
@@ -54,10 +57,6 @@ class Objective(Protocol):
         """A step is done."""
 
 
-class Save(Protocol):
-    def __call__(self) -> None: ...
-
-
 @dataclass
 class Denoising:
     """The pre-training loss on real pairs: each step takes the next ones of an endless shuffle.
@@ -65,7 +64,7 @@ class Denoising:
     Source: ImageReward, algorithm 1, L_pre.
 
     Attributes:
-        rows: which of the pairs; weights: (len(rows),) of each one's loss, or None for 1.
+        rows: which of the pairs.
     """
 
     denoiser: Denoiser
@@ -76,7 +75,7 @@ class Denoising:
     weight: float
     seed: int
     name: str = "pretraining_loss"
-    weights: Sequence[float] | None = None
+    carried: list[list[float]] = field(default_factory=list)
 
     def prepare(self, step: int, places: Sequence[int], save: Save) -> None:
         """Nothing: pairs are encoded."""
@@ -89,10 +88,7 @@ class Denoising:
         chosen = [shuffled(len(self.rows), self.seed, self.name, step * self.batch_size + place) for place in places]
         seeds = [noise_seed(self.seed, self.name, step, place) for place in places]
         found = denoising_losses(self.denoiser, self.course, self.pairs, [self.rows[one] for one in chosen], seeds)
-        told = {self.name: found.detach()}
-        if self.weights is not None:
-            found = found * torch.tensor([self.weights[one] for one in chosen], device=found.device)
-        return found, told
+        return found, {self.name: found.detach()}
 
 
 def noise_seed(seed: int, what: str, step: int, place: int) -> int:
@@ -239,8 +235,9 @@ class Tuner:
 
     def _look(self) -> None:
         """Look at held-out prompts; keep the weights if they are the best so far, and stop if the rule says so."""
-        state, trained = self.state, self.weights.copy() if self.weights.average else {}
+        state = self.state
         if self.accelerator.is_main_process:
+            trained = self.weights.copy() if self.weights.average else {}
             self.weights.load(self.weights.average)
             look = self.monitor.look(state.step)
             self.weights.load(trained)
@@ -290,11 +287,10 @@ class Tuner:
             return
         names = ("step", "best_step", "best", "stopped_for", "noted", "micro_batches", "rows")
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        carried = {objective.name: objective.carried for objective in self.objectives if hasattr(objective, "carried")}
         self.checkpoints.write("checkpoint.pt", {
             "state": {name: getattr(self.state, name) for name in names}, "looks": [look.step for look in self.looks],
             "weights": self.weights.on_cpu(), "average": self.weights.average, "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler, "carried": carried,
+            "scaler": scaler, "carried": {objective.name: objective.carried for objective in self.objectives},
         })  # fmt: skip
         self.checkpoints.keep_only("best-*.pt", [f"best-{self.state.best_step}.pt"])
 
@@ -315,8 +311,7 @@ class Tuner:
                 self.looks.append(Look(step, measures, look["pictures"].numpy()))
                 self.rule.fault(self.looks[-1])
             for objective in self.objectives:
-                if objective.name in saved["carried"]:
-                    objective.carried = saved["carried"][objective.name]  # type: ignore[attr-defined]
+                objective.carried = saved["carried"][objective.name]
             self.context.say(f"goes on after step {self.state.step:,} of {self.config.steps:,}")
         self.accelerator.wait_for_everyone()
         return saved is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from irpipe.pipeline.hashing import row_id
 
 REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "denoising_loss"
 HELD_OUT_JUDGES = (HELD_OUT, SIMILARITY)
-JUDGES = (REWARD, *HELD_OUT_JUDGES)
 DIVERSITY = "diversity"
 SHOWN = 12  # prompts whose images are drawn before and after
 _COLOUR_BINS = 8  # a channel
@@ -103,7 +102,7 @@ class Monitor:
     prompts: Sequence[str]
     judges: Mapping[str, Scorer]
     pairs: RealPairs
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]]
     course: Course = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +112,7 @@ class Monitor:
 
     def look(self, step: int) -> Look:
         """Draw, judge and measure."""
-        with self._enough_memory(), torch.no_grad(), self.autocast():
+        with sampling_memory(self.config.sample_batch), torch.no_grad(), self.autocast():
             pictures, denoising = self._draw(), self._denoising()
         flat = pictures.reshape(-1, *pictures.shape[2:])
         texts = [prompt for prompt in self.prompts for _ in range(2)]
@@ -125,9 +124,6 @@ class Monitor:
         measures[DIVERSITY] = diversity(real.reshape(pictures.shape))
         measures[DENOISING] = denoising
         return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN)])
-
-    def _enough_memory(self) -> AbstractContextManager[None]:
-        return sampling_memory(self.config.sample_batch)
 
     def _draw(self) -> NDArray[np.uint8]:
         config, found = self.config, []
@@ -179,7 +175,7 @@ class StopRule:
         if self._first is None:
             self._first = look
         wrong = self._not_finite(look) or self._forgets(look) or self._hacks(look) or self._changes(look)
-        for judge in JUDGES:
+        for judge in HELD_OUT_JUDGES:
             if judge not in self._best or look.mean(judge) > self._best[judge].mean(judge):
                 self._best[judge] = look
         return wrong
@@ -211,7 +207,7 @@ class StopRule:
 
     def _changes(self, look: Look) -> str | None:
         assert self._first is not None
-        for name in sorted(look.measures.keys() - {*JUDGES, DENOISING, "dark_share"}):
+        for name in sorted(look.measures.keys() - {REWARD, *HELD_OUT_JUDGES, DENOISING, "dark_share"}):
             before, now = self._first.mean(name), look.mean(name)
             factor = max(now, 1e-9) / max(before, 1e-9)
             if max(factor, 1 / factor) > self._config.max_statistic_change:

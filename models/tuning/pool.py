@@ -45,6 +45,7 @@ class PoolObjective:
 
     def __init__(self, config: PoolConfig, session: Session, choose: Choose, mark: str = "") -> None:
         self.name, self.weight, self.batch_size = "pool_loss", 1.0, config.batch_size
+        self.carried: list[list[float]] = []
         self._config, self._session, self._choose = config, session, choose
         texts = list(session.prompts.values())
         self._conditions = session.denoiser.encode(texts)

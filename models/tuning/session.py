@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import quiet
-from irpipe.models.scorers import ClipScorer, RewardModelScorer, Scorer
+from irpipe.models.scorers import ClipScorer, NormalisedScorer, RewardModelScorer, Scorer
 from irpipe.models.starts import start
 from irpipe.models.training import make_accelerator
 from irpipe.models.tuning.config import TuneConfig
@@ -188,14 +187,12 @@ def excluded(context: Context) -> set[str]:
 
 
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
-    """The generator, with only what is trained in float32."""
-    whole = config.trained == "unet"
-    guided = max(config.monitor_guidance, float(getattr(config, "guidance_scale", 1.0)))
-    denoiser = load_denoiser(
-        context.models["model"][0], device, "float32" if whole else config.dtype, guidance_scale=guided, width=config.width,
-        height=config.height, safety_checker=config.safety_checker,
+    """The generator: in float32 if all of the UNet is trained, else in the training's precision (see `attach`)."""
+    return load_denoiser(
+        context.models["model"][0], device, "float32" if config.trained == "unet" else config.dtype,
+        guidance_scale=max(config.monitor_guidance, config.guidance_scale), width=config.width, height=config.height,
+        safety_checker=config.safety_checker,
     )  # fmt: skip
-    return denoiser
 
 
 def attach(denoiser: Denoiser, config: TuneConfig) -> None:
@@ -249,22 +246,10 @@ def make_judges(stage: str, reward: ImageReward, config: TuneConfig, context: Co
             mend=f"--set {stage}.held_out_model=... of other annotations, or a BLIP with a matching head",
         )
     return {
-        REWARD: Normalised(reward, device),
+        REWARD: NormalisedScorer(reward, device, torch.float32),
         HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
         SIMILARITY: ClipScorer(context.models["similarity_model"][0], device, torch.float32),
     }
-
-
-class Normalised(RewardModelScorer):
-    """Normalised scores of an ImageReward model."""
-
-    def __init__(self, model: ImageReward, device: str) -> None:
-        super().__init__(model, device, torch.float32)
-
-    def __call__(self, prompts: Sequence[str], pictures: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
-        raw = super().__call__(prompts, pictures)
-        found: NDArray[Any] = (raw - self.model.card.mean) / self.model.card.std
-        return found
 
 
 def read_pairs(config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser) -> RealPairs:
@@ -327,21 +312,19 @@ def write_looks(looks: Sequence[Look], prompts: Sequence[tuple[int, str]], stage
 
 def figures(tuner: Tuner, session: Session) -> dict[str, Any]:
     """What people want to see of a tuning."""
-    state, first = tuner.state, tuner.looks[0] if tuner.looks else None
+    state, first = tuner.state, tuner.looks[0]
     told: dict[str, Any] = {
         "steps": state.step, "kept_step": state.best_step, "stopped_for": state.stopped_for, "noted": state.noted,
         "prompts": len(session.prompts), "real_pairs": len(session.pairs) - session.config.monitor_pairs,
         "trainable_parameters": sum(value.numel() for value in tuner.weights.trained.values()),
         "pretraining_loss": "on" if session.config.pretraining else "left out",
     }  # fmt: skip
-    if first is not None:
-        kept = next(look for look in tuner.looks if look.step == state.best_step)
-        for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
-            change = kept.measures[name] - first.measures[name]
-            told[name] = {
-                "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
-                "error": round(standard_error(change), 4),
-            }  # fmt: skip
+    kept = next(look for look in tuner.looks if look.step == state.best_step)
+    for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
+        told[name] = {
+            "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
+            "error": round(standard_error(kept.measures[name] - first.measures[name]), 4),
+        }  # fmt: skip
     black = [value for _, name, value in state.rows if name == "blackened_share"]
     if any(black):
         told["blackened_share"] = round(float(np.mean(black)), 4)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from irpipe.models.tuning.config import BLIP, CLIP, STABLE_DIFFUSION
+from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
 from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 Tuned = Literal["refl", "raft", "reward-weighted", "filter-tune"]

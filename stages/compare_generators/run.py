@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.scorers import RewardModelScorer, Scorer, judge_pictures, make_scorers
+from irpipe.models.loading import pick_device
+from irpipe.models.scorers import NormalisedScorer, RewardModelScorer, Scorer, judge_pictures, make_scorers
 from irpipe.models.tuning.pictures import draw_columns
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.errors import InputError
@@ -32,9 +34,8 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.splits import PROMPT_SPLITS
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
-from irpipe.stages.compare_generators.table import COLUMNS, Worths, compare, table_4
+from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, table_4
 
-BASE = "base"
 _SIDE_BY_SIDE = 12
 
 
@@ -62,8 +63,10 @@ def run(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], out: Pa
     made = make_all(config, prompts, cards, inputs, context, reward)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
-    judges: dict[str, Scorer | None] = dict(make_scorers(_AsFloat32(config), context.models, reward))
-    worths = judge_all(judges, config, kept, made, reward, context)
+    judges = make_scorers(config.scorers, context.models, reward, device=config.device, dtype="float32", seed=config.seed)
+    if reward is not None and "reward-model" in judges:
+        judges["reward-model"] = NormalisedScorer(reward, pick_device(config.device), torch.float32)
+    worths = judge_all(judges, config, kept, made, context)
     rows = compare(worths, {name: of.cost for name, of in made.items()}, config.bootstrap, config.seed)
     rejections.check(len(prompts), len(kept))
     COMPARISON.write(out, {column.name: [row[column.name] for row in rows] for column in COMPARISON.columns})
@@ -188,10 +191,6 @@ def best_of(
     config: CompareGeneratorsConfig, reward: ImageReward,
 ) -> Made:  # fmt: skip
     """For each image the best of n by the reward model."""
-    import torch
-
-    from irpipe.models.loading import pick_device
-
     texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
     judge = RewardModelScorer(reward, pick_device(config.device), torch.float32)
     scores = np.stack([judge_pictures(judge, texts, list(pictures)) for pictures, _ in pools])
@@ -216,29 +215,9 @@ def refuse_blackened(
     return kept
 
 
-@dataclass(frozen=True)
-class _AsFloat32:
-    """What scorers are made by: their precision is not the generators'."""
-
-    config: CompareGeneratorsConfig
-    dtype: str = "float32"
-
-    @property
-    def scorers(self) -> Sequence[str]:
-        return self.config.scorers
-
-    @property
-    def device(self) -> str:
-        return self.config.device
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-
 def judge_all(
-    judges: Mapping[str, Scorer | None], config: CompareGeneratorsConfig, kept: Mapping[int, tuple[int, str]],
-    made: Mapping[str, Made], reward: ImageReward | None, context: Context,
+    judges: Mapping[str, Scorer], config: CompareGeneratorsConfig, kept: Mapping[int, tuple[int, str]],
+    made: Mapping[str, Made], context: Context,
 ) -> Worths:  # fmt: skip
     """What every judge says, (prompts, images_per_prompt), by judge and generator."""
     each = config.images_per_prompt
@@ -250,12 +229,7 @@ def judge_all(
         for generator, of in made.items():
             pictures = list(of.pictures[rows])
             for name, judge in judges.items():
-                assert judge is not None
-                found = judge_pictures(judge, texts, pictures)
-                if name == "reward-model":
-                    assert reward is not None
-                    found = (found - reward.card.mean) / reward.card.std
-                worths[name][generator] = found.reshape(-1, each)
+                worths[name][generator] = judge_pictures(judge, texts, pictures).reshape(-1, each)
                 bar.advance(len(rows))
             if config.truth:
                 truth = np.array([truth_of(text, picture) for text, picture in zip(texts, pictures, strict=True)])

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from irpipe.models.published import BLIP
 from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class EncodeImagesConfig(Config):
     model: str = setting(
-        "Salesforce/blip-itm-large-coco@fef05cafc05298067cbbca00b125749394a77a6f", role="model",
+        BLIP, role="model",
         meaning="The model that train-rm starts from.", source="ImageReward 3.1: BLIP",
     )  # fmt: skip
     image_size: int | None = setting(

@@ -9,8 +9,6 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -30,14 +28,10 @@ class FilterTuneConfig(PoolConfig):
     )
 
 
-def _reads(config: FilterTuneConfig) -> Sequence[str]:
-    return config.shared_reads()
-
-
 STAGE = Stage(
     name="filter-tune",
     version=1,
-    reads=_reads,
+    reads=PoolConfig.shared_reads,
     writes="filter-tune-generator",
     processes=True,
     determinism="numeric",

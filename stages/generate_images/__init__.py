@@ -13,9 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
+from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.pipeline.stage import Config, Stage, setting
-
-STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4@133a221b8aa7292a167afc5127cb63fb5005638b"
 
 
 class GenerateImagesConfig(Config):

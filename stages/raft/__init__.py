@@ -10,7 +10,6 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -38,14 +37,10 @@ class RaftConfig(PoolConfig):
         return self
 
 
-def _reads(config: RaftConfig) -> Sequence[str]:
-    return config.shared_reads()
-
-
 STAGE = Stage(
     name="raft",
     version=1,
-    reads=_reads,
+    reads=PoolConfig.shared_reads,
     writes="raft-generator",
     processes=True,
     determinism="numeric",

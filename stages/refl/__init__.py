@@ -16,7 +16,6 @@ Cost: a step O(rollouts * late step) of the network without gradients, and O(bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -34,9 +33,6 @@ class ReflConfig(TuneConfig):
     )
     last_late_step: int = setting(39, ge=0, meaning="Last one.", source=_CODE + ": 39")
     scheduler: Literal["ddpm", "ddim"] = setting("ddpm", meaning="Sampler of the rollouts.", source=_CODE)
-    guidance_scale: float = setting(
-        1.0, ge=0, le=100, meaning="Classifier-free guidance in training; 1 and less is none.", source=_CODE + ": none"
-    )
     phi: Literal["margin", "linear", "as-worded"] = setting(
         "margin",
         meaning="From reward r to loss. margin: relu(margin - r). linear: -r. as-worded: relu(r), the paper to the letter, which"
@@ -97,14 +93,10 @@ class ReflConfig(TuneConfig):
         return idle
 
 
-def _reads(config: ReflConfig) -> Sequence[str]:
-    return config.shared_reads()
-
-
 STAGE = Stage(
     name="refl",
     version=1,
-    reads=_reads,
+    reads=TuneConfig.shared_reads,
     writes="refl-generator",
     processes=True,
     determinism="numeric",

@@ -50,7 +50,6 @@ class ReflObjective:
     def __post_init__(self) -> None:
         self.weight, self.batch_size = self.config.reward, self.config.batch_size
         self._rollouts: Rollouts | None = None
-        self._of: tuple[int, ...] = ()
         self._step_norms: list[float] = []
         self._limit = float("inf")
 
@@ -62,9 +61,10 @@ class ReflObjective:
 
     def prepare(self, step: int, places: Sequence[int], save: Save) -> None:
         """Roll out what this step's samples need, and set the longest slope by the samples of earlier steps."""
-        sloping = [norm for norms in self.carried for norm in norms if norm > 0]  # behind its bend a loss has none
-        self._limit = float(torch.tensor(sloping).median()) if sloping else float("inf")
         config = self.config
+        if config.max_slope == "median":
+            sloping = [norm for norms in self.carried for norm in norms if norm > 0]  # behind its bend a loss has none
+            self._limit = float(torch.tensor(sloping).median()) if sloping else float("inf")
         if config.refresh_every == 1:
             wanted = sorted({place // config.late_steps for place in places})
             self._rollouts = self._roll(step, wanted)
@@ -77,7 +77,9 @@ class ReflObjective:
     def _roll(self, step: int, numbers: Sequence[int]) -> Rollouts:
         config, found = self.config, []
         total = config.rollouts_at_a_time
-        rows = [shuffled(self._count, config.seed, "prompts", self._turn(step) * total + number) for number in numbers]
+        rows = [
+            shuffled(self._count, config.seed, "prompts", step // config.refresh_every * total + number) for number in numbers
+        ]
         seeds = [noise_seed(config.seed, "rollout", step, number) for number in numbers]
         for start in range(0, len(rows), config.sample_batch):
             part = slice(start, start + config.sample_batch)
@@ -93,9 +95,6 @@ class ReflObjective:
             self.checkpoints.write(f"rollouts-{step}.pt", {"latents": rollouts.latents, "prompts": rollouts.prompts})
             self.checkpoints.keep_only("rollouts-*.pt", [f"rollouts-{step}.pt"])
         return rollouts
-
-    def _turn(self, step: int) -> int:
-        return step // self.config.refresh_every
 
     def _read(self, step: int) -> Rollouts:
         saved = self.checkpoints.read(f"rollouts-{step}.pt")
@@ -118,9 +117,7 @@ class ReflObjective:
         slope = self.slope.at(clean, ids, mask, [noise_seed(self.config.seed, "grain", step, place) for place in places])
         norms = slope.norms
         self._step_norms += norms.tolist()
-        factors = (
-            (self._limit / norms.clamp_min(1e-12)).clamp(max=1.0) if self.config.max_slope == "median" else torch.ones_like(norms)
-        )
+        factors = (self._limit / norms.clamp_min(1e-12)).clamp(max=1.0)
         kept = torch.tensor([not black for black in slope.blackened], device=device)
         # The surrogate's gradient is the clipped slope's; its value is the loss.
         led = (clean * (slope.gradients * factors.view(-1, 1, 1, 1)).detach()).flatten(1).sum(dim=1)

@@ -11,7 +11,6 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from irpipe.models.tuning.config import PoolConfig
@@ -32,14 +31,10 @@ class RewardWeightedConfig(PoolConfig):
     )
 
 
-def _reads(config: RewardWeightedConfig) -> Sequence[str]:
-    return config.shared_reads()
-
-
 STAGE = Stage(
     name="reward-weighted",
     version=1,
-    reads=_reads,
+    reads=PoolConfig.shared_reads,
     writes="reward-weighted-generator",
     processes=True,
     determinism="numeric",

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict
 
+from irpipe.models.published import BLIP, CLIP
 from irpipe.pipeline.stage import Config, Determinism, Stage, setting
 
 
@@ -26,14 +27,14 @@ class ScoreImagesConfig(Config):
     prompts: Literal["annotations", "selected-prompts"] = setting("annotations", meaning="Where the prompts' texts are from.")
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
     clip_model: str = setting(
-        "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41", role="model",
+        CLIP, role="model",
         meaning="The CLIP of the scorers clip and aesthetic.", source="released code, models/CLIPScore.py: ViT-L/14",
     )  # fmt: skip
     aesthetic_model: str | None = setting(
         None, role="model", meaning="The folder with the aesthetic head's weights, such as sac+logos+ava1-l14-linearMSE.pth."
     )
     blip_model: str = setting(
-        "Salesforce/blip-itm-large-coco@fef05cafc05298067cbbca00b125749394a77a6f", role="model",
+        BLIP, role="model",
         meaning="The BLIP of the scorer blip.", source="released code, models/BLIPScore.py: BLIP large",
     )  # fmt: skip
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")

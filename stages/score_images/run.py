@@ -36,7 +36,7 @@ def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, co
     rejections = Rejections(config.max_rejected, "images")
     wanted = choose(images, texts, split_of(config, inputs), rejections)
     reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
-    scorers = make_scorers(config, context.models, reward)
+    scorers = make_scorers(config.scorers, context.models, reward, device=config.device, dtype=config.dtype, seed=config.seed)
     raw = score_all(scorers, files, images, wanted, texts, config, context, rejections)
     kept = np.flatnonzero(wanted).tolist()
     rejections.check(len(images), len(kept))

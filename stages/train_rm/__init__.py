@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
+from irpipe.models.published import BLIP
 from irpipe.pipeline.stage import Config, Stage, setting
 
 CODE = "released code, train/"
@@ -24,7 +25,7 @@ CODE = "released code, train/"
 
 class TrainRmConfig(Config):
     model: str = setting(
-        "Salesforce/blip-itm-large-coco@fef05cafc05298067cbbca00b125749394a77a6f", role="model",
+        BLIP, role="model",
         meaning="What it starts from: a BLIP with a matching head, BLIP's model_large.pth or ImageReward.pt in a folder,"
         " or a folder that train-rm wrote.",
         source="ImageReward 3.1: BLIP",
