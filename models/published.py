@@ -1,0 +1,5 @@
+"""The published models that settings name by default, each pinned to a commit. It imports nothing, so that stages may."""
+
+STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4@133a221b8aa7292a167afc5127cb63fb5005638b"
+BLIP = "Salesforce/blip-itm-large-coco@fef05cafc05298067cbbca00b125749394a77a6f"
+CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
