@@ -13,11 +13,11 @@ $(VENV)/core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/demo: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,tune]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,report]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,tune,dev]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,report,dev]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/dev
@@ -55,7 +55,7 @@ check: $(VENV)/dev ## format, lint, types, layers, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .typecheck/irpipe
-	for folder in pipeline schemas stages models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
+	for folder in pipeline schemas stages views report models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
 	$(BIN)/mypy
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 	$(BIN)/python docs/generate.py --check

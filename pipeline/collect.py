@@ -25,9 +25,10 @@ class Garbage:
 def garbage(store: Store) -> Iterator[Garbage]:
     """Objects and work that no recipe's newest results were made from, with the records that point to them."""
     kept = _kept(store)
+    kept_keys = {record.key for record in kept}
     kept_objects = {record.content_id for record in kept}
     for record in store.records():
-        if record.key not in {kept_record.key for kept_record in kept}:
+        if record.key not in kept_keys:
             path = store.record_path(record.key)
             yield Garbage(path, _size(path), f"record of {record.stage} {record.key[:12]}", "no newest result was made from it")
     makers: dict[str, Record] = {record.content_id: record for record in store.records()}
@@ -38,6 +39,9 @@ def garbage(store: Store) -> Iterator[Garbage]:
             yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
     for folder in sorted(store.root.glob("damaged/*")):
         yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")
+    for path in sorted(store.root.glob("logs/*.jsonl")):
+        if path.stem not in kept_keys and not store.is_locked(path.stem):
+            yield Garbage(path, _size(path), f"log {path.stem[:12]}", "of a run that no newest result needs")
     for folder in sorted(store.root.glob("work/*")):
         if not store.is_locked(folder.name):
             unfinished = attempt(store, folder.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,12 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     behind = [records[key] for start in made for key in {start, *_reach(start, up)}]
     # A parent whose own record is gone is still named by those who read it.
     return {name for record in behind for name in (record.stage, *(entry.stage for entry in record.inputs.values()))}
+
+
+def parents_of(record: Record, runs: Sequence[Record]) -> list[str]:
+    """Keys of the runs, of those given, whose results a run read."""
+    makers = {run.content_id: run.key for run in sorted(runs, key=lambda run: run.ended)}
+    return list(_parents(record, makers))
 
 
 def _runs(store: Store) -> tuple[dict[str, Record], dict[str, list[str]]]:

@@ -11,7 +11,7 @@ from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.external import Externals, resolve
 from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
-from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.progress import Watcher, duration
 from irpipe.pipeline.recipe import Node, Recipe
 from irpipe.pipeline.stage import Config, Stage, hashed_names, role_of
 from irpipe.pipeline.store import Store
@@ -43,6 +43,23 @@ class Step:
     @property
     def name(self) -> str:
         return self.node.name
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As a program reads it."""
+        return {
+            "stage": self.name, "state": self.state, "key": self.key, "reasons": list(self.reasons),
+            "content_id": self.record.content_id if self.record else None, "notes": list(self.notes),
+            "expected_seconds": self.expected_seconds,
+        }  # fmt: skip
+
+    @property
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        time = f"  (about {duration(self.expected_seconds)})" if self.expected_seconds is not None else ""
+        made = f" {self.record.content_id[:12]}" if self.record else ""
+        first = f"{self.state:<6} {self.name}{made}{time if self.state != 'reuse' else ''}"
+        return [first, *(f"         {line}" for line in (*self.reasons, *self.notes))]
 
 
 @dataclass(frozen=True)

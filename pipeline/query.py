@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import StoreError
@@ -35,21 +36,29 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
     Raises:
         StoreError: DuckDB cannot answer.
     """
+    return _answer(store, dict(views(store, records)), query, lambda error: _mend(error, store, records))
+
+
+def ask_files(store: Store, tables: Mapping[str, Sequence[Path]], query: str) -> Answer:
+    """Run a query over some of the store's Parquet files, each table under the name that it is given.
+
+    Raises:
+        StoreError: DuckDB cannot answer, or a file is damaged.
+    """
+    return _answer(store, {name: [str(path) for path in files] for name, files in tables.items()}, query, lambda _: None)
+
+
+def _answer(store: Store, tables: Mapping[str, list[str]], query: str, mend: Callable[[Exception], str | None]) -> Answer:
     import duckdb
 
     questions = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
     with duckdb.connect() as connection:
         connection.execute("CREATE MACRO row_id(digits) AS ('0x' || digits)::UBIGINT")
-        for name, files in views(store, records):
-            listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-            schema = name.split(".")[0] if "." in name else None
-            if schema:
-                connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-            quoted = ".".join(f'"{part}"' for part in name.split("."))
-            connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
-        connection.execute("SET allowed_directories = [?]", [str(store.root / "objects")])
-        connection.execute("SET enable_external_access = false")
         try:
+            for name, files in tables.items():
+                _add_view(connection, name, files)
+            connection.execute("SET allowed_directories = [?]", [str(store.root / "objects")])
+            connection.execute("SET enable_external_access = false")
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type not in questions:
                 raise StoreError("this is not one question", where=query, expected='such as "SELECT count(*) FROM pairs"')
@@ -61,8 +70,17 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
                 for row in answer.fetchall()
             ]
         except duckdb.Error as error:
-            raise StoreError(str(error).strip(), where=query, mend=_mend(error, store, records)) from None
+            raise StoreError(str(error).strip(), where=query, mend=mend(error)) from None
     return Answer(tuple(column[0] for column in description), rows)
+
+
+def _add_view(connection: Any, name: str, files: Sequence[str]) -> None:
+    listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
+    schema = name.split(".", maxsplit=1)[0] if "." in name else None
+    if schema:
+        connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+    quoted = ".".join(f'"{part}"' for part in name.split("."))
+    connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
 
 
 def _mend(error: Exception, store: Store, records: Sequence[Record]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import attempt, begin, commit, recover
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError
+from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, shown_config
@@ -135,8 +137,6 @@ class Runner:
                 watcher.event("reused", stage=step.name, key=key, content_id=record.content_id, notes=[])
                 watcher.say(f"{step.name}: reused {record.content_id[:12]}, which another process finished")
                 return record
-            watcher.event("started", stage=step.name, key=key, reasons=list(step.reasons), notes=list(step.notes))
-            watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
             return self._run(step, key)
 
     def _finished(self, step: Step, key: str) -> Record | None:
@@ -161,7 +161,12 @@ class Runner:
                         shutil.rmtree(work, ignore_errors=True)
 
     def _run(self, step: Step, key: str) -> Record:
-        stage, watcher = step.node.stage, self.planner.watcher
+        stage, watcher = step.node.stage, Journal(self.store.log_path(key), self.planner.watcher)
+        watcher.event(
+            "started", stage=step.name, key=key, reasons=list(step.reasons), notes=list(step.notes), pid=os.getpid(),
+            command=["irpipe", *sys.argv[1:]],
+        )  # fmt: skip
+        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
         told = {"stage": stage.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
@@ -180,6 +185,7 @@ class Runner:
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
             self._keep_error(attempt_file, told, error)
+            self._say_how_to_go_on(step, key, watcher, error, time.monotonic() - clock)
             raise
         rows = report.rows
         watcher.event(
@@ -195,18 +201,24 @@ class Runner:
         )
         return record
 
-    def _say(self, text: str) -> None:
-        self.planner.watcher.say(f"  {text}")
-
     def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
         """Leave the reason beside the kept work, for `irpipe status`."""
         if path.parent.exists():
-            what = error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
-            what = "interrupted" if isinstance(error, KeyboardInterrupt) else what
             try:
-                write_durably(path, to_json({**told, "error": what}))
+                write_durably(path, to_json({**told, "error": _told(error)}))
             except OSError:
                 self.planner.watcher.say("  the reason could not be written beside the kept work")
+
+    def _say_how_to_go_on(self, step: Step, key: str, watcher: Journal, error: BaseException, seconds: float) -> None:
+        """Where the work is kept, and the command that goes on with it."""
+        try:
+            watcher.keep("failed", stage=step.name, error=_told(error))
+            kept = self.store.work_path(key) / "scratch"
+            work = f"what it had done is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
+            watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
+            watcher.say(f"  log: irpipe log {step.node.stage.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
+        except OSError:
+            return  # a store that cannot be written is what is told, not that its log cannot be either
 
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed while it was read would give an artifact under a wrong key."""
@@ -237,6 +249,13 @@ class Runner:
             rows={"read": rows.read, "kept": rows.kept, "rejected": rows.rejected},
             metrics=report.metrics,
         )
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
 
 
 def _noted(step: Step) -> str:

@@ -69,6 +69,9 @@ class Store:
     def lock_path(self, key: str) -> Path:
         return self.root / "locks" / key
 
+    def log_path(self, key: str) -> Path:
+        return self.root / "logs" / f"{key}.jsonl"
+
     def lookup(self, key: str) -> Record | None:
         """The record of a run whose artifact is at hand, or None."""
         record = self.record(key)

@@ -276,7 +276,7 @@ def test_export(project, shouting, tmp_path):
 def test_gc_lists_and_drops_only_what_nothing_needs(project, shouting):
     old, new = project.last("count"), project.last("count", "count.times=2")
     listed = project("gc", "--json").json
-    assert sorted(item["name"].split()[0] for item in listed) == ["count", "record"]
+    assert sorted(item["name"].split()[0] for item in listed) == ["count", "log", "record"]
     assert project.store.holds(old["content_id"]), "listing drops nothing"
     project("gc", "--yes")
     assert not project.store.holds(old["content_id"]) and project.store.holds(new["content_id"])

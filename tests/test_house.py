@@ -18,7 +18,7 @@ from irpipe.pipeline.stage import ENTRY_POINTS, Stage, find_stage, registered, r
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("microworld", "models", "pipeline", "recipes", "schemas", "stages")
+FOLDERS = ("microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
 OURS = sorted(PROJECT["project"]["entry-points"][ENTRY_POINTS])
 HEAVY = ("torch", "pandas", "pyarrow", "duckdb", "sklearn", "scipy", "numpy", "faiss", "PIL", "matplotlib", "transformers")
 
@@ -111,6 +111,8 @@ def test_the_command_line_is_frozen():
         "export": {"identifier": ["identifier"], "folder": ["folder"], "to": ["--to"]},
         "gc": {"yes": ["--yes"], "json_": ["--json"]},
         "init": {"recipe": ["--recipe"]},
+        "log": {"stage": ["stage"], "follow": ["--follow", "-f"], "json_": ["--json"]},
+        "report": {"identifier": ["identifier"], "out": ["--out"], "watch": ["--watch"]},
         "lineage": {"identifier": ["identifier"], "format_": ["--format"], "json_": ["--json"]},
         "plan": {"stage": ["stage"], "set_": ["--set"], "strict_code": ["--strict-code"], "json_": ["--json"]},
         "run": {

@@ -1,14 +1,15 @@
-"""Commands that show things: show, lineage, trace, diff, sql, cite."""
+"""Commands that show things: show, report, lineage, trace, diff, sql, cite."""
 
 from __future__ import annotations
 
 import math
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irpipe.pipeline.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, print_json, print_table
+from irpipe.pipeline.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, planner, print_json, print_table
 
 if TYPE_CHECKING:
     from irpipe.pipeline.manifest import Record
@@ -21,13 +22,15 @@ class LineageFormat(StrEnum):
 
 
 def show(identifier: IdArgument, json_: JsonOption = False) -> None:
-    """Show an artifact: how it was made, its files and tables, its figures.
+    """Show an artifact: how it was made, its files, tables and figures, and what people want to see of its kind.
 
     Example: irpipe show build-pairs
     """
     from dataclasses import asdict
 
+    from irpipe.pipeline.lineage import lineage
     from irpipe.pipeline.progress import duration, size
+    from irpipe.pipeline.view import Shown, view_of
 
     _, store, record = find(identifier)
     artifact = store.open(record.content_id)
@@ -49,6 +52,13 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
         print(f"  setting  {name} = {value}")
     for name, value in record.metrics.items():
         print(f"  figure   {name} = {value}")
+    try:
+        from irpipe.report.terminal import print_blocks
+    except ModuleNotFoundError as error:
+        print(f"\nto see what it holds: pip install 'irpipe[report]' ({error.name} is not installed)")
+        return
+    with store.in_use():
+        print_blocks(view_of(Shown(store, record, lineage(store, record).records)), record.content_id[:12], print_table)
 
 
 def lineage(
@@ -209,4 +219,28 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
     print_table(columns, rows)
 
 
-COMMANDS = (show, lineage, trace, diff, sql, cite)
+def report(
+    identifier: Annotated[
+        str | None,
+        typer.Argument(metavar="[STAGE|ID]", help="A stage or an id: it and what it was made from. Without: the recipe."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again while a run goes on.")] = False,
+) -> None:
+    """Write one self-contained web page: what ran, what it made, and what that is worth.
+
+    Example: irpipe report --out report.html
+    """
+    from irpipe.pipeline.progress import Watcher, size, watcher_for
+    from irpipe.pipeline.store import disk_errors
+    from irpipe.report.write import write_report
+
+    record = find(identifier)[2] if identifier else None
+    examiner = planner(None, watcher=Watcher())
+    watcher = watcher_for(json_lines=False, quiet=False)
+    with disk_errors(examiner.store.root), examiner.store.in_use():
+        written = write_report(examiner, record, out, watcher, watch=watch)
+    print(f"{out} ({size(written)})")
+
+
+COMMANDS = (show, report, lineage, trace, diff, sql, cite)

@@ -1,9 +1,9 @@
-"""Commands that make things: init, run, plan, status."""
+"""Commands that make things and watch them being made: init, run, plan, status, log."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,15 @@ from irpipe.pipeline.cli.common import (
     print_json,
     print_table,
 )
-from irpipe.pipeline.progress import duration, size
+from irpipe.pipeline.progress import duration, local_time, size, tick_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from irpipe.pipeline.plan import Step
+    from irpipe.pipeline.progress import Watcher
+
+_FOLLOW_SECONDS = 0.5
 
 
 def init(
@@ -72,6 +80,7 @@ def run(
     arguments += ["--strict-code"] if strict_code else []
     try:
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
+        _tell_plan(runner.planner.plan(stage), watcher)
         with together(processes, arguments):
             record = runner.run(stage, only=only)
     except BaseException as error:  # told and raised again: a program that reads the events must learn how it ended
@@ -84,6 +93,21 @@ def run(
     print(runner.store.object_path(record.content_id))
 
 
+def _tell_plan(steps: Sequence[Step], watcher: Watcher) -> None:
+    """What will be reused, and what runs, why, and how long it took before."""
+    watcher.event("plan", steps=[step.told for step in steps])
+    due = [step for step in steps if step.state != "reuse"]
+    if not due:
+        return
+    known = sum(step.expected_seconds or 0.0 for step in due)
+    time = f", about {duration(known)}" if all(step.expected_seconds is not None for step in due) else ""
+    time = time or (f", more than {duration(known)}" if known else "")
+    watcher.say(f"plan: {len(steps) - len(due)} of {len(steps)} stages are reused, {len(due)} to run{time}")
+    for step in due:
+        for line in step.lines:
+            watcher.say(f"  {line}")
+
+
 def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:
     """Tell what `run` would run, why, and how long it took before. Writes nothing.
 
@@ -93,53 +117,34 @@ def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption
 
     steps = planner(set_, watcher=watcher_for(json_lines=False, quiet=json_), strict=strict_code).plan(stage)
     if json_:
-        print_json([
-            {
-                "stage": step.name, "state": step.state, "key": step.key, "reasons": list(step.reasons),
-                "content_id": step.record.content_id if step.record else None, "notes": list(step.notes),
-                "expected_seconds": step.expected_seconds,
-            }
-            for step in steps
-        ])  # fmt: skip
+        print_json([step.told for step in steps])
         return
     for step in steps:
-        time = f"  (about {duration(step.expected_seconds)})" if step.expected_seconds is not None else ""
-        made = f" {step.record.content_id[:12]}" if step.record else ""
-        print(f"{step.state:<6} {step.name}{made}{time if step.state != 'reuse' else ''}")
-        for line in (*step.reasons, *step.notes):
-            print(f"         {line}")
+        print("\n".join(step.lines))
 
 
 def status(json_: JsonOption = False) -> None:
-    """Show what the recipe's stages have made so far.
+    """Show how every stage of the recipe stands: made, out of date and why, running and how far, failed and with what error.
 
     Example: irpipe status
     """
-    from irpipe.pipeline.commit import attempt
+    from irpipe.pipeline.progress import Watcher
+    from irpipe.pipeline.status import survey
 
-    recipe, store = open_recipe()
-    attempts: dict[object, tuple[bool, dict[str, object]]] = {}
-    for path in sorted(store.root.glob("work/*/attempt.json")):
-        found = attempt(store, path.parent.name)
-        if found and found["recipe"] == recipe.name:
-            latest = attempts.get(found["stage"])
-            if latest is None or str(found["started"]) > str(latest[1]["started"]):
-                attempts[found["stage"]] = (store.is_locked(path.parent.name), found)
+    examiner = planner(None, watcher=Watcher())
+    recipe, store = examiner.recipe, examiner.store
     rows = []
-    for name in recipe.stages:
-        record = store.newest(recipe.name, name)
-        there = record is not None and store.holds(record.content_id)
-        state, error = "done" if there else "lost" if record else "not made", None
-        running, found = attempts.get(name, (False, None))
-        if found and (running or not record or str(found["started"]) > record.ended):
-            state, error = ("running", None) if running else ("failed", found.get("error", "killed"))
+    for standing in survey(examiner):
+        record = standing.record
         rows.append({
-            "stage": name,
-            "state": state,
-            "error": error,
-            "process": found["pid"] if found and running else None,
+            "stage": standing.stage,
+            "state": standing.state,
+            "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run") else None,
+            "why": list(standing.why),
+            "process": standing.process,
+            "progress": standing.progress,
             "content_id": record.content_id if record else None,
-            "size_bytes": store.open(record.content_id).manifest.size if record and there else None,
+            "size_bytes": store.open(record.content_id).manifest.size if record and store.holds(record.content_id) else None,
             "seconds": record.seconds if record else None,
             "ended": record.ended if record else None,
         })  # fmt: skip
@@ -147,20 +152,56 @@ def status(json_: JsonOption = False) -> None:
         print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows})
         return
     print(f"recipe {recipe.name}, store {store.root}")
-    columns = ("stage", "state", "artifact", "size", "time", "ended")
-    print_table(columns, [_status_row(row) for row in rows])
+    print_table(("stage", "state", "artifact", "size", "time", "ended"), [_status_row(row) for row in rows])
 
 
 def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
-    state = f"running (process {row['process']})" if row["process"] else row["state"]
+    state = row["state"]
+    if row["process"]:
+        far = row["progress"]
+        told = tick_line(far["what"], far["done"], far["total"], far["unit"], far["seconds"], far["note"]) if far else ""
+        state = f"running (process {row['process']}){f': {told}' if told else ''}"
+    elif row["why"]:
+        state = f"{state}: {'; '.join(row['why'])}"
     return (
         row["stage"],
-        f"failed: {row['error']}" if row["error"] else state,
+        state,
         row["content_id"] and row["content_id"][:12],
         size(row["size_bytes"]) if row["size_bytes"] is not None else None,
         duration(row["seconds"]) if row["seconds"] is not None else None,
-        row["ended"],
+        local_time(row["ended"]) if row["ended"] else None,
     )
 
 
-COMMANDS = (init, run, plan, status)
+def log(
+    stage: StageArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Print what a stage's latest run said, with the time of each line: of one that runs, of one that failed, or of the last one.
+
+    Example: irpipe log train-rm -f
+    """
+    import json
+    import time
+
+    from irpipe.pipeline.errors import StoreError
+    from irpipe.pipeline.journal import as_line, read_journal
+    from irpipe.pipeline.status import log_key
+
+    recipe, store = open_recipe()
+    recipe.chain(stage)  # so that a stage that is none is named
+    key = log_key(store, recipe.name, stage)
+    if key is None or not store.log_path(key).exists():
+        raise StoreError(f"{stage} has no log", mend=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
+    place, running = 0, True
+    while running:
+        running = follow and store.is_locked(key)  # asked before the read: what is written until then is read
+        told, place = read_journal(store.log_path(key), place)
+        for line in told:
+            print(json.dumps(line, ensure_ascii=False) if json_ else as_line(line), flush=True)
+        if running:
+            time.sleep(_FOLLOW_SECONDS)
+
+
+COMMANDS = (init, run, plan, status, log)

@@ -1,0 +1,83 @@
+"""Charts as Vega-Lite draws them. https://vega.github.io/vega-lite/docs/"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from irpipe.pipeline.view import Chart
+
+_HEIGHT = 200  # pixels; the width is that of the page
+
+
+def panels(chart: Chart) -> list[tuple[str, dict[str, Any]]]:
+    """Title and Vega-Lite specification of each panel of a chart; one without a title where it has no panels."""
+    if chart.panel is None:
+        return [("", specification(chart, chart.data))]
+    values = dict.fromkeys(row[chart.panel] for row in chart.data)
+    return [(str(value), specification(chart, [row for row in chart.data if row[chart.panel] == value])) for value in values]
+
+
+def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The specification of one panel, with the columns that it draws and no others."""
+    drawn = [name for name in (chart.x, chart.y, chart.colour, chart.low, chart.high, chart.detail) if name]
+    spec: dict[str, Any] = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "description": chart.alt, "width": "container",
+        "background": None, "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": {"values": [{name: row[name] for name in drawn} for row in data]},
+    }  # fmt: skip
+    tooltip = [{"field": name, "type": _type(data, name), "title": name} for name in drawn]
+    colour = (
+        {"color": {"field": chart.colour, "type": "nominal", "legend": {"orient": "top", "title": None}}} if chart.colour else {}
+    )
+    x, y = (_channel(data, name, chart.axes) for name in (chart.x, chart.y))
+    match chart.mark:
+        case "line":
+            few = len(data) <= 60
+            encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
+            return spec | {"height": _HEIGHT, "mark": {"type": "line", "point": few, "clip": True}, "encoding": encoding}
+        case "points":
+            encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
+            return spec | {"height": 2 * _HEIGHT, "mark": {"type": "circle", "size": 24, "opacity": 0.7}, "encoding": encoding}
+        case "bars":
+            x = {
+                "field": chart.x,
+                "type": "ordinal" if _is_number(data, chart.x) else "nominal",
+                "sort": None,
+                "axis": {"labelAngle": -40},
+            }
+            y = {"field": chart.y, "type": "quantitative", "stack": "zero"}
+            return spec | {"height": _HEIGHT, "mark": "bar", "encoding": {"x": x, "y": y, **colour, "tooltip": tooltip}}
+        case "intervals":
+            place = {"field": chart.x, "type": "nominal", "sort": None, "title": None}
+            value = {"field": chart.y, "type": "quantitative", "scale": {"zero": False}, "axis": {"tickCount": 8}}
+            reach = {"x": {**value, "field": chart.low, "title": chart.y}, "x2": {"field": chart.high}}
+            layers = [
+                {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": place, **reach, "tooltip": tooltip}},
+                {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"y": place, "x": value, "tooltip": tooltip}},
+            ]
+            if chart.references:
+                held = [{"value": value, "is": f"{name}: {value:.4g}"} for name, value in chart.references.items()]
+                at: dict[str, Any] = {
+                    "x": {"field": "value", "type": "quantitative"},
+                    "tooltip": {"field": "is", "type": "nominal"},
+                }
+                named = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4}}
+                layers += [
+                    {"data": {"values": held}, "mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": at},
+                    {"data": {"values": held}, "mark": {"type": "text", "fontSize": 11}, "encoding": at | named},
+                ]
+            return spec | {"height": {"step": 26}, "layer": layers}
+
+
+def _channel(data: Sequence[Mapping[str, Any]], name: str, axes: bool) -> dict[str, Any]:
+    channel: dict[str, Any] = {"field": name, "type": _type(data, name), "scale": {"zero": False}}
+    return channel if axes else channel | {"axis": None}
+
+
+def _type(data: Sequence[Mapping[str, Any]], name: str) -> str:
+    return "quantitative" if _is_number(data, name) else "nominal"
+
+
+def _is_number(data: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(isinstance(row[name], int | float) or row[name] is None for row in data)

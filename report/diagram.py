@@ -1,0 +1,74 @@
+"""The pipeline as a picture: runs from top to bottom, each below what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from irpipe.pipeline.lineage import parents_of
+from irpipe.pipeline.manifest import Record
+
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MOST_BESIDE = 216, 74, 22, 40, 4
+
+
+@dataclass(frozen=True)
+class Box:
+    """A run: its place in pixels and the lines that stand in it."""
+
+    record: Record
+    x: int
+    y: int
+    told: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Boxes, and the paths of the lines between them."""
+
+    boxes: Sequence[Box]
+    paths: Sequence[str]
+    width: int
+    height: int
+    box_width: int = _WIDTH
+    box_height: int = _HEIGHT
+
+
+def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
+    """A diagram of runs and a line on each.
+
+    Runs that nothing here depends between stand beside each other, at most `_MOST_BESIDE` in a row.
+    """
+    import networkx as nx
+
+    records, told = [record for record, _ in runs], {record.key: line for record, line in runs}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(record.key for record in records)
+    for record in records:
+        graph.add_edges_from((parent, record.key) for parent in parents_of(record, records) if parent in told)
+    by_key = {record.key: record for record in records}
+    rows: list[list[str]] = []
+    for generation in nx.topological_generations(graph):
+        row = sorted(generation, key=list(told).index)
+        rows += [row[start : start + _MOST_BESIDE] for start in range(0, len(row), _MOST_BESIDE)]
+    width = max((len(row) for row in rows), default=1) * (_WIDTH + _GAP_X) + _GAP_X
+    boxes = {}
+    for number, row in enumerate(rows):
+        left = (width - len(row) * (_WIDTH + _GAP_X) + _GAP_X) // 2
+        for place, key in enumerate(row):
+            x, y = left + place * (_WIDTH + _GAP_X), number * (_HEIGHT + _GAP_Y) + 10
+            boxes[key] = Box(by_key[key], x, y, told[key], _settings(by_key[key]))
+    paths = [_path(boxes[parent], boxes[key]) for parent, key in graph.edges]
+    return Diagram(list(boxes.values()), paths, width, len(rows) * (_HEIGHT + _GAP_Y) + 10)
+
+
+def _path(above: Box, below: Box) -> str:
+    x1, y1, x2, y2 = above.x + _WIDTH // 2, above.y + _HEIGHT, below.x + _WIDTH // 2, below.y
+    middle = (y1 + y2) // 2
+    return f"M{x1},{y1} C{x1},{middle} {x2},{middle} {x2},{y2}"
+
+
+def _settings(record: Record) -> str:
+    """The settings that somebody gave, as many as fit."""
+    told = ", ".join(f"{name} {record.config[name]}" for name in record.given if not isinstance(record.config[name], list))
+    return told[:27] + "…" if len(told) > 28 else told

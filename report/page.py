@@ -1,0 +1,303 @@
+"""One self-contained HTML page: nothing is fetched, everything that comes from data is escaped, and its size is bounded."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from irpipe.pipeline.errors import IrpipeError
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.progress import Progress, duration, local_time, size
+from irpipe.pipeline.status import Standing
+from irpipe.pipeline.store import Store
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Thumbnail, view_of
+from irpipe.report.charts import panels
+from irpipe.report.diagram import Diagram, draw
+
+MOST_IMAGE_BYTES = 12_000_000  # of encoded images in a page, which base64 makes a third larger
+_LONGEST_TEXT = 400  # characters; longer ones are cut, and say so
+_MOST_ROWS = 200
+# What a view may meet in a damaged or missing artifact.
+_DAMAGE = (IrpipeError, OSError, ValueError, KeyError, pa.ArrowException, duckdb.Error)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run in the page.
+
+    Attributes:
+        fault: why it cannot be shown, if it cannot.
+        standing: how its stage stands in the recipe, if the report is of a recipe.
+    """
+
+    record: Record
+    blocks: Sequence[Block] = ()
+    fault: str = ""
+    size: int | None = None
+    files: Sequence[tuple[str, int, str]] = ()
+    standing: Standing | None = None
+
+
+@dataclass
+class Budget:
+    """How many bytes of images a page may still take."""
+
+    left: int = MOST_IMAGE_BYTES
+    left_out: int = 0
+
+    def take(self, count: int) -> bool:
+        """Whether so many bytes still fit; if so they are taken."""
+        if count > self.left:
+            self.left_out += 1
+            return False
+        self.left -= count
+        return True
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template draws."""
+
+    title: str
+    recipe: str
+    made: str
+    sections: Sequence[Section]
+    diagram: Diagram
+    standings: Sequence[Standing]
+    refresh: int
+    budget: Budget = field(default_factory=Budget)
+
+
+def make_page(
+    store: Store, recipe: str, records: Sequence[Record], standings: Sequence[Standing], bar: Progress, refresh: int = 0,
+    title: str = "",
+) -> str:  # fmt: skip
+    """The page of some runs, in the order given.
+
+    Args:
+        standings: how the recipe's stages stand.
+        bar: told of each run.
+        refresh: seconds after which the page reloads itself; 0: never.
+    """
+    by_stage = {standing.stage: standing for standing in standings}
+    sections = []
+    for record in records:
+        sections.append(make_section(Shown(store, record, records), by_stage.get(record.stage)))
+        bar.advance(1, record.stage)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    page = Page(title or f"recipe {recipe}", recipe, made, sections, draw(sections_of(sections)), standings, refresh)
+    text: str = _template().render(page=page, bundle=_bundle())
+    return text
+
+
+def sections_of(sections: Sequence[Section]) -> list[tuple[Record, str]]:
+    """What the diagram draws: runs and the lines below their names."""
+    return [
+        (one.record, f"{size(one.size)}, {duration(one.record.seconds)}" if one.size is not None else "missing or damaged")
+        for one in sections
+    ]
+
+
+def make_section(shown: Shown, standing: Standing | None) -> Section:
+    """A run's blocks, or why there are none."""
+    record, store = shown.record, shown.store
+    if not store.holds(record.content_id):
+        return Section(record, fault="its artifact is missing or damaged", standing=standing)
+    manifest = shown.artifact.manifest
+    files = [(entry.path, entry.size, entry.sha256) for entry in manifest.files]
+    try:
+        blocks, fault = view_of(shown), ""
+    except _DAMAGE as error:
+        what = error.what if isinstance(error, IrpipeError) else str(error)
+        blocks, fault = [], f"it cannot be shown: {what or type(error).__name__}"
+    return Section(record, blocks, fault, manifest.size, files, standing)
+
+
+# -- what the template calls ----------------------------------------------------------------------------------------------
+
+
+def kind_name(block: Block) -> str:
+    """Which part of the template draws a block."""
+    return type(block).__name__.lower()
+
+
+def visible(text: Any, longest: int = _LONGEST_TEXT) -> str:
+    """Text from data as a page may hold it: control characters shown rather than obeyed, and cut where it is too long."""
+    shown = "".join(_shown(letter) for letter in str(text)[:longest])
+    return f"{shown} … ({len(str(text)):,} characters)" if len(str(text)) > longest else shown
+
+
+def _shown(letter: str) -> str:
+    if letter in "\n\t":
+        return " "
+    code = ord(letter)
+    if code < 32:
+        return chr(0x2400 + code)  # the picture of a control character
+    # Formats that reorder what follows them (bidirectional overrides) and halves of surrogate pairs.
+    return f"<U+{code:04X}>" if unicodedata.category(letter) in ("Cc", "Cs") or code in _REORDERING else letter
+
+
+_REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
+def number(value: Any) -> str:
+    """A figure as people read it."""
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value)
+    if isinstance(value, float):
+        return "not a number" if math.isnan(value) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {number(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(number(item) for item in value)
+    return visible(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is written to the right."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_webp(thumbnail: Thumbnail, budget: Budget) -> str:
+    """A thumbnail within the page; nothing where the page is full."""
+    return _data_url("image/webp", thumbnail.data) if budget.take(len(thumbnail.data)) else ""
+
+
+def as_png(path: Path, budget: Budget) -> str:
+    """A picture of an artifact within the page; nothing where the page is full or the file is gone."""
+    data = path.read_bytes() if path.is_file() else b""
+    return _data_url("image/png", data) if data and budget.take(len(data)) else ""
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities are no JSON."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def words(card: Card) -> str:
+    """What a card is found by."""
+    return visible(" ".join([card.heading, *card.tags.values()])).lower()
+
+
+def tags(card: Card) -> dict[str, str]:
+    """What a card is filtered by, as the choices have it."""
+    return {name: visible(value) for name, value in card.tags.items()}
+
+
+def best(card: Card) -> str:
+    """The highest score of a card's images, or nothing."""
+    scores = [image.score for image in card.images if image.score is not None]
+    return f"{max(scores):.6g}" if scores else ""
+
+
+def choices(gallery: Gallery) -> dict[str, list[str]]:
+    """The tags that a gallery can be filtered by, with their values: those that have at least two and not one for each card."""
+    found: dict[str, set[str]] = {}
+    for card in gallery.cards:
+        for name, value in card.tags.items():
+            found.setdefault(name, set()).add(value)
+    return {name: sorted(values) for name, values in found.items() if 1 < len(values) <= max(2, len(gallery.cards) // 2)}
+
+
+def scored(gallery: Gallery) -> bool:
+    """Whether its images have scores."""
+    return any(image.score is not None for card in gallery.cards for image in card.images)
+
+
+def few(gallery: Gallery) -> bool:
+    """Whether several cards go beside each other: none has more than two images."""
+    return all(len(card.images) <= 2 for card in gallery.cards)
+
+
+def chart_rows(chart: Chart) -> list[list[Any]]:
+    """A chart's numbers as a table, for those who do not see it."""
+    return [list(row.values()) for row in chart.data[:_MOST_ROWS]]
+
+
+def command(record: Record) -> str:
+    """The command that made a run."""
+    return shlex.join(["irpipe", *record.command[1:]])
+
+
+def recipe_text(recipe: str, sections: Sequence[Section]) -> str:
+    """The settings that somebody gave, as an irpipe.toml that makes these artifacts again."""
+    tables = []
+    for one in sections:
+        record = one.record
+        lines = [f"{name} = {_toml(record.config[name])}" for name in record.given if record.config.get(name) is not None]
+        tables.append("\n".join([f"[{record.stage}]", *lines]))
+    return f"recipe = {_toml(recipe)}\n\n" + "\n\n".join(tables) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_toml(name)} = {_toml(item)}' for name, item in value.items())}}}"
+    if isinstance(value, str):
+        # A basic string of TOML escapes what JSON escapes.
+        return '"' + re.sub(r'[\\"\x00-\x1f\x7f]', lambda found: f"\\u{ord(found[0]):04x}", value) + '"'
+    return repr(value)
+
+
+def anchor(record: Record) -> str:
+    """Where a run's section is."""
+    return f"{record.stage}-{record.key[:12]}"
+
+
+def packages(sections: Sequence[Section]) -> dict[str, str]:
+    """Versions, as the newest run has them."""
+    newest = max((one.record for one in sections), key=lambda record: record.ended, default=None)
+    return dict(newest.packages) if newest is not None else {}
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    import vl_convert
+
+    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return text.replace("</script", "<\\/script")
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("irpipe.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    functions = (
+        anchor, as_png, as_webp, best, chart_rows, choices, command, duration, few, finite, is_number, kind_name, local_time,
+        number, packages, panels, recipe_text, scored, size, tags, visible, words,
+    )  # fmt: skip
+    environment.globals |= {function.__name__: function for function in functions}
+    return environment.get_template("page.html")

@@ -1,0 +1,104 @@
+"""Blocks in the terminal: charts by their ends, pictures where the terminal can show them, and by their path elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from irpipe.pipeline.view import Block, Chart, Gallery, Grid, Picture, Text
+from irpipe.report.page import number, visible
+
+PrintTable = Callable[[Sequence[str], Sequence[Sequence[Any]]], None]
+
+_MOST_ROWS = 12
+_SHEET_ROWS, _SHEET_COLUMNS, _CELL, _GAP = 8, 8, 128, 4
+
+
+def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) -> None:
+    """Print what people should see of an artifact.
+
+    Args:
+        name: of the artifact; contact sheets are named by it.
+        print_table: prints columns and rows, as the command line does it.
+    """
+    for block in blocks:
+        match block:
+            case Text():
+                print(f"\n{visible(block.text, 2000)}")
+            case Grid():
+                _print_grid(print_table, block.title, block.columns, block.rows, block.note)
+            case Chart():
+                columns, rows = ends(block)
+                _print_grid(print_table, block.title, columns, rows, "from the first to the last" if block.mark == "line" else "")
+            case Picture():
+                _print_picture(block.title, block.path)
+            case Gallery() if block.cards:
+                print(f"\n{visible(block.title)}: {visible(block.note)}")
+                _print_picture("contact sheet", contact_sheet(block, name))
+
+
+def ends(chart: Chart) -> tuple[list[str], list[list[Any]]]:
+    """A chart as a short table: of lines the first and last value, of points how many there are, else the numbers."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    by = [name for name in (chart.panel, chart.colour) if name]
+    for row in chart.data:
+        groups.setdefault(tuple(str(row[name]) for name in by), []).append(row)
+    if chart.mark == "line":
+        return [*by, "first", "last"], [[*group, rows[0][chart.y], rows[-1][chart.y]] for group, rows in groups.items()]
+    if chart.mark == "points":
+        return [*by, "points"], [[*group, len(rows)] for group, rows in groups.items()]
+    names = [name for name in (*by, chart.x, chart.y, chart.low, chart.high) if name]
+    return names, [[row[name] for name in names] for row in chart.data]
+
+
+def _print_grid(
+    print_table: PrintTable, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str
+) -> None:  # fmt: skip
+    print(f"\n{visible(title)}{f' ({visible(note)})' if note else ''}")
+    print_table(columns, [[number(cell) for cell in row] for row in rows[:_MOST_ROWS]])
+    if len(rows) > _MOST_ROWS:
+        print(f"{len(rows) - _MOST_ROWS:,} more rows: irpipe report, or irpipe sql")
+
+
+def _print_picture(title: str, path: Path) -> None:
+    if can_show_pictures():
+        from rich.console import Console
+        from textual_image.renderable import Image as Shown
+
+        Console().print(Shown(path, width="80%", height="auto"))
+    print(f"{visible(title)}: {path}")
+
+
+def can_show_pictures() -> bool:
+    """Whether the terminal draws pictures, by Kitty's protocol or by sixels."""
+    if not sys.stdout.isatty():
+        return False
+    try:
+        from textual_image import renderable
+    except ModuleNotFoundError:
+        return False
+    return renderable.Image in (renderable.TGPImage, renderable.SixelImage)
+
+
+def contact_sheet(gallery: Gallery, name: str) -> Path:
+    """The first images of the first cards, a row a card, as a PNG in the folder for temporary files."""
+    cards = gallery.cards[:_SHEET_ROWS]
+    columns = min(_SHEET_COLUMNS, max(len(card.images) for card in cards))
+    step = _CELL + _GAP
+    sheet = Image.new("RGB", (columns * step, len(cards) * step), (255, 255, 255))
+    for row, card in enumerate(cards):
+        for column, image in enumerate(card.images[:columns]):
+            with Image.open(io.BytesIO(image.data)) as picture:
+                picture.thumbnail((_CELL, _CELL))
+                sheet.paste(picture, (column * step, row * step))
+    descriptor, path = tempfile.mkstemp(prefix=f"irpipe-{name}-", suffix=".png")
+    with os.fdopen(descriptor, "wb") as file:
+        sheet.save(file, "PNG")
+    return Path(path)

@@ -1,0 +1,109 @@
+"""Tuned generators, and how they stand beside their base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
+from irpipe.schemas.generator import GeneratorCard
+from irpipe.views.pictures import Wanted, prompt_texts, thumbnails
+from irpipe.views.reward_model import thinned
+
+_PROMPTS = 12
+
+
+def tuned(shown: Shown) -> Sequence[Block]:
+    """What held-out prompts said at every look, why it stopped, and images before and after."""
+    card, artifact, told = GeneratorCard.read(shown.artifact.path), shown.artifact, shown.record.metrics
+    looks = shown.ask("SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors"))
+    steps = shown.ask("SELECT step, figure, value FROM steps ORDER BY figure, step", steps=artifact.table("steps"))
+    stopped = f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
+    kept = f"The weights kept are those of step {card.kept_step:,}" + ("" if card.kept_step else ", the base as it was") + "."
+    judged = [
+        (name, value["before"], value["after"], value["error"])
+        for name, value in told.items()
+        if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
+    ]
+    by_figure: dict[str, list[dict[str, Any]]] = {}
+    for row in steps:
+        by_figure.setdefault(row["figure"], []).append(row)
+    return [
+        Text(f"{card.stage} of {card.base}, {card.trained}. {stopped} {kept}"),
+        Grid("Held-out measures before and after", ("measure", "before", "after", "standard error of the change"), judged),
+        Chart(
+            "Monitors at every look",
+            "each measure on held-out prompts over the steps: the reward that is trained for, judges that nothing is trained on,"
+            " the denoising loss on real pairs, and statistics of the images",
+            "line", looks, "step", "value", panel="measure",
+        ),
+        Chart(
+            "The course of training", "figures of the training steps", "line",
+            [row for rows in by_figure.values() for row in thinned(rows)], "step", "value", panel="figure",
+        ),
+        _before_and_after(shown, card),
+    ]  # fmt: skip
+
+
+def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
+    """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last look."""
+    files = shown.artifact.table("images")
+    rows = shown.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
+    last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
+    after = card.kept_step or last
+    by_prompt: dict[str, list[Wanted]] = {}
+    for when, step in (("before", 0), (f"after {after:,} steps", after)):
+        for row in rows:
+            look, turn = row["path"].split("/")[-1].removesuffix(".png").split("-")
+            if int(look) == step:
+                by_prompt.setdefault(row["prompt_id"], []).append(
+                    Wanted(int(row["image_id"], 16), f"{when}, noise {int(turn) + 1}")
+                )
+    texts = prompt_texts(shown)
+    chosen = list(by_prompt.items())[:_PROMPTS]
+    found = thumbnails(files, [one for _, wanted in chosen for one in wanted])
+    cards = [
+        Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])
+        for prompt, wanted in chosen
+    ]
+    note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
+    return Gallery(
+        "Before and after", cards, note if card.kept_step else f"{note}; what is kept is the base: this is the last look"
+    )
+
+
+def comparison(shown: Shown) -> Sequence[Block]:
+    """Table 4 with intervals, and images of the same prompt and noise side by side."""
+    rows = shown.ask("SELECT * FROM comparison", comparison=shown.artifact.table("comparison"))
+    gains = [row for row in rows if row["gain"] is not None]
+    columns = ("judge", "generator", "wins", "win_rate", "gain", "gain_low", "gain_high", "images_made")
+    return [
+        Chart(
+            "Gain over the base, with 95 % intervals", "each judge's mean gain of every generator over the base",
+            "intervals", gains, "generator", "gain", low="gain_low", high="gain_high", panel="judge",
+        ),
+        Grid("Table 4", columns, [tuple(row[name] for name in columns) for row in rows]),
+        _side_by_side(shown),
+    ]  # fmt: skip
+
+
+def _side_by_side(shown: Shown) -> Gallery:
+    files = shown.artifact.table("images")
+    rows = shown.ask(
+        f"""WITH chosen AS (SELECT DISTINCT prompt_id FROM worths ORDER BY prompt_id LIMIT {_PROMPTS})
+        SELECT prompt_id, generator, image_id, any_value(worth) FILTER (judge IN ('oracle', 'reward-model')) AS worth
+        FROM worths SEMI JOIN chosen USING (prompt_id) WHERE turn = 0 GROUP BY ALL ORDER BY prompt_id, generator""",
+        worths=shown.artifact.table("worths"),
+    )
+    by_prompt: dict[str, list[Wanted]] = {}
+    for row in rows:
+        one = Wanted(int(row["image_id"], 16), row["generator"], row["worth"])
+        beside = by_prompt.setdefault(row["prompt_id"], [])
+        beside.insert(0 if row["generator"] == "base" else len(beside), one)
+    texts = prompt_texts(shown)
+    found = thumbnails(files, [one for wanted in by_prompt.values() for one in wanted])
+    cards = [
+        Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])
+        for prompt, wanted in by_prompt.items()
+    ]
+    return Gallery("Side by side", cards, f"the first {len(cards):,} prompts by id, one noise")

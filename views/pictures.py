@@ -1,0 +1,144 @@
+"""Thumbnails, and the images of a table by prompt."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from irpipe.models.pictures import decode
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.view import Card, Gallery, Shown, Thumbnail
+from irpipe.schemas.images import ImageReader
+
+SIDE = 160  # pixels of a thumbnail's longer side
+_QUALITY = 80
+PROMPTS_SHOWN, IMAGES_SHOWN = 60, 9
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image to be shown: its id, what is written below it, and its score."""
+
+    image_id: int
+    caption: str
+    score: float | None = None
+
+
+def thumbnail(data: bytes) -> bytes:
+    """A picture, at most `SIDE` pixels long, as WebP; small pictures are enlarged by whole factors so that pixels stay sharp.
+
+    Raises:
+        InputError: it is none.
+    """
+    image = decode(data).convert("RGB")
+    longest = max(image.size)
+    if longest <= SIDE // 2:
+        image = image.resize((image.width * (SIDE // longest), image.height * (SIDE // longest)), Image.Resampling.NEAREST)
+    else:
+        image = ImageOps.contain(image, (SIDE, SIDE))
+    written = io.BytesIO()
+    image.save(written, "WEBP", quality=_QUALITY)
+    return written.getvalue()
+
+
+def thumbnails(files: Sequence[Path], wanted: Sequence[Wanted]) -> dict[int, Thumbnail]:
+    """Thumbnails of some images, by id. What cannot be decoded is a grey square that says why.
+
+    Memory: one row group and the thumbnails, whatever the number of images.
+    """
+    by_id = {one.image_id: one for one in wanted}
+    found = {}
+    for row in ImageReader(files).rows(["image", "fault"], by_id):
+        one, fault = by_id[row["image_id"]], row["fault"]
+        try:
+            data = thumbnail(row["image"]["bytes"] or b"")
+        except InputError as error:
+            data, fault = _BLANK, fault or error.what
+        found[one.image_id] = Thumbnail(data, f"{one.caption} ({fault})" if fault else one.caption, one.score)
+    return found
+
+
+def _blank() -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), (128, 128, 128)).save(written, "WEBP")
+    return written.getvalue()
+
+
+_BLANK = _blank()
+
+
+def prompt_texts(shown: Shown) -> dict[str, str]:
+    """Texts by prompt id (16 hex digits), from whatever near artifact has them."""
+    for kind, table in (("selected-prompts", "selected_prompts"), ("annotations", "annotated_prompts")):
+        artifact = shown.near(kind) if shown.kind != kind else shown.artifact
+        if artifact is not None:
+            rows = shown.ask("SELECT prompt_id, prompt FROM texts", texts=artifact.table(table))
+            return {row["prompt_id"]: row["prompt"] for row in rows}
+    return {}
+
+
+def prompt_tags(shown: Shown) -> dict[str, dict[str, str]]:
+    """Category and split by prompt id, where annotations and pairs are near."""
+    tags: dict[str, dict[str, str]] = {}
+    annotations, pairs = shown.near("annotations"), shown.near("pairs")
+    if annotations is not None:
+        query = "SELECT prompt_id, mode(category) AS category FROM labels WHERE category IS NOT NULL GROUP BY ALL"
+        for row in shown.ask(query, labels=annotations.table("prompt_labels")):
+            tags.setdefault(row["prompt_id"], {})["category"] = row["category"]
+    if pairs is not None:
+        for row in shown.ask("SELECT prompt_id, split::VARCHAR AS split FROM splits", splits=pairs.table("prompt_splits")):
+            tags.setdefault(row["prompt_id"], {})["split"] = row["split"]
+    return tags
+
+
+def image_scores(shown: Shown) -> tuple[str, dict[str, float]]:
+    """The reward model's scores by image id, or those of the first other scorer; its name."""
+    scores = shown.near("scores")
+    if scores is None:
+        return "", {}
+    names = [
+        row["name"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS name FROM s ORDER BY 1", s=scores.table("scores"))
+    ]
+    if not names:
+        return "", {}
+    name = "reward-model" if "reward-model" in names else names[0]
+    quoted = name.replace("'", "''")
+    rows = shown.ask(f"SELECT image_id, score FROM s WHERE scorer::VARCHAR = '{quoted}'", s=scores.table("scores"))
+    return name, {row["image_id"]: row["score"] for row in rows}
+
+
+def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Mapping[str, str]) -> Gallery:
+    """The images of the first prompts by id; ids are hashes, so that these are a sample drawn blindly."""
+    chosen = shown.ask(
+        f"""WITH of_prompt AS (SELECT image_id, prompt_id, generator, row_number() OVER (PARTITION BY prompt_id ORDER BY image_id)
+            AS place FROM images),
+        chosen AS (SELECT DISTINCT prompt_id FROM images ORDER BY prompt_id LIMIT {PROMPTS_SHOWN})
+        SELECT image_id, prompt_id, generator FROM of_prompt SEMI JOIN chosen USING (prompt_id)
+        WHERE place <= {IMAGES_SHOWN} ORDER BY prompt_id, image_id""",
+        images=files,
+    )
+    total = shown.ask("SELECT count(*) AS images, count(DISTINCT prompt_id) AS prompts FROM images", images=files)[0]
+    scorer, scores = image_scores(shown)
+    tags = prompt_tags(shown)
+    wanted = [Wanted(int(row["image_id"], 16), row["generator"] or "", scores.get(row["image_id"])) for row in chosen]
+    found = thumbnails(files, wanted)
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in chosen:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    cards = [
+        Card(
+            texts.get(prompt, f"prompt {prompt}"),
+            [found[int(row["image_id"], 16)] for row in rows if int(row["image_id"], 16) in found],
+            {"prompt_id": prompt}
+            | tags.get(prompt, {})
+            | {"generator": ", ".join(sorted({row["generator"] or "" for row in rows}))},
+        )
+        for prompt, rows in by_prompt.items()
+    ]
+    note = f"{len(cards):,} of {total['prompts']:,} prompts, {len(wanted):,} of {total['images']:,} images: the first by id"
+    return Gallery("Images by prompt", cards, f"{note}; scores by {scorer}" if scorer else note)

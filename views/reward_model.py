@@ -1,0 +1,147 @@
+"""Reward models, their trials, scores, and what all that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
+from irpipe.schemas.files import read_json
+from irpipe.views.pictures import Wanted, prompt_texts, thumbnails
+
+_PROMPTS, _MISTAKES = 12, 12
+_POINTS = 400  # of a curve
+
+
+def reward_model(shown: Shown) -> Sequence[Block]:
+    """The score card, and loss and accuracy as they went."""
+    card = read_json(shown.artifact.file("score_card.json"))
+    rows = [(name, value) for name, value in card.get("metrics", {}).items()]
+    rows += [(name, card[name]) for name in ("mean", "std", "normalised_on") if name in card]
+    rows += [(f"trained on: {name}", value) for name, value in card.get("trained_on", {}).items()]
+    curves = shown.ask("SELECT step, split, loss, accuracy FROM curves ORDER BY step", curves=shown.artifact.table("curves"))
+    blocks: list[Block] = [Text(f"Scores: {card.get('meaning', '')}."), Grid("Score card", ("figure", "value"), rows)]
+    for figure in ("loss", "accuracy"):
+        data = [{"step": row["step"], "split": row["split"], figure: row[figure]} for row in curves if row[figure] is not None]
+        if data:
+            alt = f"{figure} over the steps of training, on training and validation pairs"
+            blocks.append(Chart(figure.capitalize(), alt, "line", thinned(data), "step", figure, colour="split"))
+    return blocks
+
+
+def thinned(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Every n-th row, so that a curve keeps at most `_POINTS`; its last one stays."""
+    every = -(-len(rows) // _POINTS)
+    return [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
+
+
+def sweep(shown: Shown) -> Sequence[Block]:
+    """The trials, the best first."""
+    rows = shown.ask("SELECT * FROM trials ORDER BY validation_loss LIMIT 50", trials=shown.artifact.table("trials"))
+    columns = list(rows[0]) if rows else []
+    return [Grid("Trials, the best first", columns, [tuple(row.values()) for row in rows])]
+
+
+def scores(shown: Shown) -> Sequence[Block]:
+    """Mean and spread by scorer and generator."""
+    rows = shown.ask(
+        "SELECT scorer::VARCHAR AS scorer, generator::VARCHAR AS generator, count(*) AS images, avg(score) AS mean,"
+        " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL LIMIT 100",
+        scores=shown.artifact.table("scores"),
+    )
+    columns = ("scorer", "generator", "images", "mean", "deviation", "least", "most")
+    return [Grid("Scores", columns, [tuple(row.values()) for row in rows])]
+
+
+def evaluation(shown: Shown) -> Sequence[Block]:
+    """Table 3 with its intervals, where the reward model errs and is sure of it, and its best and worst images."""
+    told = shown.record.metrics
+    accuracy = shown.ask(
+        "SELECT scorer, value AS accuracy, low, high, count AS pairs FROM scorers WHERE figure = 'accuracy' ORDER BY value DESC",
+        scorers=shown.artifact.table("scorers"),
+    )
+    references = {
+        "chance": 0.5,
+        "people with each other": told.get("agreement_of_people"),
+        "Bayes bound": told.get("bayes_bound"),
+    }
+    held = {name: value for name, value in references.items() if value is not None}
+    blocks: list[Block] = [
+        Chart(
+            "Accuracy on held-out pairs, with 95 % intervals",
+            f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in held.items())}",
+            "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=held,
+        ),
+    ]  # fmt: skip
+    others = shown.ask(
+        "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' ORDER BY scorer, figure",
+        scorers=shown.artifact.table("scorers"),
+    )
+    names = sorted({row["figure"] for row in others})
+    by_scorer: dict[str, dict[str, float]] = {}
+    for row in others:
+        by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
+    blocks.append(
+        Grid("Table 3", ("scorer", *names), [(name, *(of.get(figure) for figure in names)) for name, of in by_scorer.items()])
+    )
+    sure = shown.ask(
+        'SELECT scorer, sure, "right", pairs FROM calibration ORDER BY scorer, sure',
+        calibration=shown.artifact.table("calibration"),
+    )
+    if sure:
+        alt = "how often a scorer is right, by how sure it is; the diagonal would be perfect"
+        blocks.append(Chart("Calibration", alt, "line", sure, "sure", "right", colour="scorer"))
+    return [*blocks, *_seen(shown)]
+
+
+def _seen(shown: Shown) -> list[Block]:
+    """Images by their scores, where images, scores and pairs are at hand."""
+    scores_, pairs = shown.near("scores"), shown.near("pairs")
+    images = shown.near("images")
+    if scores_ is None or pairs is None or images is None:
+        return []
+    names = [row["scorer"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS scorer FROM s", s=scores_.table("scores"))]
+    name = "reward-model" if "reward-model" in names else (names[0] if names else "")
+    quoted = name.replace("'", "''")
+    held = shown.ask(
+        f"""SELECT p.prompt_id, p.better, p.worse, b.score AS score_better, w.score AS score_worse
+        FROM pairs p JOIN s b ON b.image_id = p.better AND b.scorer::VARCHAR = '{quoted}'
+        JOIN s w ON w.image_id = p.worse AND w.scorer::VARCHAR = '{quoted}'
+        WHERE p.split::VARCHAR = '{shown.record.config.get("split", "test")}' AND w.score > b.score
+        ORDER BY w.score - b.score DESC LIMIT {_MISTAKES}""",
+        pairs=pairs.table("pairs"), s=scores_.table("scores"),
+    )  # fmt: skip
+    ranked = shown.ask(
+        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = '{shown.record.config.get("split", "test")}'
+            ORDER BY prompt_id LIMIT {_PROMPTS})
+        SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
+            min(score) AS least
+        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = '{quoted}' GROUP BY prompt_id ORDER BY prompt_id""",
+        pairs=pairs.table("pairs"), s=scores_.table("scores"),
+    )  # fmt: skip
+    texts = prompt_texts(shown)
+    mistakes = [
+        (row["prompt_id"], Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
+         Wanted(int(row["better"], 16), "preferred by people", row["score_better"]))
+        for row in held
+    ]  # fmt: skip
+    extremes = [
+        (row["prompt_id"], Wanted(int(row["best"], 16), "highest score", row["most"]),
+         Wanted(int(row["worst"], 16), "lowest score", row["least"]))
+        for row in ranked
+    ]  # fmt: skip
+    note = f"scores by {name}, of held-out prompts"
+    return [
+        Gallery("Best and worst image of a prompt, by score", _cards(images.table("images"), extremes, texts), note),
+        Gallery("The most confident mistakes", _cards(images.table("images"), mistakes, texts), note),
+    ]
+
+
+def _cards(files: Any, rows: Sequence[tuple[str, Wanted, Wanted]], texts: dict[str, str]) -> list[Card]:
+    cards = []
+    for prompt, first, second in rows:
+        # Read pair by pair: an image can stand in several cards under several captions.
+        found = thumbnails(files, [first, second])
+        seen = [found[one.image_id] for one in (first, second) if one.image_id in found]
+        cards.append(Card(texts.get(prompt, f"prompt {prompt}"), seen, {"prompt_id": prompt}))
+    return cards
