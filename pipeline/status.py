@@ -99,6 +99,8 @@ def _standing(
         assert step.record is not None
         other = record is not None and record.key != step.record.key
         return Standing(name, "done", ("its newest result is of other settings",) if other else (), record or step.record)
+    if record is None and store.ref_path(planner.recipe.name, name).exists():
+        return Standing(name, "lost", ("its record cannot be read: damaged, or another version's",), None)
     if record is None:
         return Standing(name, "not made", (), None)
     return Standing(name, "stale" if store.holds(record.content_id) else "lost", tuple(step.reasons), record)

@@ -7,7 +7,7 @@ from typing import Any
 
 from irpipe.pipeline.view import Chart
 
-_HEIGHT = 200  # pixels; the width is that of the page
+_HEIGHT, _ROW = 200, 28  # pixels; the width is that of the page
 
 
 def panels(chart: Chart) -> list[tuple[str, dict[str, Any]]]:
@@ -67,7 +67,7 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
                     {"data": {"values": held}, "mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": at},
                     {"data": {"values": held}, "mark": {"type": "text", "fontSize": 11}, "encoding": at | named},
                 ]
-            return spec | {"height": {"step": 26}, "layer": layers}
+            return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": layers}
 
 
 def _channel(data: Sequence[Mapping[str, Any]], name: str, axes: bool) -> dict[str, Any]:

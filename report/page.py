@@ -8,7 +8,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -54,7 +54,7 @@ class Section:
 class Budget:
     """How many bytes of images a page may still take."""
 
-    left: int = MOST_IMAGE_BYTES
+    left: int
     left_out: int = 0
 
     def take(self, count: int) -> bool:
@@ -77,12 +77,12 @@ class Page:
     diagram: Diagram
     standings: Sequence[Standing]
     refresh: int
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget
 
 
 def make_page(
     store: Store, recipe: str, records: Sequence[Record], standings: Sequence[Standing], bar: Progress, refresh: int = 0,
-    title: str = "",
+    title: str = "", most_image_bytes: int = MOST_IMAGE_BYTES,
 ) -> str:  # fmt: skip
     """The page of some runs, in the order given.
 
@@ -90,6 +90,7 @@ def make_page(
         standings: how the recipe's stages stand.
         bar: told of each run.
         refresh: seconds after which the page reloads itself; 0: never.
+        most_image_bytes: images beyond so many encoded bytes are left out, and the page says so.
     """
     by_stage = {standing.stage: standing for standing in standings}
     sections = []
@@ -97,7 +98,16 @@ def make_page(
         sections.append(make_section(Shown(store, record, records), by_stage.get(record.stage)))
         bar.advance(1, record.stage)
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    page = Page(title or f"recipe {recipe}", recipe, made, sections, draw(sections_of(sections)), standings, refresh)
+    page = Page(
+        title or f"recipe {recipe}",
+        recipe,
+        made,
+        sections,
+        draw(sections_of(sections)),
+        standings,
+        refresh,
+        Budget(most_image_bytes),
+    )
     text: str = _template().render(page=page, bundle=_bundle())
     return text
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from irpipe.pipeline.stage import ENTRY_POINTS, Context, registered
 from irpipe.pipeline.store import Store
 from tests.paired import RECIPE
 from tests.renders import render_pool
+from tests.shouting import PACKAGE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real prompts, vectors and rankings, and outputs recorded from the published implementations. Not part of the project.
@@ -138,6 +140,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     yield declare
     registered.cache_clear()
+
+
+@pytest.fixture
+def shouting(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[[dict[str, str]], None]
+) -> Iterator[Path]:
+    """A user's own package with two stages, and a recipe that runs them."""
+    folder = tmp_path / "site" / "shouting"
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    install({name: f"shouting.{name}:STAGE" for name in ("word", "count")})
+    project.recipe('recipe = "shouting"\n[word]\n[count]\n')
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shouting"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
