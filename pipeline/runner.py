@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -89,6 +90,7 @@ class Runner:
             chain = self.recipe.chain(target)
             for node in chain:
                 self._refuse_truth(node)  # what is missing outside, or forbidden, is missed now, not after hours
+            self._tell_plan(self.planner.plan(target))
             for node in chain:
                 step = self.planner.examine(node, made)
                 if step.state == "run" and only and step.name != target:
@@ -105,6 +107,21 @@ class Runner:
             rows=dict(record.rows), path=str(self.store.object_path(record.content_id)),
         )  # fmt: skip
         return record
+
+    def _tell_plan(self, steps: Sequence[Step]) -> None:
+        """What will be reused, and what runs, why, and how long it took before."""
+        watcher = self.planner.watcher
+        watcher.event("plan", steps=[step.told for step in steps])
+        due = [step for step in steps if step.state != "reuse"]
+        if not due:
+            return
+        known = sum(step.expected_seconds or 0.0 for step in due)
+        whole = all(step.expected_seconds is not None for step in due)
+        time_ = f", {'about' if whole else 'more than'} {duration(known)}" if known else ""
+        watcher.say(f"plan: {len(steps) - len(due)} of {len(steps)} stages are reused, {len(due)} to run{time_}")
+        for step in due:
+            for line in step.lines:
+                watcher.say(f"  {line}")
 
     def _refuse_truth(self, node: Node) -> None:
         """No setting may name an artifact that holds or judges by the truth, unless the stage is an evaluation.

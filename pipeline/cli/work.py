@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,6 @@ from irpipe.pipeline.cli.common import (
     print_table,
 )
 from irpipe.pipeline.progress import duration, local_time, size, tick_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from irpipe.pipeline.plan import Step
-    from irpipe.pipeline.progress import Watcher
 
 _FOLLOW_SECONDS = 0.5
 
@@ -80,7 +74,6 @@ def run(
     arguments += ["--strict-code"] if strict_code else []
     try:
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
-        _tell_plan(runner.planner.plan(stage), watcher)
         with together(processes, arguments):
             record = runner.run(stage, only=only)
     except BaseException as error:  # told and raised again: a program that reads the events must learn how it ended
@@ -91,21 +84,6 @@ def run(
     for name, value in record.metrics.items():
         watcher.say(f"  {name}: {value}")
     print(runner.store.object_path(record.content_id))
-
-
-def _tell_plan(steps: Sequence[Step], watcher: Watcher) -> None:
-    """What will be reused, and what runs, why, and how long it took before."""
-    watcher.event("plan", steps=[step.told for step in steps])
-    due = [step for step in steps if step.state != "reuse"]
-    if not due:
-        return
-    known = sum(step.expected_seconds or 0.0 for step in due)
-    time = f", about {duration(known)}" if all(step.expected_seconds is not None for step in due) else ""
-    time = time or (f", more than {duration(known)}" if known else "")
-    watcher.say(f"plan: {len(steps) - len(due)} of {len(steps)} stages are reused, {len(due)} to run{time}")
-    for step in due:
-        for line in step.lines:
-            watcher.say(f"  {line}")
 
 
 def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:
@@ -161,7 +139,7 @@ def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
         far = row["progress"]
         told = tick_line(far["what"], far["done"], far["total"], far["unit"], far["seconds"], far["note"]) if far else ""
         state = f"running (process {row['process']}){f': {told}' if told else ''}"
-    elif row["why"]:
+    elif row["why"] and row["why"] != [state]:
         state = f"{state}: {'; '.join(row['why'])}"
     return (
         row["stage"],
