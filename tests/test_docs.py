@@ -130,6 +130,28 @@ def test_pictures_are_small_and_used():
         assert f"pictures/{picture.name}" in text, picture.name
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` does it."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        check=False, cwd=REPOSITORY, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_asks_no_other_host_for_anything(site):
+    loaded = re.compile(
+        r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["'](?:https?:)?//[^"']*|url\(["']?https?:[^)]*"""
+    )
+    for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        assert not loaded.findall(path.read_text(encoding="utf-8")), path.relative_to(site)
+    # Material's script fetches mermaid from elsewhere where a page has such a diagram.
+    assert not [path for path in site.rglob("*.html") if 'class="mermaid"' in path.read_text(encoding="utf-8")]
+
+
 def own_files(page: Path) -> dict[str, str]:
     """The files that a page tells its reader to write, but for the recipe."""
     return {block.title: block.text for block in fenced(page) if block.title and block.title != RECIPE_FILE}
@@ -156,6 +178,7 @@ def install(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_what_the_pages_run_runs(tmp_path):
     """All pages one after the other, on one store. The recipe is a small one wherever a page says `irpipe init`."""
     environment = {
