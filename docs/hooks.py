@@ -41,4 +41,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return f"[{text}]({posixpath.relpath(site, posixpath.dirname(here) or '.')}{anchor})"
         return text if (REPOSITORY / path).exists() else link[0]
 
-    return _LINK.sub(lead, markdown)
+    # A table in a list is indented by two for GitHub, by four for Python-Markdown.
+    return re.sub(r"^  (?=\|)", "    ", _LINK.sub(lead, markdown), flags=re.MULTILINE)

@@ -130,6 +130,17 @@ def test_pictures_are_small_and_used():
         assert f"pictures/{picture.name}" in text, picture.name
 
 
+def test_figures_of_the_explanations_were_measured():
+    """Every figure with a point in it stands where it was measured: in the benchmarks, the log or a page of reference."""
+    number = re.compile(r"[+-]?\d*\.\d+")
+    sources = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
+    sources += [DOCS / name for name in ("LOG.md", "refl.md", "microworld.md", "reward_model.md", "settings.md")]
+    measured = {figure for path in sources for figure in number.findall(path.read_text(encoding="utf-8"))}
+    for page in sorted((DOCS / "explanation").glob("*.md")):
+        for figure in number.findall(page.read_text(encoding="utf-8")):
+            assert figure in measured, f"{page.name}: {figure}"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` does it."""
