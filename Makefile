@@ -63,7 +63,7 @@ check: $(VENV)/dev ## format, lint, types, layers, docs: generated pages are cur
 	$(BIN)/python docs/generate.py --check
 	$(MKDOCS)
 
-docs: $(VENV)/dev ## the pages made of the code, and the site, into site/
+docs: $(VENV)/dev ## the pages made of the code, and the site, into site/ (its search needs a server: python -m http.server -d site)
 	$(BIN)/python docs/generate.py
 	$(MKDOCS)
 
