@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 IRPIPE := ../$(BIN)/irpipe
+# Not --quiet: it hides the warnings that --strict counts, and so every broken link.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all check bench docs claims-rm claims-refl clean
@@ -51,7 +53,7 @@ test: $(VENV)/dev ## the tests, but for the slow ones
 test-all: $(VENV)/dev ## all tests
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/dev ## format, lint, types, layers, generated docs
+check: $(VENV)/dev ## format, lint, types, layers, docs: generated pages are current, and the site builds without a warning
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .typecheck/irpipe
@@ -59,9 +61,11 @@ check: $(VENV)/dev ## format, lint, types, layers, generated docs
 	$(BIN)/mypy
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 	$(BIN)/python docs/generate.py --check
+	$(MKDOCS)
 
-docs: $(VENV)/dev ## docs/cli.md, from the commands themselves
+docs: $(VENV)/dev ## the pages made of the code, and the site, into site/ (its search needs a server: python -m http.server -d site)
 	$(BIN)/python docs/generate.py
+	$(MKDOCS)
 
 bench: $(VENV)/bench ## every benchmark; figures go to benchmarks/README.md by hand
 	$(BIN)/python -m benchmarks
@@ -73,4 +77,4 @@ claims-refl: $(VENV)/dev ## what is claimed of ReFL, measured in claims/: 75 min
 	$(BIN)/python -m benchmarks.claims_refl claims
 
 clean:
-	rm -rf $(VENV) .typecheck demo build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo site build dist *.egg-info

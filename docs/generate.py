@@ -1,25 +1,262 @@
-"""Write docs/cli.md from the commands themselves; with --check, fail where it is out of date."""
+"""Write the pages that are made of the code itself (commands, settings, tables); with --check, fail where one is out of date."""
 
 from __future__ import annotations
 
+import ast
 import html
+import importlib
+import inspect
+import pkgutil
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-TARGET = Path(__file__).with_name("cli.md")
+import irpipe.schemas
+import irpipe.stages
+from irpipe.pipeline.stage import ENTRY_POINTS, Config, Stage, find_stage, registered, role_of, source_of
+from irpipe.schemas.table import Table
+
+DOCS = Path(__file__).parent
+PARTS = ("Reads", "Writes", "Paper", "Deviates", "Cost")
+REJECTED = "rejected"  # written by many stages, in a few shapes
+
+KINDS = {"boolean": "true, false", "integer": "integer", "number": "number", "string": "text"}
+LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+    "multipleOf": "a multiple of",
+}
+
+SETTINGS_HEAD = f"""# Settings
+
+Every setting of every stage, from the stages' own declarations; `irpipe cite STAGE` prints them as well. A setting is given in
+`irpipe.toml` under its stage's table, or laid over that by `--set STAGE.SETTING=VALUE`. An unknown setting is an error, and so is
+one that has no effect beside the others.
+
+The role says how a setting counts towards the identity of a run ([Identity](explanation/identity.md)):
+
+| role | counts towards the key |
+|---|---|
+| `result` | by its value |
+| `execution` | not at all: it changes where and how fast a run goes, not what comes out |
+| `neutral` | unless it has its default: it was added after a release |
+| `external` | by the content of the files it names |
+| `model` | by the model's revision, or the content of its folder |
+
+*Source* says where a default comes from. An empty one means that it is our own choice. Stages of other packages are listed by
+`irpipe cite` alone; these are those of the group `{ENTRY_POINTS}` that come with irpipe.
+"""
+
+TABLES_HEAD = """# Tables
+
+Every table that a stage writes, from the schemas' own declarations. They are Parquet files in the artifact's folder; each
+column's meaning is in its metadata, under `doc`, and here.
+
+``` { .bash }
+irpipe sql "SHOW ALL TABLES"
+irpipe sql "SELECT reason, count(*) FROM embed_prompts.rejected GROUP BY reason"
+```
+
+A table's name alone means the newest table of that name; with its stage's, `-` written `_`, it is that stage's newest. An id
+(`uint64`) is shown as 16 hex digits, which `irpipe trace` takes, and is written `row_id('0a1b2c3d4e5f6071')` in a query. A column
+is never null unless its type says so.
+"""
+
+
+def commands() -> str:
+    """The command line, as Typer tells it."""
+    command = [sys.executable, "-m", "typer", "irpipe.pipeline.cli", "utils", "docs", "--name", "irpipe"]
+    return html.unescape(subprocess.run(command, check=True, capture_output=True, text=True).stdout).rstrip() + "\n"
+
+
+def settings() -> str:
+    """Every stage with its settings."""
+    return SETTINGS_HEAD + "".join(f"\n{_stage(stage)}" for stage in _stages())
+
+
+def _stages() -> list[Stage]:
+    """Our stages, in the order data flows."""
+    names = re.findall(r"^(\w+) {2,}", irpipe.stages.__doc__ or "", re.MULTILINE)
+    ours = {name for name, point in registered().items() if point.value.startswith("irpipe.stages.")}
+    in_order = [name.replace("_", "-") for name in names]
+    assert set(in_order) == ours, sorted(set(in_order) ^ ours)
+    return [find_stage(name) for name in in_order]
+
+
+def _stage(stage: Stage) -> str:
+    told, parts = _told(stage)
+    lines = [f"## {stage.name}", "", _prose(told), ""]
+    lines += [f"- **{part}:** {_prose(parts[part])}" for part in PARTS if part in parts]
+    shapes = stage.config.model_json_schema()["properties"]
+    rows = [_setting(stage.config, name, shapes[name]) for name in stage.config.model_fields]
+    return "\n".join([*lines, "", *_grid(("setting", "default", "meaning", "values", "source", "role"), rows)]) + "\n"
+
+
+def _told(stage: Stage) -> tuple[str, dict[str, str]]:
+    """What a stage's docstring says at first, and in each of its parts."""
+    text = inspect.cleandoc(importlib.import_module(stage.package).__doc__ or "")
+    first, *rest = re.split(rf"^({'|'.join(PARTS)}): ", text, flags=re.MULTILINE)
+    return _joined(first), {part: _joined(said) for part, said in zip(rest[::2], rest[1::2], strict=True)}
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _setting(config: type[Config], name: str, shape: Mapping[str, Any]) -> tuple[str, ...]:
+    field = config.model_fields[name]
+    default = "*must be given*" if field.is_required() else _default(field.default)
+    told, source = _prose(field.description or ""), _prose(source_of(config, name) or "")
+    return f"`{name}`", default, told, _values(shape), source, role_of(config, name)
+
+
+def _values(shape: Mapping[str, Any]) -> str:
+    """What a setting may be, of its JSON schema."""
+    if "anyOf" in shape:
+        return " or ".join(_values(choice) for choice in shape["anyOf"] if choice.get("type") != "null")
+    if "enum" in shape:
+        return ", ".join(f"`{choice}`" for choice in shape["enum"])
+    if "const" in shape:
+        return f"`{shape['const']}`"
+    if shape.get("type") == "array":
+        items = shape.get("items") or shape["prefixItems"][0]
+        return f"list: {_values(items)}"
+    limits = [f"{sign} {_number(shape[name])}" for name, sign in LIMITS.items() if name in shape]
+    return ", ".join([KINDS[shape["type"]] if shape.get("format") != "path" else "path", *limits])
+
+
+def _default(value: Any) -> str:
+    """A default as one would write it into irpipe.toml."""
+    return "*unset*" if value is None or value == () else f"`{_toml(value)}`"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        return f'"{value}"'
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
+
+
+def tables() -> str:
+    """Every table with its columns, those of one module together."""
+    writers = _writers()
+    order = {stage.name: place for place, stage in enumerate(_stages())}
+    modules = [(module, _declared(module)) for module in _modules()]
+    found = [(module, declared) for module, declared in modules if declared]
+
+    def place(entry: tuple[str, Sequence[tuple[str, Table]]]) -> tuple[bool, int, str]:
+        module, declared = entry
+        stages = [stage for _, table in declared if table.name != REJECTED for stage in writers.get(table.name, ())]
+        return not stages, min((order[stage] for stage in stages), default=0), module
+
+    parts = [TABLES_HEAD]
+    for module, declared in sorted(found, key=place):
+        title = module.replace("_", " ").capitalize()
+        parts.append(f"\n## {title}\n\n{_prose(_joined(_doc(module)))}\n")
+        parts += [_table(table, _written_by(constant, table, writers)) for constant, table in declared]
+    return "".join(parts)
+
+
+def _modules() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(irpipe.schemas.__path__))
+
+
+def _doc(module: str) -> str:
+    return importlib.import_module(f"irpipe.schemas.{module}").__doc__ or ""
+
+
+def _declared(module: str) -> list[tuple[str, Table]]:
+    """The tables that a module of schemas declares, in its order, with the names of the constants."""
+    loaded = importlib.import_module(f"irpipe.schemas.{module}")
+    assigned = {
+        target.id
+        for node in ast.parse(Path(str(loaded.__file__)).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return [(name, value) for name, value in vars(loaded).items() if name in assigned and isinstance(value, Table)]
+
+
+def _writers() -> dict[str, list[str]]:
+    """Which stages say, under Writes, that they write each table."""
+    said = {stage.name: _told(stage)[1].get("Writes", "") for stage in _stages()}
+    found: dict[str, list[str]] = {}
+    for name, text in said.items():
+        same = re.search(r"what `([\w-]+)` writes", text)
+        for table in re.findall(r"`(\w+)`", said[same[1]] if same else text):
+            found.setdefault(table, []).append(name)
+    return found
+
+
+def _written_by(constant: str, table: Table, writers: dict[str, list[str]]) -> list[str]:
+    if table.name != REJECTED:
+        return writers.get(table.name, [])
+    found = []
+    for stage in _stages():
+        used = _rejects(stage)
+        if (constant in used) if used - {"REJECTED"} else constant == "REJECTED" and (used or stage.name in writers[REJECTED]):
+            found.append(stage.name)
+    return found
+
+
+def _rejects(stage: Stage) -> set[str]:
+    """The tables of rejected rows that a stage's code names, by their constants."""
+    folder = Path(str(importlib.import_module(stage.package).__file__)).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    return {"REJECTED" if name == "Rejections" else name for name in re.findall(r"\b(?:REJECTED_\w+|Rejections)\b", code)}
+
+
+def _table(table: Table, stages: Sequence[str]) -> str:
+    rows = [
+        (f"`{column.name}`", f"{_kind(column.type)}{', or null' if column.nullable else ''}", _prose(column.doc))
+        for column in table.columns
+    ]
+    said = f" Written by {', '.join(f'[{stage}](settings.md#{stage})' for stage in stages)}." if stages else ""
+    head = ["", f"### {table.name}", "", f"{_prose(table.doc)}{said}", ""]
+    return "\n".join([*head, *_grid(("column", "type", "meaning"), rows), ""])
+
+
+def _kind(kind: Any) -> str:
+    """An Arrow type in words that fit a cell."""
+    return _prose(str(kind).replace("<element: ", " of ").replace("<item: ", " of ").replace(">", "").replace("<", " of "))
+
+
+def _prose(text: str) -> str:
+    """Text as Markdown shows it: nothing of it is HTML, and `|` does not end a cell."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("*", "\\*")
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": commands, "settings.md": settings, "tables.md": tables}
 
 
 def main() -> int:
-    command = [sys.executable, "-m", "typer", "irpipe.pipeline.cli", "utils", "docs", "--name", "irpipe"]
-    text = html.unescape(subprocess.run(command, check=True, capture_output=True, text=True).stdout).rstrip() + "\n"
-    if "--check" not in sys.argv:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.read_text(encoding="utf-8") != text:
-        print(f"{TARGET.name} is out of date: make docs", file=sys.stderr)
-        return 1
-    return 0
+    stale = []
+    for name, make in PAGES.items():
+        text, path = make(), DOCS / name
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; make docs", file=sys.stderr)
+    return int(bool(stale))
 
 
 if __name__ == "__main__":
