@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.stage import Config, Stage, find_stage, registered, trial_name
+from irpipe.pipeline.stage import Config, Stage, find_stage, hashed_names, registered, trial_name
 
 RECIPE_FILE = "irpipe.toml"
 WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] images = "import-images"
@@ -148,7 +148,7 @@ class Recipe:
         if not producers:
             raise RecipeError(
                 f"{stage.name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
-                mend=f"--set {stage.name}.path=FILE" if "path" in stage.config.model_fields else f"irpipe cite {stage.name}",
+                mend=_instead(stage, kind) or f"irpipe cite {stage.name}",
             )
         raise RecipeError(
             f"{stage.name} reads {kind!r}, which {' and '.join(producers)} write",
@@ -165,6 +165,14 @@ class Recipe:
         for kind in wiring:
             if kind not in kinds:
                 raise RecipeError(f"[{stage.name}.{WIRING}] names {kind!r}, which it does not read{did_you_mean(kind, kinds)}")
+
+
+def _instead(stage: Stage, kind: str) -> str | None:
+    """The setting that makes a stage read a file of somebody's instead of a kind of artifact, if it has one."""
+    for name in hashed_names(stage.config.model_construct(), ("external",)):
+        if kind not in stage.kinds_read(stage.config.model_construct(**{name: Path("FILE")})):
+            return f"--set {stage.name}.{name}=FILE"
+    return None
 
 
 def _ancestors(names: Any, nodes: Mapping[str, Node]) -> set[str]:

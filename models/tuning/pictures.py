@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SHOWN, SIMILARITY, Look
 
-_SIDE, _MARGIN, _LINE = 128, 6, 14
+_SIDE, _MARGIN, _LINE = 128, 6, 17  # pixels; a line of the font with its spacing
 
 
 def draw_curves(

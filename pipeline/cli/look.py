@@ -120,7 +120,11 @@ def trace(
             more = f", {row.more:,} more rows not shown" if row.more else ""
             print(f"{('holds it', 'one step away', 'two steps away')[row.distance]}: {row.stage} {row.table}{more}")
             told = place
-        print("   " + ", ".join(f"{name}={value}" for name, value in row.row.items() if value is not None))
+        print("   " + ", ".join(f"{name}={_short(value)}" for name, value in row.row.items() if value is not None))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> None:

@@ -40,7 +40,7 @@ def init(
         raise RecipeError(
             f"{RECIPE_FILE} is here already", mend=f"edit it, or delete it and run irpipe init --recipe {recipe}"
         ) from None
-    print(f"{RECIPE_FILE} written: the recipe {recipe!r}. Next: irpipe plan build-pairs")
+    print(f"{RECIPE_FILE} written: the recipe {recipe!r}. Next: irpipe status, and irpipe plan build-pairs")
 
 
 def run(
