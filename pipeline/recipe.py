@@ -170,7 +170,7 @@ class Recipe:
 def _instead(stage: Stage, kind: str) -> str | None:
     """The setting that makes a stage read a file of somebody's instead of a kind of artifact, if it has one."""
     for name in hashed_names(stage.config.model_construct(), ("external",)):
-        if kind not in stage.kinds_read(stage.config.model_construct(**{name: Path("FILE")})):
+        if kind not in stage.kinds_read(stage.config.model_construct(None, **{name: Path("FILE")})):
             return f"--set {stage.name}.{name}=FILE"
     return None
 

@@ -59,8 +59,8 @@ def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
                 by_prompt.setdefault(row["prompt_id"], []).append(
                     Wanted(int(row["image_id"], 16), f"{when}, noise {int(turn) + 1}")
                 )
-    texts = prompt_texts(shown)
     chosen = list(by_prompt.items())[:_PROMPTS]
+    texts = prompt_texts(shown, [prompt for prompt, _ in chosen])
     found = thumbnails(files, [one for _, wanted in chosen for one in wanted])
     cards = [
         Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])
@@ -100,7 +100,7 @@ def _side_by_side(shown: Shown) -> Gallery:
         one = Wanted(int(row["image_id"], 16), row["generator"], row["worth"])
         beside = by_prompt.setdefault(row["prompt_id"], [])
         beside.insert(0 if row["generator"] == "base" else len(beside), one)
-    texts = prompt_texts(shown)
+    texts = prompt_texts(shown, by_prompt)
     found = thumbnails(files, [one for wanted in by_prompt.values() for one in wanted])
     cards = [
         Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from irpipe.pipeline.view import Block, Grid, Shown
-from irpipe.views.pictures import gallery_by_prompt, prompt_texts
+from irpipe.views.pictures import gallery_by_prompt, listed, prompt_texts
 
 
 def images(shown: Shown) -> Sequence[Block]:
@@ -20,10 +21,14 @@ def images(shown: Shown) -> Sequence[Block]:
         (row["generator"], f"{row['width']} x {row['height']}", row["images"], row["prompts"], row["faults"]) for row in rows
     ]
     table = Grid("Made by", ("generator", "pixels", "images", "prompts", "faults"), made_by)
-    return [table, gallery_by_prompt(shown, files, prompt_texts(shown))]
+    return [table, gallery_by_prompt(shown, files, partial(prompt_texts, shown))]
 
 
 def captioned(shown: Shown) -> Sequence[Block]:
     """The first images and their captions."""
-    rows = shown.ask("SELECT prompt_id, prompt FROM captions", captions=shown.artifact.table("captions"))
-    return [gallery_by_prompt(shown, shown.artifact.table("images"), {row["prompt_id"]: row["prompt"] for row in rows})]
+
+    def texts(prompts: Sequence[str]) -> dict[str, str]:
+        query = f"SELECT prompt_id, prompt FROM captions WHERE prompt_id IN ({listed(prompts)})"
+        return {row["prompt_id"]: row["prompt"] for row in shown.ask(query, captions=shown.artifact.table("captions"))}
+
+    return [gallery_by_prompt(shown, shown.artifact.table("images"), texts)]

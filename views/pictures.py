@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,48 +72,62 @@ def _blank() -> bytes:
 _BLANK = _blank()
 
 
-def prompt_texts(shown: Shown) -> dict[str, str]:
-    """Texts by prompt id (16 hex digits), from whatever near artifact has them."""
+def listed(ids: Iterable[str]) -> str:
+    """Row ids, 16 hex digits each, as SQL lists them."""
+    return ", ".join(f"row_id('{one}')" for one in ids) or "NULL"
+
+
+def prompt_texts(shown: Shown, prompts: Iterable[str]) -> dict[str, str]:
+    """Texts of some prompts by id (16 hex digits), from whatever near artifact has them."""
     for kind, table in (("selected-prompts", "selected_prompts"), ("annotations", "annotated_prompts")):
-        artifact = shown.near(kind) if shown.kind != kind else shown.artifact
+        artifact = shown.near(kind)
         if artifact is not None:
-            rows = shown.ask("SELECT prompt_id, prompt FROM texts", texts=artifact.table(table))
-            return {row["prompt_id"]: row["prompt"] for row in rows}
+            query = f"SELECT prompt_id, prompt FROM texts WHERE prompt_id IN ({listed(prompts)})"
+            return {row["prompt_id"]: row["prompt"] for row in shown.ask(query, texts=artifact.table(table))}
     return {}
 
 
-def prompt_tags(shown: Shown) -> dict[str, dict[str, str]]:
-    """Category and split by prompt id, where annotations and pairs are near."""
+def prompt_tags(shown: Shown, prompts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Category and split of some prompts by id, where annotations and pairs are near."""
     tags: dict[str, dict[str, str]] = {}
-    annotations, pairs = shown.near("annotations"), shown.near("pairs")
+    annotations, pairs, some = shown.near("annotations"), shown.near("pairs"), f"WHERE prompt_id IN ({listed(prompts)})"
     if annotations is not None:
-        query = "SELECT prompt_id, mode(category) AS category FROM labels WHERE category IS NOT NULL GROUP BY ALL"
+        query = f"SELECT prompt_id, mode(category) AS category FROM labels {some} AND category IS NOT NULL GROUP BY ALL"
         for row in shown.ask(query, labels=annotations.table("prompt_labels")):
             tags.setdefault(row["prompt_id"], {})["category"] = row["category"]
     if pairs is not None:
-        for row in shown.ask("SELECT prompt_id, split::VARCHAR AS split FROM splits", splits=pairs.table("prompt_splits")):
+        for row in shown.ask(f"SELECT prompt_id, split::VARCHAR AS split FROM s {some}", s=pairs.table("prompt_splits")):
             tags.setdefault(row["prompt_id"], {})["split"] = row["split"]
     return tags
 
 
-def image_scores(shown: Shown) -> tuple[str, dict[str, float]]:
-    """The reward model's scores by image id, or those of the first other scorer; its name."""
+def image_scores(shown: Shown, images: Iterable[str]) -> tuple[str, dict[str, float]]:
+    """The reward model's scores of some images by id, or those of the first other scorer; its name."""
     scores = shown.near("scores")
-    if scores is None:
+    name = main_scorer(shown, scores.table("scores")) if scores is not None else ""
+    if scores is None or not name:
         return "", {}
-    names = [
-        row["name"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS name FROM s ORDER BY 1", s=scores.table("scores"))
-    ]
-    if not names:
-        return "", {}
-    name = "reward-model" if "reward-model" in names else names[0]
-    quoted = name.replace("'", "''")
-    rows = shown.ask(f"SELECT image_id, score FROM s WHERE scorer::VARCHAR = '{quoted}'", s=scores.table("scores"))
-    return name, {row["image_id"]: row["score"] for row in rows}
+    query = f"SELECT image_id, score FROM s WHERE scorer::VARCHAR = {text(name)} AND image_id IN ({listed(images)})"
+    return name, {row["image_id"]: row["score"] for row in shown.ask(query, s=scores.table("scores"))}
 
 
-def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Mapping[str, str]) -> Gallery:
-    """The images of the first prompts by id; ids are hashes, so that these are a sample drawn blindly."""
+def main_scorer(shown: Shown, files: Sequence[Path]) -> str:
+    """The reward model if it is among the scorers, else the first of them; nothing where there is none."""
+    names = [row["name"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS name FROM s ORDER BY 1", s=files)]
+    return "reward-model" if "reward-model" in names else (names[0] if names else "")
+
+
+def text(value: str) -> str:
+    """A text as SQL quotes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Callable[[Sequence[str]], Mapping[str, str]]) -> Gallery:
+    """The images of the first prompts by id; ids are hashes, so that these are a sample drawn blindly.
+
+    Args:
+        texts: of some prompts, by id.
+    """
     chosen = shown.ask(
         f"""WITH of_prompt AS (SELECT image_id, prompt_id, generator, row_number() OVER (PARTITION BY prompt_id ORDER BY image_id)
             AS place FROM images),
@@ -123,8 +137,9 @@ def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Mapping[str, s
         images=files,
     )
     total = shown.ask("SELECT count(*) AS images, count(DISTINCT prompt_id) AS prompts FROM images", images=files)[0]
-    scorer, scores = image_scores(shown)
-    tags = prompt_tags(shown)
+    prompts = list(dict.fromkeys(row["prompt_id"] for row in chosen))
+    scorer, scores = image_scores(shown, [row["image_id"] for row in chosen])
+    tags, told = prompt_tags(shown, prompts), texts(prompts)
     wanted = [Wanted(int(row["image_id"], 16), row["generator"] or "", scores.get(row["image_id"])) for row in chosen]
     found = thumbnails(files, wanted)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
@@ -132,7 +147,7 @@ def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Mapping[str, s
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     cards = [
         Card(
-            texts.get(prompt, f"prompt {prompt}"),
+            told.get(prompt, f"prompt {prompt}"),
             [found[int(row["image_id"], 16)] for row in rows if int(row["image_id"], 16) in found],
             {"prompt_id": prompt}
             | tags.get(prompt, {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
 from irpipe.schemas.files import read_json
-from irpipe.views.pictures import Wanted, prompt_texts, thumbnails
+from irpipe.views.pictures import Wanted, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
 _POINTS = 400  # of a curve
@@ -100,26 +100,25 @@ def _seen(shown: Shown) -> list[Block]:
     images = shown.near("images")
     if scores_ is None or pairs is None or images is None:
         return []
-    names = [row["scorer"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS scorer FROM s", s=scores_.table("scores"))]
-    name = "reward-model" if "reward-model" in names else (names[0] if names else "")
-    quoted = name.replace("'", "''")
+    name = main_scorer(shown, scores_.table("scores"))
+    split = text(str(shown.record.config.get("split", "test")))
     held = shown.ask(
         f"""SELECT p.prompt_id, p.better, p.worse, b.score AS score_better, w.score AS score_worse
-        FROM pairs p JOIN s b ON b.image_id = p.better AND b.scorer::VARCHAR = '{quoted}'
-        JOIN s w ON w.image_id = p.worse AND w.scorer::VARCHAR = '{quoted}'
-        WHERE p.split::VARCHAR = '{shown.record.config.get("split", "test")}' AND w.score > b.score
+        FROM pairs p JOIN s b ON b.image_id = p.better AND b.scorer::VARCHAR = {text(name)}
+        JOIN s w ON w.image_id = p.worse AND w.scorer::VARCHAR = {text(name)}
+        WHERE p.split::VARCHAR = {split} AND w.score > b.score
         ORDER BY w.score - b.score DESC LIMIT {_MISTAKES}""",
         pairs=pairs.table("pairs"), s=scores_.table("scores"),
     )  # fmt: skip
     ranked = shown.ask(
-        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = '{shown.record.config.get("split", "test")}'
+        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {split}
             ORDER BY prompt_id LIMIT {_PROMPTS})
         SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
             min(score) AS least
-        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = '{quoted}' GROUP BY prompt_id ORDER BY prompt_id""",
+        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(name)} GROUP BY prompt_id ORDER BY prompt_id""",
         pairs=pairs.table("pairs"), s=scores_.table("scores"),
     )  # fmt: skip
-    texts = prompt_texts(shown)
+    texts = prompt_texts(shown, {row["prompt_id"] for row in (*held, *ranked)})
     mistakes = [
         (row["prompt_id"], Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
          Wanted(int(row["better"], 16), "preferred by people", row["score_better"]))

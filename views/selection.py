@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from irpipe.pipeline.store import Artifact
 from irpipe.pipeline.view import Block, Chart, Grid, Picture, Shown
 from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.prompts import PROMPTS
 
-_MAP_POINTS = 2000
+_MAP_PICKED, _MAP_OTHERS = 500, 1500
 _FIRST = 20
 
 
@@ -40,15 +41,7 @@ def selected(shown: Shown) -> Sequence[Block]:
     embeddings = shown.near("embeddings")
     if embeddings is not None:
         picked = shown.ask("SELECT source_row FROM selected", selected=files)
-        prompts = shown.ask(
-            f"SELECT prompt, source_row FROM prompts USING SAMPLE reservoir({_MAP_POINTS} ROWS) REPEATABLE (0)"
-            if embeddings.manifest.tables["prompts"].rows > _MAP_POINTS
-            else "SELECT prompt, source_row FROM prompts",
-            prompts=embeddings.table("prompts"),
-        )
-        places = shown.ask("SELECT source_row FROM prompts", prompts=embeddings.table("prompts"))
-        row_of = {row["source_row"]: place for place, row in enumerate(places)}
-        blocks.append(_map(open_vectors(embeddings.file(VECTORS_FILE)), prompts, {row["source_row"] for row in picked}, row_of))
+        blocks.append(_map(shown, embeddings, np.array([row["source_row"] for row in picked], dtype=np.int64)))
     if "coverage.png" in {file.path for file in shown.artifact.manifest.files}:
         alt = "two histograms: similarities of prompts to the selection, of vote-k and of a random selection"
         blocks.append(Picture("Coverage and redundancy", alt, shown.artifact.file("coverage.png")))
@@ -58,27 +51,40 @@ def selected(shown: Shown) -> Sequence[Block]:
     return [*blocks, Grid("First picks", ("pick", "prompt", "score"), first, f"{len(first):,} of {total:,}")]
 
 
-def _map(
-    vectors: NDArray[Any], prompts: Sequence[dict[str, Any]], picked: set[int], row_of: dict[int, int]
-) -> Chart:  # fmt: skip
-    """Vectors in the plane of their two widest directions."""
-    chosen = [row for row in prompts if row["source_row"] in row_of]
-    block = unit_rows(vectors, np.array([row_of[row["source_row"]] for row in chosen], dtype=np.int64))
-    plane = plane_of(block)
+def _map(shown: Shown, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart:
+    """Vectors in the plane of their two widest directions: of the selected prompts and of the others a sample each.
+
+    Args:
+        picked: source rows of the selected prompts.
+    """
+    source_rows = PROMPTS.read(embeddings.table("prompts"), ["source_row"])["source_row"].to_numpy()
+    is_picked = np.isin(source_rows, picked)
+    rng = np.random.default_rng(0)
+    places = np.concatenate(
+        [_some(np.flatnonzero(~is_picked), _MAP_OTHERS, rng), _some(np.flatnonzero(is_picked), _MAP_PICKED, rng)]
+    )
+    rows = ", ".join(map(str, source_rows[places].tolist())) or "NULL"
+    query = f"SELECT source_row, prompt FROM prompts WHERE source_row IN ({rows})"
+    told = shown.ask(query, prompts=embeddings.table("prompts"))
+    texts = {row["source_row"]: row["prompt"] for row in told}
+    plane = plane_of(unit_rows(open_vectors(embeddings.file(VECTORS_FILE)), places))
     data = [
         {
-            "x": round(float(x), 4), "y": round(float(y), 4), "prompt": row["prompt"][:200],
-            "is": "selected" if row["source_row"] in picked else "in the pool",
+            "x": round(float(x), 4), "y": round(float(y), 4), "prompt": texts[int(source_rows[place])][:200],
+            "is": "selected" if is_picked[place] else "in the pool",
         }
-        for row, (x, y) in zip(chosen, plane, strict=True)
+        for place, (x, y) in zip(places, plane, strict=True)
     ]  # fmt: skip
-    data.sort(key=lambda row: row["is"])  # the selected ones last, above the others
-    count = sum(row["is"] == "selected" for row in data)
+    count, every, others = int(is_picked[places].sum()), int(is_picked.sum()), int((~is_picked).sum())
     return Chart(
-        f"Map of the prompts ({len(data):,} of {len(vectors):,} shown)",
+        f"Map of the prompts ({count:,} of {every:,} selected, {len(places) - count:,} of {others:,} others)",
         f"{len(data):,} prompts as points in the plane in which their vectors vary most, {count:,} of them selected",
         "points", data, "x", "y", colour="is", detail="prompt", axes=False,
     )  # fmt: skip
+
+
+def _some(places: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return places if len(places) <= most else np.sort(rng.choice(places, most, replace=False))
 
 
 def plane_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
