@@ -55,7 +55,7 @@ check: $(VENV)/dev ## format, lint, types, layers, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .typecheck/irpipe
-	for folder in pipeline schemas stages models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
+	for folder in exports pipeline schemas stages models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
 	$(BIN)/mypy
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 	$(BIN)/python docs/generate.py --check
