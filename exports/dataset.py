@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import irpipe.schemas
 from irpipe.exports.cards import Origin, write_card
-from irpipe.exports.kinds import kind_of, refuse
+from irpipe.exports.kinds import has_rows, kind_of, refuse
 from irpipe.exports.markup import code, fenced, joined, plain, table
 from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.export import LINEAGE, new_folder, write_lineage
@@ -60,13 +60,13 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
     """An artifact's tables, each a configuration, and a dataset card.
 
     Rows are split by the column `split`, or by their prompt's split where the artifact tells those. Dictionary columns become
-    plain ones, which `datasets` asks for. Memory holds one row group, and 9 bytes a prompt.
+    plain ones, which `datasets` asks for. Memory holds one row group and every prompt's split.
 
     Raises:
-        StoreError: there are no tables, or the folder exists already.
+        StoreError: there are no tables with rows, or the folder exists already.
     """
     artifact = store.open(record.content_id)
-    if not artifact.manifest.tables:
+    if not has_rows(artifact):
         raise refuse(store, record, "hf-dataset")
     with new_folder(folder) as draft:
         configs = config_names(artifact.manifest.tables)

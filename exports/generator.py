@@ -69,21 +69,29 @@ def summary(card: GeneratorCard, folder: str) -> str:
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
         f"A text-to-image generator tuned to human preference: {what}.",
-        fenced("python", "\n".join(["from diffusers import DiffusionPipeline", *loading(card, folder)])),
+        fenced("python", "\n".join(["import torch", "from diffusers import DiffusionPipeline", *loading(card, folder)])),
     ).rstrip()
 
 
 def loading(card: GeneratorCard, folder: str) -> list[str]:
-    """The lines that load it, by the folder's name; `BASE` stands for a base that only somebody's machine has."""
+    """The lines that load it, by the folder's name; `BASE` stands for a base that only somebody's machine has.
+
+    The precision is given, since parts of a pipeline that are stored in several would otherwise not fit together.
+    """
+    dtype = "dtype=torch.float32)"
     if card.trained == "unet":
-        return ["", f"pipeline = DiffusionPipeline.from_pretrained({folder!a})"]
+        return ["", f"pipeline = DiffusionPipeline.from_pretrained({folder!a}, {dtype}"]
     more = [f"pipeline.load_lora_weights({folder!a})"]
     if on_hub(card):
-        return ["", f"pipeline = DiffusionPipeline.from_pretrained({card.base!a}, revision={card.revision!a})", *more]
+        return ["", f"pipeline = DiffusionPipeline.from_pretrained({card.base!a}, revision={card.revision!a}, {dtype}", *more]
     if card.base in shipped_models():
         imported = ["from irpipe.pipeline.external import shipped_folder", ""]
-        return [*imported, f"pipeline = DiffusionPipeline.from_pretrained(shipped_folder({card.base!a}))", *more]
-    return ["", 'pipeline = DiffusionPipeline.from_pretrained("BASE")  # the base\'s folder, which is not on the hub', *more]
+        return [*imported, f"pipeline = DiffusionPipeline.from_pretrained(shipped_folder({card.base!a}), {dtype}", *more]
+    return [
+        "",
+        f"# BASE: the base's folder, which is not on the hub\npipeline = DiffusionPipeline.from_pretrained(BASE, {dtype}",
+        *more,
+    ]
 
 
 def tuned(card: GeneratorCard, record: Record) -> str:

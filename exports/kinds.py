@@ -30,6 +30,11 @@ def is_reward_model(kind: str) -> bool:
     return kind == reward_model.KIND
 
 
+def has_rows(artifact: Artifact) -> bool:
+    """Whether there is a table with rows in it: `datasets` cannot load one without."""
+    return any(table.rows for table in artifact.manifest.tables.values())
+
+
 def refuse(store: Store, record: Record, to: str) -> StoreError:
     """The error for an artifact that has no such layout: which ones have it, and what this one can go to."""
     kind = kind_of(record)
@@ -44,7 +49,7 @@ def refuse(store: Store, record: Record, to: str) -> StoreError:
 def _ways(kind: str, artifact: Artifact) -> Iterator[str]:
     """Every layout that an artifact has."""
     yield "files"
-    if artifact.manifest.tables:
+    if has_rows(artifact):
         yield "hf-dataset"
     if is_generator(kind):
         yield "diffusers"
@@ -55,14 +60,14 @@ def _ways(kind: str, artifact: Artifact) -> Iterator[str]:
 def _fitting(store: Store, to: str) -> list[str]:
     """Stages whose artifacts have a layout; of datasets, those in the store, since a table is known only once it is there."""
     if to == "hf-dataset":
-        with_tables = {record.stage for record in store.records() if store.holds(record.content_id) and _tables(store, record)}
-        return sorted(with_tables)
+        with_rows = {
+            record.stage
+            for record in store.records()
+            if store.holds(record.content_id) and has_rows(store.open(record.content_id))
+        }
+        return sorted(with_rows)
     fits = is_generator if to == "diffusers" else is_reward_model
     return sorted(stage.name for stage in _installed() if fits(stage.writes))
-
-
-def _tables(store: Store, record: Record) -> bool:
-    return bool(store.open(record.content_id).manifest.tables)
 
 
 def _installed() -> Iterator[Stage]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
 import subprocess
@@ -14,8 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,14 +21,13 @@ from irpipe.exports.markup import code, fenced, flow, front_matter, plain, quote
 from irpipe.exports.reproduction import recipe_of
 from irpipe.pipeline.cli.keep import ExportKind
 from irpipe.pipeline.external import shipped_folder
-from irpipe.pipeline.stage import find_stage
 from irpipe.schemas.generator import GeneratorCard
 from tests.paired import RECIPE
 
 HOSTILE = [
-    "---", "\n---\n", "a\n---\nb: [", "`", "```\ncode", "<script>alert(1)</script>", "a | b", "line\r\nline", "\x00\x1b[31m\x7f\x85",
-    "\u2028\u2029\ufeff", '"quoted" \\ back', "# heading", "![x](javascript:y)", "*bold* _it_ ~~no~~ $x$", "  spaces  ", "", "😀 é Köln",
-    "{a: b}", "- item", "&amp; &#60;", "%TAG ! x", "!!python/object:os.system",
+    "---", "\n---\n", "a\n---\nb: [", "`", "```\ncode", "<script>alert(1)</script>", "a | b", "line\r\nline",
+    "\x00\x1b[31m\x7f\x85", "\u2028\u2029\ufeff", '"quoted" \\ back', "# heading", "![x](javascript:y)",
+    "*bold* _it_ ~~no~~ $x$", "  spaces  ", "", "😀 é Köln", "{a: b}", "- item", "&amp; &#60;", "%TAG ! x", "!!python/object:x",
 ]  # fmt: skip
 
 # A stage of somebody's own, whose tables and texts are as unlike ours as they may be.
@@ -174,7 +169,7 @@ class TestDataset:
         for record in list(rm.store.records()):
             tables = rm.store.open(record.content_id).manifest.tables
             folder = tmp_path / record.stage
-            if not tables:
+            if not any(table.rows for table in tables.values()):
                 continue
             rm("export", record.content_id, str(folder), "--to", "hf-dataset")
             configs = {config["config_name"] for config in front(folder)["configs"]}
@@ -183,7 +178,7 @@ class TestDataset:
                 if table.rows:
                     loaded = load(folder, name)
                     assert sum(len(part) for part in loaded.values()) == table.rows, (record.stage, name)
-                    assert loaded[next(iter(loaded))].column_names == list(table.columns)
+                    assert sorted(loaded[next(iter(loaded))].column_names) == sorted(table.columns)
                     seen.add(name)
         assert {"pairs", "images", "truth", "ratings", "prompts", "edges", "selected_prompts"} <= seen
 
@@ -228,7 +223,7 @@ class TestDataset:
         told = rm("export", "simulate-annotations", str(tmp_path / "x"), "--to", "hf-dataset", status=2).err
         assert "'annotation-files', which cannot go to hf-dataset" in told
         assert "build-pairs" in told and "--to files" in told
-        assert os.listdir(tmp_path) and not (tmp_path / "x").exists()
+        assert not (tmp_path / "x").exists()
 
     def test_tables_of_any_name_and_splits_of_any_name(self, odd, tmp_path, load):
         odd.run("odd", "odd.text=x")
@@ -250,7 +245,7 @@ class TestDataset:
         assert front(tmp_path / "odd")["pretty_name"] == "odd of odd"
         card = text_of(tmp_path / "odd")
         assert "<script" not in card.replace(fence_of(card, "toml"), "")
-        assert card.count("\n## ") == 6, "no heading came from data"
+        assert card.count("\n## ") == 7, "no heading came from data"
         assert tomllib.loads(fence_of(card, "toml"))["odd"] == {"text": text}
         loaded = load(tmp_path / "odd", "odd")["test"]
         assert loaded[0]["text"] == text and loaded.column_names[3] == text
@@ -319,7 +314,8 @@ class TestGenerator:
 
         card = GeneratorCard("owner/model", "0" * 40, "refl", "lora", 4, 2, "", {})
         assert front(card)["base_model"] == "owner/model" and front(card)["base_model_relation"] == "adapter"
-        assert f"DiffusionPipeline.from_pretrained('owner/model', revision='{'0' * 40}')" in loading(card, "x")[1]
+        made = f"pipeline = DiffusionPipeline.from_pretrained('owner/model', revision='{'0' * 40}', dtype=torch.float32)"
+        assert loading(card, "x") == ["", made, "pipeline.load_lora_weights('x')"]
         assert "base_model" not in front(GeneratorCard("folder:12", "0" * 64, "refl", "lora", 4, 2, "", {}))
 
     def test_the_stop_rules_verdict(self):
@@ -357,9 +353,10 @@ def sampled(pipeline):
 
 def drawn(base: Path, additions: Path | None = None):
     """A picture by plain diffusers."""
+    import torch
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     if additions:
         pipeline.load_lora_weights(additions)
     return sampled(pipeline)
