@@ -6,9 +6,10 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from irpipe.schemas.table import Table
 
 # A table without splits is one. It is not called train: nobody said that it may be trained on.
 WHOLE, UNASSIGNED = "full", "unassigned"
+_MOST_LISTED = 50  # files
 _RESERVED = {"all"}  # `datasets` means every split by it
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -60,7 +62,7 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
     """An artifact's tables, each a configuration, and a dataset card.
 
     Rows are split by the column `split`, or by their prompt's split where the artifact tells those. Dictionary columns become
-    plain ones, which `datasets` asks for. Memory holds one row group and every prompt's split.
+    plain ones: not every version of `datasets` reads them. Memory holds one row group and every prompt's split.
 
     Raises:
         StoreError: there are no tables with rows, or the folder exists already.
@@ -86,7 +88,7 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
         write_card(draft, front(exported, record), parts, origin)
 
 
-def config_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
+def config_names(names: Iterable[str]) -> dict[str, str]:
     """A configuration for each table: its name without what has a meaning in paths, patterns and YAML."""
     found: dict[str, str] = {LINEAGE: LINEAGE}  # the folder beside them
     for name in names:
@@ -94,7 +96,7 @@ def config_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _unlike(name: str, taken: Iterator[str] | Any) -> str:
+def _unlike(name: str, taken: Iterable[str]) -> str:
     """The name, or the name and the first number that makes it one of its own."""
     others, number, free = set(taken), 1, name
     while free in others:
@@ -105,7 +107,8 @@ def _unlike(name: str, taken: Iterator[str] | Any) -> str:
 
 def prompt_splitter(artifact: Artifact) -> Splitter | None:
     """Splits rows by their prompt, if the artifact tells the prompts' splits."""
-    if PROMPT_SPLITS.name not in artifact.manifest.tables:
+    told = artifact.manifest.tables.get(PROMPT_SPLITS.name, _NO_TABLE).columns
+    if told.get("prompt_id") != "uint64" or not _is_text(told.get("split", "")):
         return None
     known = PROMPT_SPLITS.read(artifact.table(PROMPT_SPLITS.name), ["prompt_id", "split"])
     ids, splits = known["prompt_id"].combine_chunks(), _undictionaried(known["split"].combine_chunks())
@@ -118,11 +121,16 @@ def prompt_splitter(artifact: Artifact) -> Splitter | None:
 
 def splitter(columns: Mapping[str, str], by_prompt: Splitter | None) -> Splitter:
     """How a table's rows are split: by its own column, by the prompt's, or not at all."""
-    if columns.get("split", "").startswith(("string", "dictionary<values=string")):
+    if _is_text(columns.get("split", "")):
         return _by_column
     if by_prompt is not None and columns.get("prompt_id") == "uint64":
         return by_prompt
     return _not_at_all
+
+
+def _is_text(kind: str) -> bool:
+    """Whether a manifest's name of a type is one of text."""
+    return kind.startswith(("string", "dictionary<values=string"))
 
 
 def _by_column(rows: Any) -> Iterator[tuple[str, Any]]:
@@ -164,14 +172,14 @@ def write_table(name: str, config: str, files: Sequence[Path], out: Path, split:
     return Exported(name, config, schema, {named: rows[named] for named in order if rows[named]})
 
 
-def split_name(given: str, taken: Any) -> str:
+def split_name(given: str, taken: Iterable[str]) -> str:
     """A split as `datasets` takes its name: of letters, digits and _, its own, and not a word that means something else."""
     name = re.sub(r"\W+", "_", given, flags=re.ASCII).strip("_") or UNASSIGNED
     return _unlike(f"{name}_" if name in _RESERVED else name, taken)
 
 
 def exported_schema(schema: Any) -> Any:
-    """A schema in types that `datasets` has: dictionaries are plain values, bytes of a fixed number are bytes.
+    """A schema in types that `datasets` of any version has: dictionaries are plain values, bytes of a fixed number are bytes.
 
     Every column may be null: `datasets` believes a file's own word on images only then.
     """
@@ -220,7 +228,7 @@ def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
     splits = [*SPLITS, *sorted({name for item in exported for name in item.rows} - {*SPLITS})]
     shown = [name for name in splits if any(name in item.rows for item in exported)]
     counts = [(code(item.config), *(f"{item.rows[name]:,}" if name in item.rows else "" for name in shown)) for item in exported]
-    loads = [f"{item.config.replace('-', '_')} = load_dataset({folder!a}, {item.config!a})" for item in exported if item.rows]
+    loads = [f"{_variable(item.config)} = load_dataset({folder!a}, {item.config!a})" for item in exported if item.rows]
     whole = f" A table without splits is one, {code(WHOLE)}." if any(WHOLE in item.rows for item in exported) else ""
     lost = f" {code(UNASSIGNED)}: rows of no split." if any(UNASSIGNED in item.rows for item in exported) else ""
     empty = " A table without rows has no configuration." if any(not item.rows for item in exported) else ""
@@ -231,6 +239,12 @@ def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
         table(("table", *map(code, shown)), counts),
         fenced("python", "\n".join(["from datasets import load_dataset", "", *loads])),
     ).rstrip()
+
+
+def _variable(config: str) -> str:
+    """A configuration's name as Python may have it."""
+    name = config.replace("-", "_")
+    return name if name.isidentifier() and not iskeyword(name) else f"table_{name}"
 
 
 def _first_line(stage: str) -> str:
@@ -258,7 +272,8 @@ def _type_name(kind: Any) -> str:
 
 def _meaning(field: Any) -> str:
     """What the table's own schema says of a column: it travels in the file."""
-    return (field.metadata or {}).get(b"doc", b"").decode("utf-8", "replace")
+    doc: bytes = (field.metadata or {}).get(b"doc", b"")
+    return doc.decode("utf-8", "replace")
 
 
 def _table_doc(item: Exported) -> str:
@@ -311,9 +326,11 @@ def leads(store: Store, origin: Origin) -> str:
 def left_out(artifact: Artifact) -> str:
     """Files of the artifact that are no tables."""
     within = {part for entry in artifact.manifest.tables.values() for part in entry.files}
-    rows = [(code(file.path), f"{file.size:,}", code(file.sha256)) for file in artifact.manifest.files if file.path not in within]
-    if not rows:
+    others = [file for file in artifact.manifest.files if file.path not in within]
+    if not others:
         return ""
+    rows = [(code(file.path), f"{file.size:,}", code(file.sha256)) for file in others[:_MOST_LISTED]]
+    rows += [(f"{len(others) - _MOST_LISTED:,} more", "", "")] if len(others) > _MOST_LISTED else []
     return joined(
         "## Left out",
         "Files of the artifact that are no tables; `--to files` copies them too.",

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -55,6 +57,7 @@ def run(config, inputs, out, context):
     for number in range(2):
         pq.write_table(pa.table({"number": [number]}), out / "sub" / "all[0-9]" / f"{number:05}.parquet")
     pq.write_table(pa.table({"number": [0]}), out / "lineage.parquet")
+    pq.write_table(pa.table({"number": [0]}), out / "class.parquet")
     pq.write_table(pa.table({"row": [0], "reason": [config.text]}), out / "rejected.parquet")
     pq.write_table(pa.table({"number": pa.array([], pa.int64())}), out / "nothing.parquet")
     return Report(Rows(4, 4, 0))
@@ -120,6 +123,18 @@ def digest_tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {name: ((folder / name).stat().st_mode, (folder / name).read_bytes()) for name in files(folder)}
 
 
+def assert_made_by_its_card(project, folder: Path, more: int = 0) -> None:
+    """Under the card's recipe, its command has nothing to do: every key is what it was.
+
+    Args:
+        more: runs beyond one a stage.
+    """
+    (recipe,), (command,) = blocks(folder, "toml"), blocks(folder, "sh")
+    project.recipe(recipe)
+    told = project(*command.split()[1:]).err
+    assert told.count("reused") == len(tomllib.loads(recipe)) - 1 + more and "runs, since" not in told
+
+
 def without(text: str, stage: str, line: str) -> str:
     """A recipe without one line of one stage's table."""
     before, table, after = text.partition(f"\n[{stage}]\n")
@@ -174,6 +189,9 @@ class TestDataset:
             rm("export", record.content_id, str(folder), "--to", "hf-dataset")
             configs = {config["config_name"] for config in front(folder)["configs"]}
             assert configs == {name for name, table in tables.items() if table.rows}
+            for file in folder.rglob("*.parquet"):
+                kinds = pq.read_schema(file).types
+                assert not any(pa.types.is_dictionary(kind) or pa.types.is_fixed_size_binary(kind) for kind in kinds), file
             for name, table in tables.items():
                 if table.rows:
                     loaded = load(folder, name)
@@ -201,17 +219,21 @@ class TestDataset:
         assert "license" not in front(tmp_path / "pairs") and "The licences of the inputs apply" in card
         (recipe,) = blocks(tmp_path / "pairs", "toml")
         assert tomllib.loads(recipe)["generate-images"]["num_steps"] == 8
-        rm.recipe(recipe)
-        (command,) = blocks(tmp_path / "pairs", "sh")
-        told = rm(*command.split()[1:]).err
-        assert told.count("reused") == len(tomllib.loads(recipe)) - 1 and "runs, since" not in told
+        assert_made_by_its_card(rm, tmp_path / "pairs")
+
+    def test_trials_are_told_by_the_stage_that_tried(self, rm, tmp_path, load):
+        rm.run("sweep-rm")
+        rm("export", "sweep-rm", str(tmp_path / "sweep"), "--to", "hf-dataset")
+        assert len(load(tmp_path / "sweep")["full"]) == 2
+        assert_made_by_its_card(rm, tmp_path / "sweep", more=1)
 
     def test_the_lineage_comes_with_it(self, rm, tmp_path):
         rm("export", "build-pairs", str(tmp_path / "pairs"), "--to", "hf-dataset")
         rm("export", "build-pairs", str(tmp_path / "files"))
         records = [name for name in files(tmp_path / "files") if name.startswith("lineage/")]
         assert records == [name for name in files(tmp_path / "pairs") if name.startswith("lineage/")]
-        assert any("build-pairs" in name for name in records)
+        stages = {name.removeprefix("lineage/").rpartition("-")[0] for name in records}
+        assert stages == {record.stage for record in rm.store.records()} - {"oracle-truth"}
 
     def test_the_truth_is_marked(self, rm, tmp_path):
         rm("export", "oracle-truth", str(tmp_path / "truth"), "--to", "hf-dataset")
@@ -235,6 +257,7 @@ class TestDataset:
         assert load(tmp_path / "odd", "lineage_2")["full"]["number"][:] == [0]
         assert "nothing" in text_of(tmp_path / "odd")
         assert "nothing" not in {config["config_name"] for config in front(tmp_path / "odd")["configs"]}
+        compile(blocks(tmp_path / "odd", "python")[0], "card", "exec")
         assert "notes.txt" in text_of(tmp_path / "odd"), "what is left out is named"
 
     @pytest.mark.parametrize("text", [text for text in HOSTILE if "\x00" not in text and text.strip()])
@@ -308,6 +331,7 @@ class TestGenerator:
         assert "before_after.png" in files(folder) and "![The same prompts and noise" in told
         (recipe,) = blocks(folder, "toml")
         assert tomllib.loads(recipe)["filter-tune"]["alpha"] == 1.01
+        assert_made_by_its_card(world, folder)
 
     def test_a_base_of_the_hub_is_named_with_its_commit(self):
         from irpipe.exports.generator import front, loading
