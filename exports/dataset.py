@@ -62,7 +62,7 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
     """An artifact's tables, each a configuration, and a dataset card.
 
     Rows are split by the column `split`, or by their prompt's split where the artifact tells those. Dictionary columns become
-    plain ones: not every version of `datasets` reads them. Memory holds one row group and every prompt's split.
+    plain ones, which leaves nothing to how a reader takes them. Memory holds one row group and every prompt's split.
 
     Raises:
         StoreError: there are no tables with rows, or the folder exists already.
@@ -179,7 +179,7 @@ def split_name(given: str, taken: Iterable[str]) -> str:
 
 
 def exported_schema(schema: Any) -> Any:
-    """A schema in types that `datasets` of any version has: dictionaries are plain values, bytes of a fixed number are bytes.
+    """A schema in the plainest types: values instead of dictionaries, bytes of any number instead of a fixed one.
 
     Every column may be null: `datasets` believes a file's own word on images only then.
     """
