@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +28,9 @@ from irpipe.models.noise import Noise, drop_branches, seed_dropouts
 from irpipe.models.pictures import corner, resized, square
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
+from irpipe.schemas.reward_model import CARD, CONFIG, WEIGHTS, ScoreCard
 
 FORMAT = "irpipe-imagereward"
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "score_card.json"
 
 # The published sizes (released code, ImageReward/ImageReward.py and med_config.json).
 PUBLISHED_VISION = {"image_size": 224, "patch_size": 16, "width": 1024, "depth": 24, "heads": 16}
@@ -82,25 +82,6 @@ class Preprocessing:
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
-
-
-@dataclass(frozen=True)
-class ScoreCard:
-    """What a model's scores mean, and where they come from.
-
-    Attributes:
-        mean, std: of raw scores over `normalised_on`; a normalised score is (raw - mean) / std.
-        normalised_on: which images those are.
-        trained_on: content ids, splits, tie policy and label source of the training data.
-        metrics: figures of the training.
-    """
-
-    mean: float
-    std: float
-    normalised_on: str
-    trained_on: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    meaning: str = "higher is better; compare within one prompt only"
 
 
 # Released code, ImageReward/ImageReward.py: the normaliser; its authors say it is of their test set.

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import BlipConfig, BlipTextConfig
 
 from irpipe.models.imagereward import (
-    CONFIG,
     FORMAT,
     PUBLISHED_VISION,
     ImageReward,
@@ -32,6 +31,7 @@ from irpipe.models.imagereward import (
 from irpipe.models.loading import at_hand, files_of
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
+from irpipe.schemas.reward_model import CONFIG
 
 Head = Literal["auto", "matching", "published", "random", "kept"]
 

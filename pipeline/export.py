@@ -1,8 +1,10 @@
-"""Copies of artifacts for other tools."""
+"""Copies of artifacts out of the store."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from irpipe.pipeline.errors import StoreError
@@ -10,24 +12,47 @@ from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import MANIFEST_FILE, Record, record_json
 from irpipe.pipeline.store import Store
 
+LINEAGE = "lineage"
+
 
 def export_files(store: Store, record: Record, folder: Path) -> None:
     """An artifact's files as they are, and in `lineage/` the records of everything it was made from.
 
-    The folder appears whole or not at all.
+    Raises:
+        StoreError: the folder exists already.
+    """
+    artifact = store.open(record.content_id)
+    with new_folder(folder) as draft:
+        for name in (*(file.path for file in artifact.manifest.files), MANIFEST_FILE):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.file(name), draft / name)
+        write_lineage(store, record, draft)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A draft that becomes the folder when the block is done: it appears whole or not at all.
+
+    A kill leaves a hidden draft beside it, which the next export of that name clears.
 
     Raises:
         StoreError: the folder exists already.
     """
     if folder.exists():
         raise StoreError(f"{folder} exists already", mend="name a folder that does not exist yet")
-    artifact = store.open(record.content_id)
-    draft = folder.with_name(f"{folder.name}.draft")
+    draft = folder.with_name(f".{folder.name}.irpipe-draft")  # a name that is nobody's: what has it is removed
     shutil.rmtree(draft, ignore_errors=True)
-    (draft / "lineage").mkdir(parents=True)
-    for name in (*(file.path for file in artifact.manifest.files), MANIFEST_FILE):
-        (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.file(name), draft / name)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def write_lineage(store: Store, record: Record, folder: Path) -> None:
+    """Write the records of a run and of everything it was made from into `lineage/`, one file each."""
+    (folder / LINEAGE).mkdir()
     for run in (*lineage(store, record).ancestors, record):
-        (draft / "lineage" / f"{run.stage}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
-    draft.rename(folder)
+        (folder / LINEAGE / f"{run.stage}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")

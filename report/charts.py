@@ -56,16 +56,13 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
                 {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": place, **reach, "tooltip": tooltip}},
                 {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"y": place, "x": value, "tooltip": tooltip}},
             ]
-            if chart.references:
-                held = [{"value": value, "is": f"{name}: {value:.4g}"} for name, value in chart.references.items()]
-                at: dict[str, Any] = {
-                    "x": {"field": "value", "type": "quantitative"},
-                    "tooltip": {"field": "is", "type": "nominal"},
-                }
-                named = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4}}
+            for number, (name, reference) in enumerate(chart.references.items()):
+                one: dict[str, Any] = {"data": {"values": [{"value": reference, "is": f"{name}: {reference:.4g}"}]}}
+                at = {"x": {"field": "value", "type": "quantitative"}}
+                label = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4 - 13 * number}}  # none over another
                 layers += [
-                    {"data": {"values": held}, "mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": at},
-                    {"data": {"values": held}, "mark": {"type": "text", "fontSize": 11}, "encoding": at | named},
+                    one | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": at},
+                    one | {"mark": {"type": "text", "fontSize": 11}, "encoding": at | label},
                 ]
             return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": layers}
 

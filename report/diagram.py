@@ -37,7 +37,8 @@ class Diagram:
 def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
     """A diagram of runs and a line on each.
 
-    Runs that nothing here depends between stand beside each other, at most `_MOST_BESIDE` in a row.
+    Runs that nothing here depends between stand beside each other, at most `_MOST_BESIDE` in a row. Lines that
+    others imply are left out: they would lie behind boxes. The page's lineage has them all.
     """
     import networkx as nx
 
@@ -58,7 +59,7 @@ def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
         for place, key in enumerate(row):
             x, y = left + place * (_WIDTH + _GAP_X), number * (_HEIGHT + _GAP_Y) + 10
             boxes[key] = Box(by_key[key], x, y, told[key], _settings(by_key[key]))
-    paths = [_path(boxes[parent], boxes[key]) for parent, key in graph.edges]
+    paths = [_path(boxes[parent], boxes[key]) for parent, key in nx.transitive_reduction(graph).edges]
     return Diagram(list(boxes.values()), paths, width, len(rows) * (_HEIGHT + _GAP_Y) + 10)
 
 

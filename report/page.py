@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from irpipe.exports.reproduction import recipe_of
 from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.progress import Progress, duration, local_time, size
@@ -182,6 +182,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def numeric(rows: Sequence[Sequence[Any]], column: int) -> bool:
+    """Whether a column holds numbers: its first cell that holds something does."""
+    return is_number(next((row[column] for row in rows if row[column] is not None), None))
+
+
 def as_webp(thumbnail: Thumbnail, budget: Budget) -> str:
     """A thumbnail within the page; nothing where the page is full."""
     return _data_url("image/webp", thumbnail.data) if budget.take(len(thumbnail.data)) else ""
@@ -251,27 +256,9 @@ def command(record: Record) -> str:
     return shlex.join(["irpipe", *record.command[1:]])
 
 
-def recipe_text(recipe: str, sections: Sequence[Section]) -> str:
-    """The settings that somebody gave, as an irpipe.toml that makes these artifacts again."""
-    tables = []
-    for one in sections:
-        record = one.record
-        lines = [f"{name} = {_toml(record.config[name])}" for name in record.given if record.config.get(name) is not None]
-        tables.append("\n".join([f"[{record.stage}]", *lines]))
-    return f"recipe = {_toml(recipe)}\n\n" + "\n\n".join(tables) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_toml(name)} = {_toml(item)}' for name, item in value.items())}}}"
-    if isinstance(value, str):
-        # A basic string of TOML escapes what JSON escapes.
-        return '"' + re.sub(r'[\\"\x00-\x1f\x7f]', lambda found: f"\\u{ord(found[0]):04x}", value) + '"'
-    return repr(value)
+def recipe_text(sections: Sequence[Section]) -> str:
+    """An irpipe.toml that makes these artifacts again."""
+    return recipe_of([one.record for one in sections])
 
 
 def anchor(record: Record) -> str:
@@ -307,7 +294,7 @@ def _template() -> Any:
     )
     functions = (
         anchor, as_png, as_webp, best, chart_rows, choices, command, duration, few, finite, is_number, kind_name, local_time,
-        number, packages, panels, recipe_text, scored, size, tags, visible, words,
+        number, numeric, packages, panels, recipe_text, scored, size, tags, visible, words,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template("page.html")

@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
 import pyarrow as pa
 
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.files import read_json
 from irpipe.schemas.table import Column, Table
+
+KIND = "reward-model"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "score_card.json"
+
+
+@dataclass(frozen=True)
+class ScoreCard:
+    """What a model's scores mean, and where they come from.
+
+    Attributes:
+        mean, std: of raw scores over `normalised_on`; a normalised score is (raw - mean) / std.
+        normalised_on: which images those are.
+        trained_on: content ids, splits, tie policy and label source of the training data.
+        metrics: figures of the training.
+    """
+
+    mean: float
+    std: float
+    normalised_on: str
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    meaning: str = "higher is better; compare within one prompt only"
+
+    @classmethod
+    def read(cls, folder: Path) -> ScoreCard:
+        """Read it from a model's folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        told = read_json(folder / CARD)
+        try:
+            return cls(**told)
+        except TypeError as error:
+            raise InputError(f"{folder / CARD} is no reward model's: {error}") from None
+
 
 CURVES = Table(
     "curves",

@@ -18,7 +18,7 @@ from irpipe.pipeline.stage import ENTRY_POINTS, Stage, find_stage, registered, r
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
+FOLDERS = ("exports", "microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
 OURS = sorted(PROJECT["project"]["entry-points"][ENTRY_POINTS])
 HEAVY = ("torch", "pandas", "pyarrow", "duckdb", "sklearn", "scipy", "numpy", "faiss", "PIL", "matplotlib", "transformers")
 

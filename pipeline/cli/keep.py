@@ -13,26 +13,34 @@ from irpipe.pipeline.cli.common import IdArgument, JsonOption, find, open_recipe
 
 class ExportKind(StrEnum):
     files = "files"
+    hf_dataset = "hf-dataset"
+    diffusers = "diffusers"
+    reward_model = "reward-model"
 
 
 def export(
     identifier: IdArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
     to: Annotated[
-        ExportKind, typer.Option("--to", help="files: the artifact's files and the records of its lineage.")
+        ExportKind,
+        typer.Option(
+            "--to",
+            help="files: the artifact's files as they are. hf-dataset: its tables, for datasets.load_dataset."
+            " diffusers: a tuned generator, for load_lora_weights or from_pretrained."
+            " reward-model: for ImageReward.from_pretrained. All but files come with a card.",
+        ),
     ] = ExportKind.files,
 ) -> None:
     """Copy an artifact out of the store, with the records of everything it was made from.
 
-    Example: irpipe export build-pairs my-pairs
+    Example: irpipe export build-pairs my-pairs --to hf-dataset
     """
-    from irpipe.pipeline.export import export_files
+    from irpipe.exports import EXPORTERS
     from irpipe.pipeline.store import disk_errors
 
-    exporters = {ExportKind.files: export_files}
     _, store, record = find(identifier)
     with disk_errors(store.root), store.in_use():
-        exporters[to](store, record, folder)
+        EXPORTERS[to](store, record, folder)
     print(folder)
 
 

@@ -1,7 +1,7 @@
 """Keep what the frozen part of a reward model's vision tower makes of each image, so that training computes it once.
 
 Reads: the images.
-Writes: `features.bin`, (images, tokens, width) in rows, `features.json`, and the table `image_features`.
+Writes: `features.bin`, (images, tokens, width) in rows, `features.json`, and the tables `image_features` and `rejected`.
 Paper: ImageReward, section 4.1 (70 % of the layers fixed).
 Deviates: the released code runs the frozen blocks in every step, with stochastic depth; here they add no noise.
 Cost: one pass of the frozen blocks an image; disk images * (1 + patches) * width * 2 bytes in bfloat16 (0.4 MB at the paper's

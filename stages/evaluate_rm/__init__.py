@@ -1,8 +1,8 @@
 """Hold scorers against people's preferences, against each other, and in the micro world against the truth.
 
 Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and who the simulated annotators were.
-Writes: the tables `scorers` (table 3 of the paper), `groups`, `calibration`, `generators` (table 1) and `best_of`, `report.txt`
-    and plots.
+Writes: the tables `scorers` (table 3 of the paper), `groups`, `calibration`, `generators` (table 1), `best_of` and
+    `rejected`, `report.txt` and plots.
 Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2.
 Deviates: accuracy is given pooled over pairs, as the released code has it, and as the mean over prompts, as the paper's caption
     has it, each with an interval by bootstrap over prompts.

@@ -1,7 +1,7 @@
 """Write down what the micro world's oracle knows of every image.
 
 Reads: the selected prompts and their images.
-Writes: the table `truth`: alignment, fidelity, utility, wrong words and a map of defects, for evaluations alone.
+Writes: the tables `rejected` and `truth`: alignment, fidelity, utility, wrong words and a map of defects, for evaluations alone.
 Paper: none; it is what no campaign of people can have.
 Deviates: stages that train or select are refused this artifact and all that is made from it.
 Cost: about 1 ms an image on one core.

@@ -1,8 +1,8 @@
 """Write what a campaign of annotators would hand over for the images of the selected prompts.
 
 Reads: the selected prompts and their images, of the micro world.
-Writes: `annotations.jsonl`, in our own format, as people's annotation files are, and `people.json`: the people, the noise
-    model's figures and the Bayes bound, the accuracy on pairs that nobody can exceed.
+Writes: `annotations.jsonl`, in our own format, as people's annotation files are, the table `rejected`, and `people.json`: the
+    people, the noise model's figures and the Bayes bound, the accuracy on pairs that nobody can exceed.
 Paper: ImageReward, section 2 and appendices A.3 and B: ratings from 1 to 7, problems, five slots with at most two images each.
 Deviates: taste is a formula (`irpipe.microworld.annotators`); several people annotate a prompt, the paper had one.
 Cost: about 1 ms an image on one core; memory O(images), 100 bytes each.

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.imagereward import ImageReward, ScoreCard
+from irpipe.models.imagereward import ImageReward
 from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
 from irpipe.models.starts import start
@@ -23,7 +23,7 @@ from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.features import FeatureFile
 from irpipe.schemas.files import read_json
-from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS
+from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS, ScoreCard
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.curves import draw_curves
 from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, read_pairs, read_prompts

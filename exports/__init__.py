@@ -1,0 +1,32 @@
+"""Artifacts in the layouts of other tools, each with a card that says what it is and how to make it again.
+
+cards         what all cards say of a run: settings, rows, lineage, licence
+dataset       tables as a folder for `datasets.load_dataset`
+generator     a tuned generator as a folder for diffusers
+kinds         which artifact goes to what
+markup        text in Markdown, YAML, TOML and shell, whatever is in it
+reproduction  the recipe under which a run comes out again
+reward_model  a reward model as a folder for `ImageReward.from_pretrained`
+weights       copying weights, never pickled ones
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from irpipe.exports.dataset import export_dataset
+from irpipe.exports.generator import export_generator
+from irpipe.exports.reward_model import export_reward_model
+from irpipe.pipeline.export import export_files
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.store import Store
+
+Exporter = Callable[[Store, Record, Path], None]
+
+EXPORTERS: Mapping[str, Exporter] = {
+    "files": export_files,
+    "hf-dataset": export_dataset,
+    "diffusers": export_generator,
+    "reward-model": export_reward_model,
+}

@@ -1,0 +1,138 @@
+"""What all cards say of a run: settings, rows, lineage, how to make it again, and whose licences hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irpipe.exports.markup import code, fenced, front_matter, joined, plain, table
+from irpipe.exports.reproduction import recipe_of
+from irpipe.pipeline.errors import IrpipeError
+from irpipe.pipeline.export import LINEAGE
+from irpipe.pipeline.lineage import lineage
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.recipe import RECIPE_FILE
+from irpipe.pipeline.stage import find_stage, registered
+from irpipe.pipeline.store import Store
+
+CARD = "README.md"
+_DIGEST = re.compile(r"[0-9a-f]{40,64}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run and everything it was made from, upstream first."""
+
+    record: Record
+    ancestors: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, store: Store, record: Record) -> Origin:
+        return cls(record, lineage(store, record).ancestors)
+
+    @property
+    def runs(self) -> tuple[Record, ...]:
+        return (*self.ancestors, self.record)
+
+
+def write_card(folder: Path, entries: dict[str, Any], parts: Sequence[str], origin: Origin) -> None:
+    """Write README.md: front matter, the exporter's own parts, and what all cards say."""
+    common = (made(origin.record), truth(origin), licence(origin), reproduce(origin), ancestry(origin))
+    text = joined(front_matter(entries), *parts, *common)
+    (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def made(record: Record) -> str:
+    """How it was made: stage, ids, rows, and the settings that somebody gave."""
+    rows = record.rows
+    given = [
+        (
+            code(name),
+            code(record.config[name]),
+            code(_digests(record.external[name]["digest"])) if name in record.external else "",
+        )
+        for name in record.given
+    ]
+    settings = joined(
+        f"Settings that were given; others had this version's defaults, which {code(f'irpipe cite {record.stage}')} explains:",
+        table(("setting", "value", "digest or revision of what it names"), given),
+    )
+    return joined(
+        "## How it was made",
+        f"By the stage {code(record.stage)} (version {record.stage_version}) of"
+        f" irpipe {plain(record.packages.get('irpipe', ''))}, under the recipe {code(record.recipe)}.",
+        f"- key (stage, settings and inputs): {code(record.key)}\n"
+        f"- content id (of the artifact's files): {code(record.content_id)}\n"
+        f"- rows: {rows['read']:,} read, {rows['kept']:,} kept, {rows['rejected']:,} rejected",
+        settings if given else "No setting was given: all had this version's defaults.",
+    ).rstrip()
+
+
+def _digests(entry: Any) -> str:
+    """The digests and revisions among what an external setting came to, however its role nests them."""
+    if isinstance(entry, list):
+        return ", ".join(found for item in entry if (found := _digests(item)))
+    return entry if isinstance(entry, str) and _DIGEST.fullmatch(entry) else ""
+
+
+def truth(origin: Origin) -> str:
+    """A warning on what holds, or was made from, the truth that only evaluations may see."""
+    if not any(_knows_truth(run.stage) for run in origin.runs):
+        return ""
+    return joined(
+        "## For evaluation only",
+        "This holds, or was made from, the truth of a simulated world. Train and select nothing by it.",
+    ).rstrip()
+
+
+def _knows_truth(stage: str) -> bool:
+    try:
+        return stage in registered() and find_stage(stage).truth
+    except IrpipeError:
+        return False  # another package's stage that cannot be loaded says nothing
+
+
+def licence(origin: Origin) -> str:
+    """No licence is invented: those of what came from outside hold."""
+    outside = [
+        (code(run.stage), code(name), code(entry["given"]), code(_digests(entry["digest"])))
+        for run in origin.runs
+        for name, entry in sorted(run.external.items())
+    ]
+    return joined(
+        "## Licence",
+        "irpipe adds no terms of its own. The licences of the inputs apply, of models as of data."
+        + (" From outside came:" if outside else " Nothing came from outside: the inputs were simulated."),
+        table(("stage", "setting", "given as", "digest or revision"), outside) if outside else "",
+    ).rstrip()
+
+
+def reproduce(origin: Origin) -> str:
+    """The recipe and the command."""
+    return joined(
+        "## How to make it again",
+        f"With irpipe {plain(origin.record.packages.get('irpipe', ''))}, in a folder with this `{RECIPE_FILE}`"
+        " (paths are relative to it):",
+        fenced("toml", recipe_of(origin.runs)),
+        fenced("sh", f"irpipe run {shlex.quote(origin.record.stage)}"),
+    ).rstrip()
+
+
+def ancestry(origin: Origin) -> str:
+    """Every run it was made from, by both ids."""
+    rows = [(code(run.stage), str(run.stage_version), code(run.key), code(run.content_id)) for run in origin.runs]
+    return joined(
+        "## Lineage",
+        f"Upstream first; the last one is this. `{LINEAGE}/` holds the record of each: all settings, inputs, packages and"
+        " figures, where and when it ran, and by which command.",
+        table(("stage", "version", "key", "content id"), rows),
+    ).rstrip()
+
+
+def figures(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Figures as rows of a table: name and value."""
+    return ((code(name), code(value)) for name, value in values.items())

@@ -1,0 +1,338 @@
+"""Tables as a folder for `datasets.load_dataset(FOLDER, TABLE)`: a configuration a table, Parquet by split, a dataset card."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from keyword import iskeyword
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import irpipe.schemas
+from irpipe.exports.cards import Origin, write_card
+from irpipe.exports.kinds import has_rows, kind_of, refuse
+from irpipe.exports.markup import code, fenced, joined, plain, table
+from irpipe.pipeline.errors import IrpipeError
+from irpipe.pipeline.export import LINEAGE, new_folder, write_lineage
+from irpipe.pipeline.manifest import Record, TableEntry
+from irpipe.pipeline.stage import find_stage
+from irpipe.pipeline.store import Artifact, Store
+from irpipe.schemas.annotations import SPLITS
+from irpipe.schemas.rejected import REJECTED
+from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.table import Table
+
+# A table without splits is one. It is not called train: nobody said that it may be trained on.
+WHOLE, UNASSIGNED = "full", "unassigned"
+_MOST_LISTED = 50  # files
+_RESERVED = {"all"}  # `datasets` means every split by it
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_NO_TABLE = TableEntry((), 0, {})
+
+Splitter = Callable[[Any], Iterator[tuple[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A table as it was written.
+
+    Attributes:
+        name: of the table; `config`: of its configuration and folder.
+        schema: of the files.
+        rows: by split.
+    """
+
+    name: str
+    config: str
+    schema: Any
+    rows: Mapping[str, int]
+
+
+def export_dataset(store: Store, record: Record, folder: Path) -> None:
+    """An artifact's tables, each a configuration, and a dataset card.
+
+    Rows are split by the column `split`, or by their prompt's split where the artifact tells those. Dictionary columns become
+    plain ones, which leaves nothing to how a reader takes them. Memory holds one row group and every prompt's split.
+
+    Raises:
+        StoreError: there are no tables with rows, or the folder exists already.
+    """
+    artifact = store.open(record.content_id)
+    if not has_rows(artifact):
+        raise refuse(store, record, "hf-dataset")
+    with new_folder(folder) as draft:
+        configs = config_names(artifact.manifest.tables)
+        by_prompt = prompt_splitter(artifact)
+        exported = [
+            write_table(
+                name, configs[name], artifact.table(name), draft, splitter(artifact.manifest.tables[name].columns, by_prompt)
+            )
+            for name in artifact.manifest.tables
+        ]
+        write_lineage(store, record, draft)
+        origin = Origin.of(store, record)
+        parts = (
+            summary(exported, record, folder.name), tables(exported), rejections(artifact), leads(store, origin),
+            left_out(artifact),
+        )  # fmt: skip
+        write_card(draft, front(exported, record), parts, origin)
+
+
+def config_names(names: Iterable[str]) -> dict[str, str]:
+    """A configuration for each table: its name without what has a meaning in paths, patterns and YAML."""
+    found: dict[str, str] = {LINEAGE: LINEAGE}  # the folder beside them
+    for name in names:
+        found[name] = _unlike(re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "table", found.values())
+    return found
+
+
+def _unlike(name: str, taken: Iterable[str]) -> str:
+    """The name, or the name and the first number that makes it one of its own."""
+    others, number, free = set(taken), 1, name
+    while free in others:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def prompt_splitter(artifact: Artifact) -> Splitter | None:
+    """Splits rows by their prompt, if the artifact tells the prompts' splits."""
+    told = artifact.manifest.tables.get(PROMPT_SPLITS.name, _NO_TABLE).columns
+    if told.get("prompt_id") != "uint64" or not _is_text(told.get("split", "")):
+        return None
+    known = PROMPT_SPLITS.read(artifact.table(PROMPT_SPLITS.name), ["prompt_id", "split"])
+    ids, splits = known["prompt_id"].combine_chunks(), _undictionaried(known["split"].combine_chunks())
+
+    def split(rows: Any) -> Iterator[tuple[str, Any]]:
+        return _parts(rows, splits.take(pc.index_in(rows["prompt_id"].combine_chunks(), value_set=ids)))
+
+    return split
+
+
+def splitter(columns: Mapping[str, str], by_prompt: Splitter | None) -> Splitter:
+    """How a table's rows are split: by its own column, by the prompt's, or not at all."""
+    if _is_text(columns.get("split", "")):
+        return _by_column
+    if by_prompt is not None and columns.get("prompt_id") == "uint64":
+        return by_prompt
+    return _not_at_all
+
+
+def _is_text(kind: str) -> bool:
+    """Whether a manifest's name of a type is one of text."""
+    return kind.startswith(("string", "dictionary<values=string"))
+
+
+def _by_column(rows: Any) -> Iterator[tuple[str, Any]]:
+    return _parts(rows, rows["split"].combine_chunks())
+
+
+def _not_at_all(rows: Any) -> Iterator[tuple[str, Any]]:
+    if len(rows):
+        yield WHOLE, rows
+
+
+def _parts(rows: Any, splits: Any) -> Iterator[tuple[str, Any]]:
+    """Rows by the name in their place of `splits`, in their order; a null is `UNASSIGNED`."""
+    names = pc.fill_null(splits, UNASSIGNED)
+    for name in pc.unique(names).to_pylist():
+        yield name, rows.filter(pc.equal(names, name))
+
+
+def write_table(name: str, config: str, files: Sequence[Path], out: Path, split: Splitter) -> Exported:
+    """Write a table to `CONFIG/SPLIT-NUMBER.parquet`, a number for each of its files. What has no rows has no file."""
+    rows: Counter[str] = Counter()
+    split_names: dict[str, str] = {}
+    schema = exported_schema(pq.read_schema(files[0]))
+    for number, file in enumerate(files):
+        with ExitStack() as stack, pq.ParquetFile(file) as parquet:
+            writers: dict[str, Any] = {}
+            for group in range(parquet.num_row_groups):
+                for given, part in split(as_exported(parquet.read_row_group(group), schema)):
+                    if given not in split_names:
+                        split_names[given] = split_name(given, split_names.values())
+                    named = split_names[given]
+                    if named not in writers:
+                        path = out / config / f"{named}-{number:05}.parquet"
+                        path.parent.mkdir(exist_ok=True)
+                        writers[named] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+                    writers[named].write_table(part, row_group_size=len(part))
+                    rows[named] += len(part)
+    order = [*SPLITS, *sorted(rows.keys() - {*SPLITS, UNASSIGNED}), UNASSIGNED]
+    return Exported(name, config, schema, {named: rows[named] for named in order if rows[named]})
+
+
+def split_name(given: str, taken: Iterable[str]) -> str:
+    """A split as `datasets` takes its name: of letters, digits and _, its own, and not a word that means something else."""
+    name = re.sub(r"\W+", "_", given, flags=re.ASCII).strip("_") or UNASSIGNED
+    return _unlike(f"{name}_" if name in _RESERVED else name, taken)
+
+
+def exported_schema(schema: Any) -> Any:
+    """A schema in the plainest types: values instead of dictionaries, bytes of any number instead of a fixed one.
+
+    Every column may be null: `datasets` believes a file's own word on images only then.
+    """
+    fields = [pa.field(field.name, _exported_type(field.type), True, field.metadata) for field in schema]
+    kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
+    return pa.schema(fields, kept or None)
+
+
+def _exported_type(kind: Any) -> Any:
+    if pa.types.is_dictionary(kind):
+        return _exported_type(kind.value_type)
+    return pa.binary() if pa.types.is_fixed_size_binary(kind) else kind
+
+
+def as_exported(rows: Any, schema: Any) -> Any:
+    """Rows under a schema of `exported_schema`."""
+    columns = [_undictionaried(rows[field.name].combine_chunks()).cast(field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _undictionaried(values: Any) -> Any:
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def front(exported: Sequence[Exported], record: Record) -> dict[str, Any]:
+    """The card's front matter. Tables without rows have no configuration: `datasets` cannot load them."""
+    loadable = [item for item in exported if item.rows]
+    try:
+        main = kind_of(record).replace("-", "_")
+    except IrpipeError:
+        main = ""  # the stage's package is not installed: nobody says which table is meant
+    return {
+        "pretty_name": f"{record.stage} of {record.recipe}",
+        "tags": ["irpipe", "human-preference", "text-to-image"],
+        "configs": [
+            {"config_name": item.config}
+            | ({"default": True} if item.name == main or len(loadable) == 1 else {})
+            | {"data_files": [{"split": name, "path": f"{item.config}/{name}-*.parquet"} for name in item.rows]}
+            for item in loadable
+        ],
+    }
+
+
+def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
+    """What it is, its tables and splits at a glance, and how to load them."""
+    splits = [*SPLITS, *sorted({name for item in exported for name in item.rows} - {*SPLITS})]
+    shown = [name for name in splits if any(name in item.rows for item in exported)]
+    counts = [(code(item.config), *(f"{item.rows[name]:,}" if name in item.rows else "" for name in shown)) for item in exported]
+    loads = [f"{_variable(item.config)} = load_dataset({folder!a}, {item.config!a})" for item in exported if item.rows]
+    whole = f" A table without splits is one, {code(WHOLE)}." if any(WHOLE in item.rows for item in exported) else ""
+    lost = f" {code(UNASSIGNED)}: rows of no split." if any(UNASSIGNED in item.rows for item in exported) else ""
+    empty = " A table without rows has no configuration." if any(not item.rows for item in exported) else ""
+    return joined(
+        f"# {plain(record.stage)}",
+        f"The tables of an artifact of irpipe: {plain(_first_line(record.stage))}",
+        f"Rows of each table by split.{whole}{lost}{empty}",
+        table(("table", *map(code, shown)), counts),
+        fenced("python", "\n".join(["from datasets import load_dataset", "", *loads])),
+    ).rstrip()
+
+
+def _variable(config: str) -> str:
+    """A configuration's name as Python may have it."""
+    name = config.replace("-", "_")
+    return name if name.isidentifier() and not iskeyword(name) else f"table_{name}"
+
+
+def _first_line(stage: str) -> str:
+    """What a stage does, in its own words."""
+    try:
+        module = importlib.import_module(find_stage(stage).package)
+    except (IrpipeError, ImportError):
+        return f"what {stage} wrote."
+    return (module.__doc__ or f"what {stage} wrote.").strip().partition("\n")[0]
+
+
+def tables(exported: Sequence[Exported]) -> str:
+    """Every table: what it is, and its columns with type and meaning."""
+    parts = ["## Tables"]
+    for item in exported:
+        rows = [(code(field.name), code(_type_name(field.type)), plain(_meaning(field))) for field in item.schema]
+        parts += [f"### {plain(item.name)}", plain(_table_doc(item)), table(("column", "type", "meaning"), rows)]
+    ids = "Ids are 64 bits of a hash, which irpipe shows as 16 hex digits; equal ids mean the same thing in every table."
+    return joined(*parts, ids).rstrip()
+
+
+def _type_name(kind: Any) -> str:
+    return "Image" if kind == _IMAGE else str(kind)
+
+
+def _meaning(field: Any) -> str:
+    """What the table's own schema says of a column: it travels in the file."""
+    doc: bytes = (field.metadata or {}).get(b"doc", b"")
+    return doc.decode("utf-8", "replace")
+
+
+def _table_doc(item: Exported) -> str:
+    """What the schemas say of a table of this name and these columns; nothing of another package's."""
+    for known in known_tables():
+        if known.name == item.name and [column.name for column in known.columns] == item.schema.names:
+            return known.doc
+    return ""
+
+
+def known_tables() -> Iterator[Table]:
+    """Every table that irpipe's schemas declare. Several share a name, such as `rejected`, and differ in columns."""
+    for module in pkgutil.iter_modules(irpipe.schemas.__path__, "irpipe.schemas."):
+        yield from (value for value in vars(importlib.import_module(module.name)).values() if isinstance(value, Table))
+
+
+def rejections(artifact: Artifact) -> str:
+    """How many rows were dropped, by reason."""
+    if "reason" not in artifact.manifest.tables.get(REJECTED.name, _NO_TABLE).columns:
+        return ""
+    counts: Counter[str] = Counter()
+    for file in artifact.table(REJECTED.name):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(columns=["reason"]):
+                for entry in pc.value_counts(_undictionaried(batch["reason"])).to_pylist():
+                    counts[str(entry["values"])] += entry["counts"]
+    rows = [(plain(reason), f"{count:,}") for reason, count in sorted(counts.items())]
+    return joined("## Rejected", table(("reason", "rows"), rows) if rows else "Nothing was rejected.").rstrip()
+
+
+def leads(store: Store, origin: Origin) -> str:
+    """Where in the lineage the images and texts lie that ids name, where they are still at hand."""
+    rows = []
+    for run in origin.ancestors:
+        found = store.open(run.content_id).manifest.tables if store.holds(run.content_id) else {}
+        for name, entry in found.items():
+            if {"image_id", "image"} <= entry.columns.keys():
+                rows.append(("images, by `image_id`", code(run.stage), code(name), code(run.content_id[:12])))
+            if {"prompt_id", "prompt"} <= entry.columns.keys():
+                rows.append(("texts, by `prompt_id`", code(run.stage), code(name), code(run.content_id[:12])))
+    if not rows:
+        return ""
+    return joined(
+        "## What ids lead to",
+        "In artifacts that this one was made from; `irpipe export ID FOLDER --to hf-dataset` brings them into the same form.",
+        table(("what", "stage", "table", "id"), rows),
+    ).rstrip()
+
+
+def left_out(artifact: Artifact) -> str:
+    """Files of the artifact that are no tables."""
+    within = {part for entry in artifact.manifest.tables.values() for part in entry.files}
+    others = [file for file in artifact.manifest.files if file.path not in within]
+    if not others:
+        return ""
+    rows = [(code(file.path), f"{file.size:,}", code(file.sha256)) for file in others[:_MOST_LISTED]]
+    rows += [(f"{len(others) - _MOST_LISTED:,} more", "", "")] if len(others) > _MOST_LISTED else []
+    return joined(
+        "## Left out",
+        "Files of the artifact that are no tables; `--to files` copies them too.",
+        table(("file", "bytes", "SHA-256"), rows),
+    ).rstrip()

@@ -1,0 +1,82 @@
+"""A reward model as a folder for `ImageReward.from_pretrained`, and a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from irpipe.exports.cards import Origin, figures, write_card
+from irpipe.exports.kinds import is_reward_model, kind_of, refuse
+from irpipe.exports.markup import code, fenced, joined, plain, table
+from irpipe.exports.weights import copy_weights
+from irpipe.pipeline.export import new_folder, write_lineage
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.store import Artifact, Store
+from irpipe.schemas.reward_model import ScoreCard
+
+_CURVES = "curves.png"
+
+
+def export_reward_model(store: Store, record: Record, folder: Path) -> None:
+    """The best model of a training with its tokenizer and score card, and a model card.
+
+    Raises:
+        StoreError: the artifact is no reward model, its weights are pickled, or the folder exists already.
+    """
+    if not is_reward_model(kind_of(record)):
+        raise refuse(store, record, "reward-model")
+    artifact = store.open(record.content_id)
+    card = ScoreCard.read(artifact.path)
+    with new_folder(folder) as draft:
+        copy_weights(artifact, draft, {name: name for name in files_of(artifact)})
+        write_lineage(store, record, draft)
+        parts = (summary(folder.name), scores(card), training(card), curves(draft))
+        write_card(draft, {"library_name": "irpipe", "tags": ["irpipe", "reward-model", "human-preference"]}, parts,
+                   Origin.of(store, record))  # fmt: skip
+
+
+def files_of(artifact: Artifact) -> list[str]:
+    """Files at the artifact's top that are no tables: the best model. The last one and the course are `--to files`'s."""
+    names = [file.path for file in artifact.manifest.files]
+    return [name for name in names if "/" not in name and not name.endswith(".parquet")]
+
+
+def summary(folder: str) -> str:
+    """What it is, and how to load it."""
+    lines = [
+        "from irpipe.models.imagereward import ImageReward", "", f"model = ImageReward.from_pretrained({folder!a})",
+        "# higher is better: scores of PIL images for one prompt",
+        'scores = model.score("a prompt", images)',
+    ]  # fmt: skip
+    return joined(
+        "# A reward model of human preference",
+        "It scores how well people would like an image for a prompt (ImageReward, arXiv 2304.05977).",
+        fenced("python", "\n".join(lines)),
+    ).rstrip()
+
+
+def scores(card: ScoreCard) -> str:
+    """What a score means, and how it is normalised."""
+    return joined(
+        "## What its scores mean",
+        f"{plain(card.meaning[:1].upper() + card.meaning[1:])}. A score is the raw one less the mean, {card.mean:.6g}, by the"
+        f" standard deviation, {card.std:.6g}, of raw scores over {plain(card.normalised_on)}. Differences of raw scores are log"
+        " odds that people prefer the one image to the other.",
+    ).rstrip()
+
+
+def training(card: ScoreCard) -> str:
+    """Accuracy and other figures, and what it was trained on."""
+    return joined(
+        "## Figures",
+        "Accuracy is the share of pairs whose better image scores higher, on prompts of the validation split, by which the"
+        " best step was chosen; `irpipe run evaluate-rm` measures it on the test split.",
+        table(("figure", "value"), figures(dict(card.metrics))),
+        "## What it was trained on",
+        "By content id, with what else the training wrote down:",
+        table(("", ""), [(plain(name), code(value)) for name, value in card.trained_on.items()]),
+    ).rstrip()
+
+
+def curves(folder: Path) -> str:
+    """The drawing of its training, if it is there."""
+    return f"![The course of the training]({_CURVES})" if (folder / _CURVES).is_file() else ""

@@ -1,0 +1,35 @@
+"""Copying weights out of artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from irpipe.pipeline.errors import StoreError
+from irpipe.pipeline.store import Artifact
+
+# What frameworks write by pickling: loading such a file runs whatever is in it.
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+def copy_weights(artifact: Artifact, folder: Path, files: Mapping[str, str]) -> None:
+    """Copy some of an artifact's files (path to new path) into a folder.
+
+    Raises:
+        StoreError: one of them is a pickle, or there is none in safetensors.
+    """
+    for name in files:
+        if name.lower().endswith(_PICKLES):
+            raise StoreError(
+                f"{name} is a pickle, which runs code when it is loaded", where=artifact.content_id[:12],
+                expected="weights in safetensors", mend="let the stage write safetensors, or --to files",
+            )  # fmt: skip
+    if not any(name.endswith(".safetensors") for name in files):
+        raise StoreError(
+            "the artifact holds no weights where they should lie", where=artifact.content_id[:12],
+            expected="safetensors", mend="--to files",
+        )  # fmt: skip
+    for name, new in files.items():
+        (folder / new).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.file(name), folder / new)
