@@ -45,6 +45,7 @@ demo: $(VENV)/demo ## from nothing to a tuned generator and what it is worth, of
 	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|What it is worth:   \1/evaluation.png|p'
 	@cd demo && $(IRPIPE) show refl | sed -n 's|^  path *\(.*\)|How it was tuned:   \1/curves.png and before_after.png|p'
 	@cd demo && $(IRPIPE) show compare-generators | sed -n 's|^  path *\(.*\)|What that is worth: \1/side_by_side.png|p'
+	@cd demo && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  demo/report.html"
 	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 
 test: $(VENV)/dev ## the tests, but for the slow ones
