@@ -88,10 +88,11 @@ def _some(places: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDA
 
 
 def plane_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Coordinates (n, 2) along the two principal directions of vectors (n, d)."""
-    centred = vectors - vectors.mean(axis=0)
-    if len(centred) < 2:
-        return np.zeros((len(centred), 2), dtype=np.float32)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    plane = centred @ directions[:2].T
-    return plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 1)))
+    """Coordinates (n, 2) of vectors (n, d) along their two principal directions; zeros where there are none."""
+    from sklearn.decomposition import PCA
+
+    plane = np.zeros((len(vectors), 2), dtype=np.float32)
+    known = min(2, *vectors.shape)
+    if (vectors != vectors[:1]).any():
+        plane[:, :known] = PCA(known, svd_solver="full").fit_transform(vectors)
+    return plane
