@@ -78,7 +78,7 @@ def _print_picture(title: str, path: Path) -> None:
 
 def can_show_pictures() -> bool:
     """Whether the terminal draws pictures, by Kitty's protocol or by sixels."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or not os.get_terminal_size(sys.stdout.fileno()).columns:
         return False
     try:
         from textual_image import renderable

@@ -31,6 +31,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
     except ModuleNotFoundError as error:
         raise ModelError(f"reports need the package {error.name}", mend="pip install 'irpipe[report]'") from None
 
+    first = True
     while True:
         standings = survey(planner)
         going_on = watch and any(standing.state == "running" for standing in standings)
@@ -44,7 +45,10 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
             )  # fmt: skip
         write_durably(out, text)
         if not going_on:
+            if watch and first:
+                watcher.say("nothing runs: the page is written once")
             return len(text.encode())
+        first = False
         time.sleep(REFRESH_SECONDS)
         planner = Planner(planner.recipe, planner.store, planner.watcher)  # a planner remembers what it looked up
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 import tomllib
 from pathlib import Path
@@ -97,6 +103,41 @@ class TestShow:
         out = seen("show", "build-pairs").out
         for row in seen.rows("SELECT split, count(*) AS pairs FROM pairs GROUP BY split"):
             assert f"{row['split']}\t{row['pairs']:,}\t" in out
+
+
+def in_terminal(command, folder, answers):
+    """What a command prints in a terminal of 100 columns that answers some of its questions."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 1000, 800))
+    process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    printed, waiting = b"", b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        printed, waiting = printed + part, waiting + part
+        for question, answer in answers.items():
+            if question in waiting:
+                os.write(ours, answer)
+                waiting = b""
+    os.close(ours)
+    assert process.wait(60) == 0, printed
+    return printed
+
+
+class TestTerminal:
+    COMMAND = (sys.executable, "-m", "irpipe.pipeline.cli", "show", "generate-images")
+
+    def test_pictures_are_drawn_where_that_is_possible(self, everything):
+        """The terminal says, when asked for its attributes, that it knows sixels (4)."""
+        printed = in_terminal(self.COMMAND, everything, {b"\x1b[c": b"\x1b[?62;4;22c", b"\x1b[16t": b"\x1b[6;20;10t"})
+        assert b"\x1bP" in printed and len(printed) > 10_000
+
+    def test_else_their_path_is_told(self, everything):
+        printed = in_terminal(self.COMMAND, everything, {b"\x1b[c": b"\x1b[?62;22c"})
+        assert b"\x1bP" not in printed and re.search(rb"contact sheet: \S+\.png", printed)
 
 
 class TestPage:
