@@ -35,6 +35,10 @@ class InputError(IrpipeError):
     """A file from outside cannot be used: missing, empty, truncated, of another format, without a column."""
 
 
+class UnreadError(InputError):
+    """Something from outside is too large to be read only to look at it."""
+
+
 class RejectedError(IrpipeError):
     """Too many rows of an input were bad, or none was good."""
 

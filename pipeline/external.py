@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, did_you_mean
+from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
-from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.progress import Watcher, size
 from irpipe.pipeline.stage import Config, Model, hashed_names, role_of
 from irpipe.pipeline.store import Store
 
@@ -48,18 +48,22 @@ class _Source:
     artifact: str | None = None
 
 
-def resolve(stage: str, config: Config, root: Path, store: Store, watcher: Watcher, *, remember: bool) -> Externals:
+def resolve(
+    stage: str, config: Config, root: Path, store: Store, watcher: Watcher, *, remember: bool, most_bytes: int | None = None
+) -> Externals:  # fmt: skip
     """Digest everything from outside that a stage's settings name.
 
     Args:
         remember: whether digests may be written to the store's memory (a plan writes nothing).
+        most_bytes: what is larger, and not remembered, is not read; None: everything is.
 
     Raises:
         InputError: a file is missing, empty or a Git LFS pointer.
         ModelError: a model is named without a revision.
+        UnreadError: something is larger than `most_bytes`.
     """
     found = Externals()
-    memory = Memory(store.root / "digests.sqlite", watcher, remember=remember)
+    memory = Memory(store.root / "digests.sqlite", watcher, remember=remember, most_bytes=most_bytes)
     for name in hashed_names(config, ("external", "model")):
         value, where = getattr(config, name), f"{stage}.{name}"
         if value is None or value == ():
@@ -168,10 +172,11 @@ def _artifact_of(path: Path, store: Store, where: str) -> str | None:
 class Memory:
     """Digests of files and folders, remembered by (path, inode, size, mtime_ns, ctime_ns)."""
 
-    def __init__(self, path: Path, watcher: Watcher, *, remember: bool) -> None:
+    def __init__(self, path: Path, watcher: Watcher, *, remember: bool, most_bytes: int | None = None) -> None:
         self._path = path
         self._watcher = watcher
         self._remember = remember
+        self._most_bytes = most_bytes
 
     def digest(self, path: Path, where: str) -> str:
         """SHA-256 of a file, or the Merkle digest of a folder.
@@ -181,12 +186,14 @@ class Memory:
         path = path.resolve()
         if path.is_file():
             _refuse(path, where)
-            return self._known_or(path, _stat(path.stat()), lambda: self._hash_file(path))
+            stat = path.stat()
+            return self._known_or(path, _stat(stat), stat.st_size, lambda: self._hash_file(path))
         entries = _walk(path, self._path.parent)
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
         signature = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + stat for name, stat in entries)).digest()
-        return self._known_or(path, signature, lambda: self._hash_folder(path, entries))
+        total = sum(_STAT.unpack(stat)[1] for _, stat in entries)
+        return self._known_or(path, signature, total, lambda: self._hash_folder(path, entries))
 
     def _hash_file(self, path: Path) -> str:
         with self._watcher.progress(f"hashing {path.name}", path.stat().st_size, "bytes") as bar:
@@ -204,10 +211,12 @@ class Memory:
                 bar.advance(1)
         return digest(["folder", content_id(files)])
 
-    def _known_or(self, path: Path, signature: bytes, compute: Any) -> str:
+    def _known_or(self, path: Path, signature: bytes, count: int, compute: Any) -> str:
         known = self._lookup(str(path), signature)
         if known is not None:
             return known
+        if self._most_bytes is not None and count > self._most_bytes:
+            raise UnreadError(f"{path.name} ({size(count)}) was not read yet, or changed since")
         fresh: str = compute()
         if self._remember and time.time() - path.stat().st_ctime > _SETTLED_SECONDS:
             self._store(str(path), signature, fresh)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.progress import Progress, Watcher, tick_line
+from irpipe.pipeline.text import visible
 
+_LONGEST_LINE = 4000  # characters
 _TAIL_BYTES = 8192  # more than the longest line that progress writes
 
 
@@ -21,7 +23,8 @@ class Journal(Watcher):
     def __init__(self, path: Path, watcher: Watcher) -> None:
         self._path = path
         self._watcher = watcher
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._torn = _ends_torn(path)
+        self._told = False
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened: it is told and written."""
@@ -49,12 +52,32 @@ class Journal(Watcher):
 
     def _write(self, event: str, **fields: Any) -> None:
         told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
-        # One write of one line: a kill leaves whole lines, and a reader meanwhile sees none that is half.
+        line = (json.dumps(told, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+        try:
+            self._append(b"\n" + line if self._torn else line)
+        except OSError as error:  # a run must not fail, nor a finished one be lost, for want of its log
+            self._torn = True
+            if not self._told:
+                self._told = True
+                self._watcher.say(f"  the log cannot be written: {error.strerror}")
+
+    def _append(self, line: bytes) -> None:
+        """One write: a kill leaves whole lines, and a reader meanwhile sees none that is half."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, (json.dumps(told, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace"))
+            self._torn = os.write(descriptor, line) < len(line)
         finally:
             os.close(descriptor)
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a log ends within a line, as a full disk leaves it."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 class _Both:
@@ -99,6 +122,12 @@ def _parsed(text: bytes) -> list[dict[str, Any]]:
     return found
 
 
+def latest_run(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines from the last start on: a key may have run before, forced or after a failure."""
+    starts = [place for place, line in enumerate(told) if line["event"] == "started"]
+    return told[starts[-1] :] if starts else told
+
+
 def as_line(told: dict[str, Any]) -> str:
     """One event as people read it."""
     fields = {name: value for name, value in told.items() if name not in ("time", "event")}
@@ -115,4 +144,4 @@ def as_line(told: dict[str, Any]) -> str:
             text = f"failed: {told['error']}"
         case _:
             text = f"{told['event']}: {json.dumps(fields, ensure_ascii=False)}"
-    return f"{told.get('time', '')}  {text}"
+    return f"{told.get('time', '')}  {visible(text, _LONGEST_LINE)}"

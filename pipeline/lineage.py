@@ -65,7 +65,10 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
 def parents_of(record: Record, runs: Sequence[Record]) -> list[str]:
     """Keys of the runs, of those given, whose results a run read."""
     makers = {run.content_id: run.key for run in sorted(runs, key=lambda run: run.ended)}
-    return list(_parents(record, makers))
+    keys = {run.key for run in runs}
+    # The same content may have been made again under another key, which is the one among these.
+    read = [entry.key if entry.key in keys else makers.get(entry.content_id, entry.key) for entry in record.inputs.values()]
+    return list(dict.fromkeys([*read, *_parents(record, makers)]))
 
 
 def _runs(store: Store) -> tuple[dict[str, Record], dict[str, list[str]]]:

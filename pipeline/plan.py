@@ -70,6 +70,7 @@ class Planner:
         force: name of a stage that runs although its result is at hand.
         strict_code: a result made by other code is not reused.
         remember: whether digests of outside files may be remembered in the store.
+        most_bytes: outside files larger than this are not read, if their digest is not remembered: an error says so.
     """
 
     recipe: Recipe
@@ -78,6 +79,7 @@ class Planner:
     force: str | None = None
     strict_code: bool = False
     remember: bool = False
+    most_bytes: int | None = None
     _by_stage: dict[str, list[Record]] = field(default_factory=dict)
     _externals: dict[str, Externals] = field(default_factory=dict)
     _parsed: Parsed = field(default_factory=dict)
@@ -127,8 +129,9 @@ class Planner:
         name = node.name
         if again or name not in self._externals:
             self._externals[name] = resolve(
-                node.stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember
-            )
+                node.stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember,
+                most_bytes=self.most_bytes,
+            )  # fmt: skip
         return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:

@@ -186,7 +186,7 @@ class Runner:
         watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
-        told = {"stage": stage.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        told = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
         write_durably(attempt_file, to_json(told))
         started, clock = _now(), time.monotonic()
@@ -228,14 +228,11 @@ class Runner:
 
     def _say_how_to_go_on(self, step: Step, key: str, watcher: Journal, error: BaseException, seconds: float) -> None:
         """Where the work is kept, and the command that goes on with it."""
-        try:
-            watcher.keep("failed", stage=step.name, error=_told(error))
-            kept = self.store.work_path(key) / "scratch"
-            work = f"what it had done is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
-            watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
-            watcher.say(f"  log: irpipe log {step.node.stage.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
-        except OSError:
-            return  # a store that cannot be written is what is told, not that its log cannot be either
+        watcher.keep("failed", stage=step.name, error=_told(error))
+        kept = self.store.work_path(key) / "scratch"
+        work = f"what it had done is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
+        watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
+        watcher.say(f"  log: irpipe log {step.node.stage.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed while it was read would give an artifact under a wrong key."""

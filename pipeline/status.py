@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from irpipe.pipeline.commit import attempt
-from irpipe.pipeline.errors import IrpipeError
+from irpipe.pipeline.errors import IrpipeError, UnreadError
 from irpipe.pipeline.journal import last_progress
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.plan import Planner, Step
 from irpipe.pipeline.store import Store
 
-State = Literal["done", "stale", "not made", "running", "failed", "interrupted", "lost", "cannot run"]
+MOST_BYTES = 100_000_000  # of outside files that are read only to tell whether they changed
+State = Literal["done", "stale", "not made", "running", "failed", "interrupted", "lost", "cannot run", "unread"]
 INTERRUPTIONS = ("interrupted", "killed")
 
 
@@ -23,9 +24,10 @@ class Standing:
 
     Attributes:
         state: done: as irpipe.toml stands, its result is at hand. stale: there is a result of other settings or inputs. lost:
-            its result is no longer in the store. cannot run: its settings or what it reads are wrong.
+            its result is no longer in the store. cannot run: its settings or what it reads are wrong. unread: it reads large
+            files that no run has read as they are now.
         why: the reasons for that, or the error.
-        record: its newest run, whatever the settings.
+        record: the run whose result is at hand, else its newest one, whatever the settings.
         process: the process that runs it; progress: how far that is, as the log has it.
     """
 
@@ -44,13 +46,13 @@ def survey(planner: Planner) -> list[Standing]:
     """
     steps, errors = _steps(planner)
     attempts = _attempts(planner.store, planner.recipe.name)
-    return [_standing(planner, name, steps.get(name), errors.get(name), attempts.get(name)) for name in planner.recipe.stages]
+    return [_standing(planner, name, steps.get(name), errors.get(name), attempts) for name in planner.recipe.stages]
 
 
-def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, str]]:
+def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
     """The plan of every stage that has one, and what is wrong with the others."""
     steps: dict[str, Step] = {}
-    errors: dict[str, str] = {}
+    errors: dict[str, IrpipeError] = {}
     made: dict[str, InputEntry] = {}
     for name in planner.recipe.stages:
         try:
@@ -60,45 +62,62 @@ def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, str]]:
                 try:
                     step = steps[node.name] = planner.examine(node, made)
                 except IrpipeError as error:
-                    errors[node.name] = error.what
+                    errors[node.name] = error
                     continue
                 if step.record is not None:
                     made[node.name] = InputEntry(node.stage.name, step.record.key, step.record.content_id)
         except IrpipeError as error:
-            errors[name] = error.what
+            errors[name] = error
     return steps, errors
 
 
-def _attempts(store: Store, recipe: str) -> dict[object, tuple[str, dict[str, object]]]:
-    """The latest unfinished run of each stage, by its key."""
-    latest: dict[object, tuple[str, dict[str, object]]] = {}
+@dataclass(frozen=True)
+class _Attempt:
+    """A run that is not finished."""
+
+    key: str
+    started: str
+    process: int
+    error: str
+
+
+def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
+    """The latest unfinished run of each node of a recipe: of a stage, or of a trial of one."""
+    latest: dict[str, _Attempt] = {}
     for path in sorted(store.root.glob("work/*/attempt.json")):
         found = attempt(store, path.parent.name)
-        if found and found["recipe"] == recipe:
-            known = latest.get(found["stage"])
-            if known is None or str(found["started"]) > str(known[1]["started"]):
-                latest[found["stage"]] = (path.parent.name, found)
+        if found is None or found["recipe"] != recipe:
+            continue
+        node = str(found.get("node", found["stage"]))
+        one = _Attempt(path.parent.name, str(found["started"]), int(str(found["pid"])), str(found.get("error", "killed")))
+        if node not in latest or one.started > latest[node].started:
+            latest[node] = one
     return latest
 
 
 def _standing(
-    planner: Planner, name: str, step: Step | None, error: str | None, unfinished: tuple[str, dict[str, object]] | None
-) -> Standing:
+    planner: Planner, name: str, step: Step | None, error: IrpipeError | None, attempts: Mapping[str, _Attempt]
+) -> Standing:  # fmt: skip
     store = planner.store
     record = store.newest(planner.recipe.name, name)
-    if unfinished is not None:
-        key, found = unfinished
-        if store.is_locked(key):
-            return Standing(name, "running", (), record, int(str(found["pid"])), last_progress(store.log_path(key)))
-        if record is None or str(found["started"]) > record.ended:
-            ended = str(found.get("error", "killed"))
-            return Standing(name, "interrupted" if ended in INTERRUPTIONS else "failed", (ended,), record)
-    if step is None:
-        return Standing(name, "cannot run", (error or "",), record)
-    if step.state == "reuse":
+    trials = [node for kind, node in step.node.upstream.items() if kind.endswith("]")] if step is not None else []
+    for node in (name, *trials):
+        if node in attempts and store.is_locked(attempts[node].key):
+            one = attempts[node]
+            why = () if node == name else (f"tries {node}",)
+            return Standing(name, "running", why, record, one.process, last_progress(store.log_path(one.key)))
+    if step is not None and step.state == "reuse":
         assert step.record is not None
         other = record is not None and record.key != step.record.key
-        return Standing(name, "done", ("its newest result is of other settings",) if other else (), record or step.record)
+        return Standing(name, "done", ("its newest result is of other settings",) if other else (), step.record)
+    ended = attempts.get(name)
+    if ended is not None and (record is None or ended.started > record.ended):
+        of_others = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
+        return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *of_others), record)
+    if step is None:
+        return Standing(
+            name, "unread" if isinstance(error, UnreadError) else "cannot run", (error.what if error else "",), record
+        )
     if record is None and store.ref_path(planner.recipe.name, name).exists():
         return Standing(name, "lost", ("its record cannot be read: damaged, or another version's",), None)
     if record is None:
@@ -109,6 +128,6 @@ def _standing(
 def log_key(store: Store, recipe: str, stage: str) -> str | None:
     """The key of a stage's latest run, finished or not."""
     record, unfinished = store.newest(recipe, stage), _attempts(store, recipe).get(stage)
-    if unfinished is not None and (record is None or str(unfinished[1]["started"]) > record.ended):
-        return unfinished[0]
+    if unfinished is not None and (record is None or unfinished.started > record.ended):
+        return unfinished.key
     return record.key if record is not None else None

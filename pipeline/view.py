@@ -6,8 +6,10 @@ A view is a function from `Shown` to blocks, one for each kind of artifact. A pa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -130,7 +132,7 @@ class Shown:
         return kind_of(self.record)
 
     def near(self, kind: str) -> Artifact | None:
-        """The artifact of a kind that this one was made from, or else the newest one that was made from it, if it is at hand."""
+        """The artifact of a kind that this one was made from, the nearest, or else the newest that was made from it."""
         found = self.near_run(kind)
         return self.store.open(found.content_id) if found is not None else None
 
@@ -138,30 +140,33 @@ class Shown:
         """The run that made it."""
         of_kind = [run for run in self.runs if kind_of(run) == kind and self.store.holds(run.content_id)]
         behind = self._behind(self.record)
-        for group in ([run for run in of_kind if run.key in behind], [run for run in of_kind if self._reads(run)]):
-            if group:
-                return max(group, key=lambda run: run.ended)
-        return None
+        above = [run for run in of_kind if run.key in behind]
+        if above:
+            return min(above, key=lambda run: (behind[run.key], _newest_first(run)))
+        below = [run for run in of_kind if self.record.key in self._behind(run)]
+        return min(below, key=_newest_first, default=None)
 
-    def _behind(self, record: Record) -> set[str]:
-        """Keys of the runs that a run was made from."""
+    def _behind(self, record: Record) -> dict[str, int]:
+        """Keys of the runs that a run was made from, and over how many steps at least."""
         by_key = {run.key: run for run in self.runs}
-        found: set[str] = set()
-        pending = [record]
+        found: dict[str, int] = {}
+        pending = deque([(record, 1)])
         while pending:
-            for key in parents_of(pending.pop(), self.runs):
+            run, steps = pending.popleft()
+            for key in parents_of(run, self.runs):
                 if key in by_key and key not in found:
-                    found.add(key)
-                    pending.append(by_key[key])
+                    found[key] = steps
+                    pending.append((by_key[key], steps + 1))
         return found
-
-    def _reads(self, run: Record) -> bool:
-        return self.record.key in self._behind(run)
 
     def ask(self, query: str, **tables: Sequence[Path]) -> list[dict[str, Any]]:
         """Rows of a query over Parquet files, each table by the name it is given here; row ids as 16 hex digits."""
         answer = ask_files(self.store, tables, query)
         return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+
+
+def _newest_first(run: Record) -> float:
+    return -datetime.fromisoformat(run.ended).timestamp()
 
 
 View = Callable[[Shown], Sequence[Block]]
@@ -192,12 +197,25 @@ def view_of(shown: Shown) -> Sequence[Block]:
     return [*blocks, *_rejected(shown)]
 
 
+def seen(shown: Shown) -> tuple[Sequence[Block], str]:
+    """The blocks of an artifact, or none and why.
+
+    A view is anybody's code and meets anybody's data: what is wrong with one artifact must not hide the others.
+    """
+    try:
+        return view_of(shown), ""
+    except IrpipeError as error:
+        return [], f"it cannot be shown: {error.what}"
+    except Exception as error:  # noqa: BLE001 # whatever it is, it is told in its place
+        return [], f"it cannot be shown: {type(error).__name__}: {error}"
+
+
 def _rejected(shown: Shown) -> list[Block]:
-    """Why rows were rejected, and the first of each reason."""
+    """How many rows were rejected for each reason."""
     if "rejected" not in shown.artifact.manifest.tables or not shown.artifact.manifest.tables["rejected"].rows:
         return []
     rows = shown.ask(
-        "SELECT reason::VARCHAR AS reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC LIMIT 20",
+        "SELECT reason::VARCHAR AS reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC",
         rejected=shown.artifact.table("rejected"),
     )
     return [Grid("Rejected, by reason", ("reason", "rows"), [(row["reason"], row["rows"]) for row in rows])]

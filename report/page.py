@@ -5,32 +5,29 @@ from __future__ import annotations
 import base64
 import math
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from irpipe.exports.reproduction import recipe_of
-from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.progress import Progress, duration, local_time, size
 from irpipe.pipeline.status import Standing
 from irpipe.pipeline.store import Store
-from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Thumbnail, view_of
+from irpipe.pipeline.text import number, visible
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Thumbnail, seen
 from irpipe.report.charts import panels
 from irpipe.report.diagram import Diagram, draw
 
 MOST_IMAGE_BYTES = 12_000_000  # of encoded images in a page, which base64 makes a third larger
-_LONGEST_TEXT = 400  # characters; longer ones are cut, and say so
 _MOST_ROWS = 200
-# What a view may meet in a damaged or missing artifact.
-_DAMAGE = (IrpipeError, OSError, ValueError, KeyError, pa.ArrowException, duckdb.Error)
+_LONGEST_WORDS = 20_000  # characters of a card that a filter searches
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def make_page(
     for record in records:
         sections.append(make_section(Shown(store, record, records), by_stage.get(record.stage)))
         bar.advance(1, record.stage)
-    made = datetime.now(UTC).isoformat(timespec="seconds")
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = Page(
         title or f"recipe {recipe}",
         recipe,
@@ -127,11 +124,7 @@ def make_section(shown: Shown, standing: Standing | None) -> Section:
         return Section(record, fault="its artifact is missing or damaged", standing=standing)
     manifest = shown.artifact.manifest
     files = [(entry.path, entry.size, entry.sha256) for entry in manifest.files]
-    try:
-        blocks, fault = view_of(shown), ""
-    except _DAMAGE as error:
-        what = error.what if isinstance(error, IrpipeError) else str(error)
-        blocks, fault = [], f"it cannot be shown: {what or type(error).__name__}"
+    blocks, fault = seen(shown)
     return Section(record, blocks, fault, manifest.size, files, standing)
 
 
@@ -141,40 +134,6 @@ def make_section(shown: Shown, standing: Standing | None) -> Section:
 def kind_name(block: Block) -> str:
     """Which part of the template draws a block."""
     return type(block).__name__.lower()
-
-
-def visible(text: Any, longest: int = _LONGEST_TEXT) -> str:
-    """Text from data as a page may hold it: control characters shown rather than obeyed, and cut where it is too long."""
-    shown = "".join(_shown(letter) for letter in str(text)[:longest])
-    return f"{shown} … ({len(str(text)):,} characters)" if len(str(text)) > longest else shown
-
-
-def _shown(letter: str) -> str:
-    if letter in "\n\t":
-        return " "
-    code = ord(letter)
-    if code < 32:
-        return chr(0x2400 + code)  # the picture of a control character
-    # Formats that reorder what follows them (bidirectional overrides) and halves of surrogate pairs.
-    return f"<U+{code:04X}>" if unicodedata.category(letter) in ("Cc", "Cs") or code in _REORDERING else letter
-
-
-_REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-
-
-def number(value: Any) -> str:
-    """A figure as people read it."""
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value)
-    if isinstance(value, float):
-        return "not a number" if math.isnan(value) else f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {number(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(number(item) for item in value)
-    return visible(value)
 
 
 def is_number(value: Any) -> bool:
@@ -213,7 +172,7 @@ def finite(value: Any) -> Any:
 
 def words(card: Card) -> str:
     """What a card is found by."""
-    return visible(" ".join([card.heading, *card.tags.values()])).lower()
+    return visible(" ".join([card.heading, *card.tags.values()]), longest=_LONGEST_WORDS).lower()
 
 
 def tags(card: Card) -> dict[str, str]:
@@ -232,7 +191,8 @@ def choices(gallery: Gallery) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for card in gallery.cards:
         for name, value in card.tags.items():
-            found.setdefault(name, set()).add(value)
+            if value:
+                found.setdefault(name, set()).add(value)
     return {name: sorted(values) for name, values in found.items() if 1 < len(values) <= max(2, len(gallery.cards) // 2)}
 
 
@@ -246,9 +206,14 @@ def few(gallery: Gallery) -> bool:
     return all(len(card.images) <= 2 for card in gallery.cards)
 
 
-def chart_rows(chart: Chart) -> list[list[Any]]:
+def rows_of(chart: Chart) -> list[list[Any]]:
     """A chart's numbers as a table, for those who do not see it."""
-    return [list(row.values()) for row in chart.data[:_MOST_ROWS]]
+    return [list(row.values()) for row in chart.data]
+
+
+def first(rows: Sequence[Any]) -> Sequence[Any]:
+    """The rows that a table shows."""
+    return rows[:_MOST_ROWS]
 
 
 def command(record: Record) -> str:
@@ -275,16 +240,12 @@ def packages(sections: Sequence[Section]) -> dict[str, str]:
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
-
     text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return text.replace("</script", "<\\/script")
 
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("irpipe.report", "."),
         autoescape=True,
@@ -293,8 +254,8 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     functions = (
-        anchor, as_png, as_webp, best, chart_rows, choices, command, duration, few, finite, is_number, kind_name, local_time,
-        number, numeric, packages, panels, recipe_text, scored, size, tags, visible, words,
+        anchor, as_png, as_webp, best, choices, command, duration, few, finite, first, is_number, kind_name, local_time,
+        number, numeric, packages, panels, recipe_text, rows_of, scored, size, tags, visible, words,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template("page.html")

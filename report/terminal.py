@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from irpipe.pipeline.text import number, visible
 from irpipe.pipeline.view import Block, Chart, Gallery, Grid, Picture, Text
-from irpipe.report.page import number, visible
 
 PrintTable = Callable[[Sequence[str], Sequence[Sequence[Any]]], None]
 
@@ -39,7 +38,7 @@ def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) ->
                 _print_grid(print_table, block.title, columns, rows, "from the first to the last" if block.mark == "line" else "")
             case Picture():
                 _print_picture(block.title, block.path)
-            case Gallery() if block.cards:
+            case Gallery() if any(card.images for card in block.cards):
                 print(f"\n{visible(block.title)}: {visible(block.note)}")
                 _print_picture("contact sheet", contact_sheet(block, name))
 
@@ -88,8 +87,8 @@ def can_show_pictures() -> bool:
 
 
 def contact_sheet(gallery: Gallery, name: str) -> Path:
-    """The first images of the first cards, a row a card, as a PNG in the folder for temporary files."""
-    cards = gallery.cards[:_SHEET_ROWS]
+    """The first images of the first cards, a row a card, as a PNG in the folder for caches: one for each, written over."""
+    cards = [card for card in gallery.cards if card.images][:_SHEET_ROWS]
     columns = min(_SHEET_COLUMNS, max(len(card.images) for card in cards))
     step = _CELL + _GAP
     sheet = Image.new("RGB", (columns * step, len(cards) * step), (255, 255, 255))
@@ -98,7 +97,8 @@ def contact_sheet(gallery: Gallery, name: str) -> Path:
             with Image.open(io.BytesIO(image.data)) as picture:
                 picture.thumbnail((_CELL, _CELL))
                 sheet.paste(picture, (column * step, row * step))
-    descriptor, path = tempfile.mkstemp(prefix=f"irpipe-{name}-", suffix=".png")
-    with os.fdopen(descriptor, "wb") as file:
-        sheet.save(file, "PNG")
-    return Path(path)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irpipe"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{gallery.title.lower().replace(' ', '-')[:40]}.png"
+    sheet.save(path, "PNG")
+    return path

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from irpipe.pipeline.errors import ModelError, StoreError
+from irpipe.pipeline.errors import InputError, StoreError
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.plan import Planner
@@ -29,11 +29,13 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
     try:
         from irpipe.report.page import make_page
     except ModuleNotFoundError as error:
-        raise ModelError(f"reports need the package {error.name}", mend="pip install 'irpipe[report]'") from None
+        raise StoreError(f"reports need the package {error.name}", mend="pip install 'irpipe[report]'") from None
 
+    if out.is_dir():
+        raise InputError(f"{out} is a folder", mend=f"--out {out / 'report.html'}")
     first = True
     while True:
-        standings = survey(planner)
+        standings = [] if focus and not watch else survey(planner)
         going_on = watch and any(standing.state == "running" for standing in standings)
         records = runs_of(planner, standings, focus)
         if not records and not going_on:
@@ -50,7 +52,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
             return len(text.encode())
         first = False
         time.sleep(REFRESH_SECONDS)
-        planner = Planner(planner.recipe, planner.store, planner.watcher)  # a planner remembers what it looked up
+        planner = Planner(planner.recipe, planner.store, planner.watcher, most_bytes=planner.most_bytes)  # the last one remembers
 
 
 def runs_of(planner: Planner, standings: Sequence[Standing], focus: Record | None) -> list[Record]:

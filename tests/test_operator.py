@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -36,7 +37,9 @@ def slow_run(project, shouting, wait_for):
     """A run in a process of its own, once its log holds an event; the package is installed there too."""
     (shouting / "count" / "run.py").write_text(SLOW, encoding="utf-8")
     places = os.pathsep.join(place for place in sys.path if "site" in place)
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "count"]
+    # Where the tests run in the background, Ctrl-C is ignored, and children would ignore it too.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom irpipe.pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "count"]
     process = subprocess.Popen(
         command, cwd=project.root, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE, text=True
     )
@@ -84,12 +87,14 @@ class TestLog:
             "    from irpipe.pipeline.errors import InputError\n    raise InputError('the dog ate it')\n",
             encoding="utf-8",
         )
-        told = project("run", "count", "--set", "count.times=3", status=2).err
-        assert "what it had done is kept in" in told and "go on: irpipe run count --set count.times=3" in told
+        told = project("run", "count", "--force", status=2).err
+        assert "what it had done is kept in" in told and "go on: irpipe run count --force" in told
         assert "failed: the dog ate it" in project("log", "count").out
         row = states(project)["count"]
         assert (row["state"], row["error"]) == ("failed", "the dog ate it")
         assert "failed: the dog ate it" in project("status").out
+        project.recipe('recipe = "shouting"\n[word]\n[count]\ntimes = 2\n')
+        assert states(project)["count"]["why"] == ["the dog ate it", "with other settings"]
 
     def test_following_ends_with_the_run(self, project, shouting):
         process = slow_run(project, shouting, '"progress"')
@@ -110,6 +115,39 @@ class TestLog:
     def test_no_log_and_no_stage(self, project, shouting):
         assert "irpipe run count" in project("log", "count", status=2).err
         assert "has no stage 'cuont'" in project("log", "cuont", status=2).err
+
+    def test_it_tells_of_the_latest_run_only(self, project, shouting):
+        for _ in range(3):
+            project("run", "count", "--force")
+        assert sum("started, since" in line for line in project("log", "count").out.splitlines()) == 1
+
+    def test_a_log_that_cannot_be_written_fails_no_run(self, project, shouting, monkeypatch):
+        """A full disk: half a line, then none. What comes after begins a line of its own."""
+        plain, calls = os.write, []
+
+        def full(descriptor, data):
+            calls.append(data)
+            if b'"event": "ended"' in data:
+                plain(descriptor, data[:20])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return plain(descriptor, data)
+
+        monkeypatch.setattr("irpipe.pipeline.journal.os.write", full)
+        told = project("run", "count").err
+        assert told.count("the log cannot be written: No space left on device") == 2, "once a run"
+        assert states(project)["count"]["state"] == "done"
+        assert "kept 1, rejected 1" in project("log", "count").out
+
+    def test_nothing_in_it_is_obeyed_by_a_terminal(self, project, shouting):
+        (shouting / "count" / "run.py").write_text(
+            "def run(config, inputs, out, context):\n    context.say('\\x1b]0;pwned\\x07')\n"
+            "    from irpipe.pipeline.errors import InputError\n    raise InputError('\\x1b[2J')\n",
+            encoding="utf-8",
+        )
+        project("run", "count", status=2)
+        for command in (("log", "count"), ("status",)):
+            out = project(*command).out
+            assert "\x1b" not in out and "\x07" not in out and "␛" in out
 
     def test_half_a_line_waits_and_no_line_is_lost(self, tmp_path):
         path = tmp_path / "log.jsonl"
@@ -153,6 +191,23 @@ class TestStatus:
         project.recipe('recipe = "shouting"\n[word]\n[count]\ntimes = 0\n')
         rows = states(project)
         assert rows["word"]["state"] == "done" and rows["count"]["state"] == "cannot run"
+
+    def test_the_artifact_is_that_of_these_settings(self, project, shouting):
+        first, second = project.last("count"), project.last("count", "count.times=2")
+        row = states(project)["count"]
+        assert row["state"] == "done" and row["content_id"] == first["content_id"] != second["content_id"]
+        assert row["why"] == ["its newest result is of other settings"]
+
+    def test_large_files_are_not_read_to_look_at_them(self, project, shouting, monkeypatch):
+        monkeypatch.setattr("irpipe.pipeline.status.MOST_BYTES", 10)
+        (project.root / "more.txt").write_text("x" * 11, encoding="utf-8")
+        os.utime(project.root / "more.txt", (1, 1))
+        project.recipe('recipe = "shouting"\n[word]\npath = "more.txt"\n[count]\n')
+        row = states(project)["word"]
+        assert row["state"] == "unread" and row["error"] == "more.txt (11 B) was not read yet, or changed since"
+        time.sleep(2.1)  # what changed just now is not remembered
+        project.run("count")
+        assert states(project)["word"]["state"] == "done", "a run remembers"
 
     def test_what_was_lost(self, project, shouting):
         record = project.last("count")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -15,15 +16,18 @@ import sys
 import termios
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.text import visible
 from irpipe.pipeline.view import Card, Chart, Gallery, Grid, Picture, Shown, Text, Thumbnail, view_of
 from irpipe.report import page as page_module
-from irpipe.report.page import Section, make_page, recipe_text, visible
+from irpipe.report.page import Section, make_page, recipe_text
 from irpipe.report.write import REFRESH_SECONDS
 from irpipe.views.pictures import thumbnail
 from tests.browser import draw_all, opened
@@ -82,7 +86,7 @@ class TestShow:
             ("load-annotations", ("Agreement", "ties within a ranking", "Ratings")),
             ("build-pairs", ("candidate pairs, C(k, 2)", "By split", "prompts in two splits\t0", "Pairs by gap of ranks")),
             ("train-rm", ("higher is better", "validation_accuracy", "Loss (from the first to the last)")),
-            ("evaluate-rm", ("Accuracy on held-out pairs", "The most confident mistakes", "oracle")),
+            ("evaluate-rm", ("Accuracy on pairs of the test split", "The most confident mistakes", "oracle")),
             ("refl", ("Held-out measures before and after", "held_out", "Before and after")),
             ("compare-generators", ("Gain over the base", "Table 4", "Side by side")),
         ],
@@ -98,6 +102,46 @@ class TestShow:
             assert sheet.format == "PNG" and sheet.width > 128 and sheet.height == 8 * 132
             assert len(sheet.convert("RGB").getcolors(1 << 20)) > 50, "not empty"
         Path(path).unlink()
+
+    def test_mistakes_are_what_most_people_prefer(self, seen):
+        """Against a plain count of votes."""
+        record = seen.store.newest("micro", "evaluate-rm")
+        runs = lineage(seen.store, record).records
+        gallery = view_of(Shown(seen.store, record, runs))[-1]
+        votes = seen.rows("SELECT better, worse, count(*) AS people FROM pairs WHERE split = 'test' GROUP BY ALL")
+        scores = {row["image_id"]: row["score"] for row in seen.rows("SELECT * FROM scores WHERE scorer = 'reward-model'")}
+        count = {(row["better"], row["worse"]): row["people"] for row in votes}
+        wrong = sorted(
+            (scores[worse] - scores[better] for (better, worse), people in count.items()
+             if people > count.get((worse, better), 0) and scores[worse] > scores[better]), reverse=True,
+        )  # fmt: skip
+        told = [card.images[0].score - card.images[1].score for card in gallery.cards]
+        assert told == pytest.approx(wrong[: len(told)]) and len(told) == min(12, len(wrong))
+
+    def test_what_is_near_is_what_was_read(self, seen):
+        """Not what is newer: the reward model was trained on other pairs, made later."""
+        record = seen.store.newest("micro", "evaluate-rm")
+        runs = list(lineage(seen.store, record).records)
+        pairs = next(run for run in runs if run.stage == "build-pairs")
+        other = replace(pairs, key="0" * 64, ended="2999-01-01T00:00:00.000+00:00")
+        model = next(run for run in runs if run.stage == "train-rm")
+        inputs = {**model.inputs, "pairs": replace(model.inputs["pairs"], key=other.key)}
+        around = [replace(run, inputs=inputs) if run is model else run for run in runs]
+        assert Shown(seen.store, record, [*around, other]).near_run("pairs") == pairs
+
+    def test_the_same_content_under_another_key_is_still_near(self, seen):
+        record = seen.store.newest("micro", "evaluate-rm")
+        runs = [replace(run, key="0" * 64) if run.stage == "build-pairs" else run for run in lineage(seen.store, record).records]
+        assert Shown(seen.store, record, runs).near_run("pairs").key == "0" * 64
+
+    def test_a_curve_keeps_both_its_splits(self, seen, monkeypatch):
+        monkeypatch.setattr("irpipe.views.reward_model._POINTS", 3)
+        record = seen.store.newest("micro", "train-rm")
+        charts = [block for block in view_of(Shown(seen.store, record, [record])) if isinstance(block, Chart)]
+        curves = seen.rows("SELECT split, max(step) AS last, count(*) AS points FROM curves GROUP BY split")
+        for row in curves:
+            drawn = [one["step"] for one in charts[0].data if one["split"] == row["split"]]
+            assert drawn[-1] == row["last"] and len(drawn) >= 2
 
     def test_figures_are_those_of_the_tables(self, seen):
         out = seen("show", "build-pairs").out
@@ -264,7 +308,7 @@ class TestBadInput:
             Text(hostile), Grid(hostile, (hostile, "n"), [(hostile, 1), ({hostile: hostile}, 2)], hostile), chart, panels,
             Gallery(hostile, [card, other], hostile), Picture(hostile, hostile, tmp_path / "none.png"),
         ]  # fmt: skip
-        monkeypatch.setattr(page_module, "view_of", lambda shown: blocks)
+        monkeypatch.setattr(page_module, "seen", lambda shown: (blocks, ""))
         record = seen.store.newest("micro", "simulate-prompts")
         with Watcher().progress("", 1, "") as bar:
             (tmp_path / "page.html").write_text(
@@ -294,6 +338,23 @@ class TestBadInput:
         assert len(alerts) == 2
         assert any("missing or damaged" in text and "irpipe run build-pairs" in text for text in alerts)
         assert any("cannot be shown" in text and "irpipe run load-annotations" in text for text in alerts)
+
+    def test_a_broken_view_hides_itself_only(self, seen, monkeypatch):
+        def broken(shown):
+            raise IndexError("a bug of somebody's")
+
+        monkeypatch.setattr("irpipe.views.annotations.pairs", broken)
+        assert "it cannot be shown: IndexError: a bug of somebody's" in seen("show", "build-pairs").out
+        seen("report", "train-rm")
+        text = (seen.root / "report.html").read_text(encoding="utf-8")
+        assert text.count('role="alert"') == 1 and "Score card" in text
+
+    @pytest.mark.parametrize("side", [(4000, 8), (8, 4000), (1, 1), (80, 81), (161, 160)])
+    def test_pictures_of_any_shape(self, side):
+        written = io.BytesIO()
+        Image.new("RGB", side, (1, 2, 3)).save(written, "PNG")
+        with Image.open(io.BytesIO(thumbnail(written.getvalue()))) as small:
+            assert max(small.size) <= 160 and min(small.size) >= 1
 
     def test_an_image_that_cannot_be_decoded_is_grey_and_says_why(self, seen, monkeypatch):
         from irpipe.views import pictures
@@ -348,5 +409,5 @@ class TestWatching:
             meanwhile = out.read_text(encoding="utf-8") if out.exists() else ""
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-        assert f'http-equiv="refresh" content="{REFRESH_SECONDS}"' in meanwhile and ">running<" in meanwhile
-        assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8"), "the last one stays as it is"
+        assert f'data-refresh="{REFRESH_SECONDS}"' in meanwhile and ">running<" in meanwhile
+        assert 'data-refresh="0"' in out.read_text(encoding="utf-8"), "the last one stays as it is"

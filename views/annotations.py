@@ -8,6 +8,7 @@ from typing import Any
 from irpipe.pipeline.view import Block, Chart, Grid, Shown
 from irpipe.schemas.files import read_json
 
+_PEOPLE = 50
 _RATINGS = ("overall", "alignment", "fidelity")
 
 
@@ -62,15 +63,16 @@ def _agreement(told: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Grid("Agreement", ("figure", "value"), whole)] if whole else []
     people = [{"annotator": name, "agreement": of["agreement"]} for name, of in told.get("by_annotator", {}).items()]
     if people:
-        alt = f"share of pairs on which each of {len(people)} annotators agrees with the others"
-        blocks.append(Chart("Agreement with the others, by annotator", alt, "bars", people[:50], "annotator", "agreement"))
+        first = people[:_PEOPLE]
+        title = f"Agreement with the others, by annotator ({len(first):,} of {len(people):,})"
+        alt = f"share of pairs on which each of {len(first)} annotators agrees with the others"
+        blocks.append(Chart(title, alt, "bars", first, "annotator", "agreement"))
     return blocks
 
 
 def _by(shown: Shown, table: str, column: str, title: str) -> list[Block]:
     rows = shown.ask(
-        f"SELECT {column}::VARCHAR AS name, count(DISTINCT prompt_id) AS prompts FROM t GROUP BY ALL"
-        " ORDER BY prompts DESC LIMIT 30",
+        f"SELECT {column}::VARCHAR AS name, count(DISTINCT prompt_id) AS prompts FROM t GROUP BY ALL ORDER BY prompts DESC",
         t=shown.artifact.table(table),
     )
     return [Grid(title, (column, "prompts"), [(row["name"], row["prompts"]) for row in rows])] if rows else []

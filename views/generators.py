@@ -7,7 +7,7 @@ from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
 from irpipe.schemas.generator import GeneratorCard
-from irpipe.views.pictures import Wanted, prompt_texts, thumbnails
+from irpipe.views.pictures import Wanted, prompt_texts, text, thumbnails
 from irpipe.views.reward_model import thinned
 
 _PROMPTS = 12
@@ -63,8 +63,7 @@ def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
     texts = prompt_texts(shown, [prompt for prompt, _ in chosen])
     found = thumbnails(files, [one for _, wanted in chosen for one in wanted])
     cards = [
-        Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])
-        for prompt, wanted in chosen
+        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in wanted if one in found]) for prompt, wanted in chosen
     ]
     note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
     return Gallery(
@@ -88,12 +87,15 @@ def comparison(shown: Shown) -> Sequence[Block]:
 
 
 def _side_by_side(shown: Shown) -> Gallery:
-    files = shown.artifact.table("images")
+    """Images of the same prompt and noise, each with what one judge says of it."""
+    files, worths = shown.artifact.table("images"), shown.artifact.table("worths")
+    judges = [row["judge"] for row in shown.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=worths)]
+    judge = "reward-model" if "reward-model" in judges else judges[0]
     rows = shown.ask(
         f"""WITH chosen AS (SELECT DISTINCT prompt_id FROM worths ORDER BY prompt_id LIMIT {_PROMPTS})
-        SELECT prompt_id, generator, image_id, any_value(worth) FILTER (judge IN ('oracle', 'reward-model')) AS worth
-        FROM worths SEMI JOIN chosen USING (prompt_id) WHERE turn = 0 GROUP BY ALL ORDER BY prompt_id, generator""",
-        worths=shown.artifact.table("worths"),
+        SELECT prompt_id, generator, image_id, worth FROM worths SEMI JOIN chosen USING (prompt_id)
+        WHERE turn = 0 AND judge = {text(judge)} ORDER BY prompt_id, generator""",
+        worths=worths,
     )
     by_prompt: dict[str, list[Wanted]] = {}
     for row in rows:
@@ -103,7 +105,7 @@ def _side_by_side(shown: Shown) -> Gallery:
     texts = prompt_texts(shown, by_prompt)
     found = thumbnails(files, [one for wanted in by_prompt.values() for one in wanted])
     cards = [
-        Card(texts.get(prompt, f"prompt {prompt}"), [found[one.image_id] for one in wanted if one.image_id in found])
+        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in wanted if one in found])
         for prompt, wanted in by_prompt.items()
     ]
-    return Gallery("Side by side", cards, f"the first {len(cards):,} prompts by id, one noise")
+    return Gallery("Side by side", cards, f"the first {len(cards):,} prompts by id, one noise; worth by {judge}")

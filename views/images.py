@@ -14,7 +14,7 @@ def images(shown: Shown) -> Sequence[Block]:
     files = shown.artifact.table("images")
     rows = shown.ask(
         "SELECT generator, width, height, count(*) AS images, count(DISTINCT prompt_id) AS prompts, count(fault) AS faults"
-        " FROM images GROUP BY ALL ORDER BY images DESC LIMIT 30",
+        " FROM images GROUP BY ALL ORDER BY images DESC",
         images=files,
     )
     made_by = [

@@ -6,9 +6,8 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from irpipe.models.pictures import decode
 from irpipe.pipeline.errors import InputError
@@ -40,26 +39,30 @@ def thumbnail(data: bytes) -> bytes:
     if longest <= SIDE // 2:
         image = image.resize((image.width * (SIDE // longest), image.height * (SIDE // longest)), Image.Resampling.NEAREST)
     else:
-        image = ImageOps.contain(image, (SIDE, SIDE))
+        wide, high = (max(1, round(side * SIDE / longest)) for side in image.size)
+        image = image.resize((wide, high), Image.Resampling.LANCZOS)
     written = io.BytesIO()
     image.save(written, "WEBP", quality=_QUALITY)
     return written.getvalue()
 
 
-def thumbnails(files: Sequence[Path], wanted: Sequence[Wanted]) -> dict[int, Thumbnail]:
-    """Thumbnails of some images, by id. What cannot be decoded is a grey square that says why.
+def thumbnails(files: Sequence[Path], wanted: Sequence[Wanted]) -> dict[Wanted, Thumbnail]:
+    """Thumbnails of some images. What cannot be decoded is a grey square that says why; what is not there is left out.
 
-    Memory: one row group and the thumbnails, whatever the number of images.
+    Memory: one row group and the thumbnails, whatever the number of images. Each row group is read at most once.
     """
-    by_id = {one.image_id: one for one in wanted}
+    by_id: dict[int, list[Wanted]] = {}
+    for one in wanted:
+        by_id.setdefault(one.image_id, []).append(one)
     found = {}
     for row in ImageReader(files).rows(["image", "fault"], by_id):
-        one, fault = by_id[row["image_id"]], row["fault"]
+        fault = row["fault"]
         try:
             data = thumbnail(row["image"]["bytes"] or b"")
         except InputError as error:
             data, fault = _BLANK, fault or error.what
-        found[one.image_id] = Thumbnail(data, f"{one.caption} ({fault})" if fault else one.caption, one.score)
+        for one in by_id[row["image_id"]]:
+            found[one] = Thumbnail(data, f"{one.caption} ({fault})" if fault else one.caption, one.score)
     return found
 
 
@@ -140,20 +143,18 @@ def gallery_by_prompt(shown: Shown, files: Sequence[Path], texts: Callable[[Sequ
     prompts = list(dict.fromkeys(row["prompt_id"] for row in chosen))
     scorer, scores = image_scores(shown, [row["image_id"] for row in chosen])
     tags, told = prompt_tags(shown, prompts), texts(prompts)
-    wanted = [Wanted(int(row["image_id"], 16), row["generator"] or "", scores.get(row["image_id"])) for row in chosen]
-    found = thumbnails(files, wanted)
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    by_prompt: dict[str, list[Wanted]] = {}
     for row in chosen:
-        by_prompt.setdefault(row["prompt_id"], []).append(row)
+        one = Wanted(int(row["image_id"], 16), row["generator"] or "", scores.get(row["image_id"]))
+        by_prompt.setdefault(row["prompt_id"], []).append(one)
+    found = thumbnails(files, [one for wanted in by_prompt.values() for one in wanted])
     cards = [
         Card(
             told.get(prompt, f"prompt {prompt}"),
-            [found[int(row["image_id"], 16)] for row in rows if int(row["image_id"], 16) in found],
-            {"prompt_id": prompt}
-            | tags.get(prompt, {})
-            | {"generator": ", ".join(sorted({row["generator"] or "" for row in rows}))},
+            [found[one] for one in wanted if one in found],
+            {"prompt_id": prompt} | tags.get(prompt, {}) | {"generator": ", ".join(sorted({one.caption for one in wanted}))},
         )
-        for prompt, rows in by_prompt.items()
+        for prompt, wanted in by_prompt.items()
     ]
-    note = f"{len(cards):,} of {total['prompts']:,} prompts, {len(wanted):,} of {total['images']:,} images: the first by id"
+    note = f"{len(cards):,} of {total['prompts']:,} prompts, {len(found):,} of {total['images']:,} images: the first by id"
     return Gallery("Images by prompt", cards, f"{note}; scores by {scorer}" if scorer else note)

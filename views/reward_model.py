@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
@@ -25,7 +26,9 @@ def reward_model(shown: Shown) -> Sequence[Block]:
         data = [{"step": row["step"], "split": row["split"], figure: row[figure]} for row in curves if row[figure] is not None]
         if data:
             alt = f"{figure} over the steps of training, on training and validation pairs"
-            blocks.append(Chart(figure.capitalize(), alt, "line", thinned(data), "step", figure, colour="split"))
+            splits = dict.fromkeys(row["split"] for row in data)
+            kept = [row for split in splits for row in thinned([one for one in data if one["split"] == split])]
+            blocks.append(Chart(figure.capitalize(), alt, "line", kept, "step", figure, colour="split"))
     return blocks
 
 
@@ -37,7 +40,7 @@ def thinned(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
 
 def sweep(shown: Shown) -> Sequence[Block]:
     """The trials, the best first."""
-    rows = shown.ask("SELECT * FROM trials ORDER BY validation_loss LIMIT 50", trials=shown.artifact.table("trials"))
+    rows = shown.ask("SELECT * FROM trials ORDER BY validation_loss", trials=shown.artifact.table("trials"))
     columns = list(rows[0]) if rows else []
     return [Grid("Trials, the best first", columns, [tuple(row.values()) for row in rows])]
 
@@ -46,7 +49,7 @@ def scores(shown: Shown) -> Sequence[Block]:
     """Mean and spread by scorer and generator."""
     rows = shown.ask(
         "SELECT scorer::VARCHAR AS scorer, generator::VARCHAR AS generator, count(*) AS images, avg(score) AS mean,"
-        " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL LIMIT 100",
+        " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL",
         scores=shown.artifact.table("scores"),
     )
     columns = ("scorer", "generator", "images", "mean", "deviation", "least", "most")
@@ -68,7 +71,7 @@ def evaluation(shown: Shown) -> Sequence[Block]:
     held = {name: value for name, value in references.items() if value is not None}
     blocks: list[Block] = [
         Chart(
-            "Accuracy on held-out pairs, with 95 % intervals",
+            f"Accuracy on pairs of the {shown.record.config.get('split', 'test')} split, with 95 % intervals",
             f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in held.items())}",
             "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=held,
         ),
@@ -101,46 +104,50 @@ def _seen(shown: Shown) -> list[Block]:
     if scores_ is None or pairs is None or images is None:
         return []
     name = main_scorer(shown, scores_.table("scores"))
-    split = text(str(shown.record.config.get("split", "test")))
-    held = shown.ask(
-        f"""SELECT p.prompt_id, p.better, p.worse, b.score AS score_better, w.score AS score_worse
-        FROM pairs p JOIN s b ON b.image_id = p.better AND b.scorer::VARCHAR = {text(name)}
-        JOIN s w ON w.image_id = p.worse AND w.scorer::VARCHAR = {text(name)}
-        WHERE p.split::VARCHAR = {split} AND w.score > b.score
-        ORDER BY w.score - b.score DESC LIMIT {_MISTAKES}""",
+    split = str(shown.record.config.get("split", "test"))
+    # A pair stands once for each annotator: what most of them prefer is what people prefer.
+    mistaken = shown.ask(
+        f"""WITH votes AS (SELECT prompt_id, least(better, worse) AS one, greatest(better, worse) AS other, count(*) AS people,
+                count(*) FILTER (better < worse) AS for_one FROM pairs WHERE split::VARCHAR = {text(split)} GROUP BY ALL),
+            held AS (SELECT prompt_id, people, greatest(for_one, people - for_one) AS agreed,
+                if(2 * for_one > people, one, other) AS better, if(2 * for_one > people, other, one) AS worse
+                FROM votes WHERE 2 * for_one != people)
+        SELECT held.*, b.score AS score_better, w.score AS score_worse FROM held
+        JOIN s b ON b.image_id = better AND b.scorer::VARCHAR = {text(name)}
+        JOIN s w ON w.image_id = worse AND w.scorer::VARCHAR = {text(name)}
+        WHERE w.score > b.score ORDER BY w.score - b.score DESC, better LIMIT {_MISTAKES}""",
         pairs=pairs.table("pairs"), s=scores_.table("scores"),
     )  # fmt: skip
     ranked = shown.ask(
-        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {split}
+        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {text(split)}
             ORDER BY prompt_id LIMIT {_PROMPTS})
         SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
             min(score) AS least
-        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(name)} GROUP BY prompt_id ORDER BY prompt_id""",
+        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(name)} GROUP BY prompt_id HAVING count(*) > 1
+        ORDER BY prompt_id""",
         pairs=pairs.table("pairs"), s=scores_.table("scores"),
     )  # fmt: skip
-    texts = prompt_texts(shown, {row["prompt_id"] for row in (*held, *ranked)})
+    texts = prompt_texts(shown, {row["prompt_id"] for row in (*mistaken, *ranked)})
     mistakes = [
         (row["prompt_id"], Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
-         Wanted(int(row["better"], 16), "preferred by people", row["score_better"]))
-        for row in held
+         Wanted(int(row["better"], 16), f"preferred by {row['agreed']} of {row['people']}", row["score_better"]))
+        for row in mistaken
     ]  # fmt: skip
     extremes = [
         (row["prompt_id"], Wanted(int(row["best"], 16), "highest score", row["most"]),
          Wanted(int(row["worst"], 16), "lowest score", row["least"]))
         for row in ranked
     ]  # fmt: skip
-    note = f"scores by {name}, of held-out prompts"
+    note = f"scores by {name}, prompts of the {split} split"
     return [
         Gallery("Best and worst image of a prompt, by score", _cards(images.table("images"), extremes, texts), note),
         Gallery("The most confident mistakes", _cards(images.table("images"), mistakes, texts), note),
     ]
 
 
-def _cards(files: Any, rows: Sequence[tuple[str, Wanted, Wanted]], texts: dict[str, str]) -> list[Card]:
-    cards = []
-    for prompt, first, second in rows:
-        # Read pair by pair: an image can stand in several cards under several captions.
-        found = thumbnails(files, [first, second])
-        seen = [found[one.image_id] for one in (first, second) if one.image_id in found]
-        cards.append(Card(texts.get(prompt, f"prompt {prompt}"), seen, {"prompt_id": prompt}))
-    return cards
+def _cards(files: Sequence[Path], rows: Sequence[tuple[str, Wanted, Wanted]], texts: Mapping[str, str]) -> list[Card]:
+    found = thumbnails(files, [one for _, *both in rows for one in both])
+    return [
+        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in both if one in found], {"prompt_id": prompt})
+        for prompt, *both in rows
+    ]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from irpipe.pipeline.recipe import Recipe
     from irpipe.pipeline.store import Store
 
+_LONGEST_CELL = 2000  # characters, on a terminal
+
 StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe, such as build-pairs.")]
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="The first digits of a content id or key, or a stage's name for its newest artifact.")
@@ -37,13 +39,14 @@ def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
 
 
 def planner(
-    overrides: Sequence[str] | None, *, watcher: Any, force: str | None = None, strict: bool = False, remember: bool = False
-) -> Planner:
+    overrides: Sequence[str] | None, *, watcher: Any, force: str | None = None, strict: bool = False, remember: bool = False,
+    most_bytes: int | None = None,
+) -> Planner:  # fmt: skip
     """A planner for the recipe in the current folder."""
     from irpipe.pipeline.plan import Planner
 
     recipe, store = open_recipe(overrides)
-    return Planner(recipe, store, watcher, force=force, strict_code=strict, remember=remember)
+    return Planner(recipe, store, watcher, force=force, strict_code=strict, remember=remember, most_bytes=most_bytes)
 
 
 def find(identifier: str) -> tuple[Recipe, Store, Record]:
@@ -77,7 +80,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from irpipe.pipeline.text import visible
+
     table = Table(*columns, header_style="bold")
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+        table.add_row(*(Text("" if value is None else visible(value, _LONGEST_CELL)) for value in row))
     Console().print(table)

@@ -30,7 +30,8 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
 
     from irpipe.pipeline.lineage import lineage
     from irpipe.pipeline.progress import duration, size
-    from irpipe.pipeline.view import Shown, view_of
+    from irpipe.pipeline.text import visible
+    from irpipe.pipeline.view import Shown, seen
 
     _, store, record = find(identifier)
     artifact = store.open(record.content_id)
@@ -43,22 +44,25 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     for kind, entry in record.inputs.items():
         print(f"  read     {kind}: {entry.stage} {entry.content_id[:12]}")
     for name, entry in record.external.items():
-        print(f"  read     {name}: {entry['given']}")
+        print(f"  read     {name}: {visible(entry['given'])}")
     for name, table in artifact.manifest.tables.items():
         print(f"  table    {name}: {table.rows:,} rows ({', '.join(table.columns)})")
     for file in artifact.manifest.files:
         print(f"  file     {file.path}  {size(file.size)}  {file.sha256[:12]}")
     for name, value in record.config.items():
-        print(f"  setting  {name} = {value}")
+        print(f"  setting  {name} = {visible(value)}")
     for name, value in record.metrics.items():
-        print(f"  figure   {name} = {value}")
+        print(f"  figure   {visible(name)} = {visible(value)}")
     try:
         from irpipe.report.terminal import print_blocks
     except ModuleNotFoundError as error:
         print(f"\nto see what it holds: pip install 'irpipe[report]' ({error.name} is not installed)")
         return
     with store.in_use():
-        print_blocks(view_of(Shown(store, record, lineage(store, record).records)), record.content_id[:12], print_table)
+        blocks, fault = seen(Shown(store, record, lineage(store, record).records))
+        print_blocks(blocks, record.content_id[:12], print_table)
+    if fault:
+        print(f"\n{visible(fault)}")
 
 
 def lineage(
@@ -236,11 +240,12 @@ def report(
     Example: irpipe report --out report.html
     """
     from irpipe.pipeline.progress import Watcher, size, watcher_for
+    from irpipe.pipeline.status import MOST_BYTES
     from irpipe.pipeline.store import disk_errors
     from irpipe.report.write import write_report
 
     record = find(identifier)[2] if identifier else None
-    examiner = planner(None, watcher=Watcher())
+    examiner = planner(None, watcher=Watcher(), most_bytes=MOST_BYTES)
     watcher = watcher_for(json_lines=False, quiet=False)
     with disk_errors(examiner.store.root), examiner.store.in_use():
         written = write_report(examiner, record, out, watcher, watch=watch)

@@ -18,6 +18,7 @@ from irpipe.pipeline.cli.common import (
     print_table,
 )
 from irpipe.pipeline.progress import duration, local_time, size, tick_line
+from irpipe.pipeline.text import visible
 
 _FOLLOW_SECONDS = 0.5
 
@@ -107,9 +108,9 @@ def status(json_: JsonOption = False) -> None:
     Example: irpipe status
     """
     from irpipe.pipeline.progress import Watcher
-    from irpipe.pipeline.status import survey
+    from irpipe.pipeline.status import MOST_BYTES, survey
 
-    examiner = planner(None, watcher=Watcher())
+    examiner = planner(None, watcher=Watcher(), most_bytes=MOST_BYTES)
     recipe, store = examiner.recipe, examiner.store
     rows = []
     for standing in survey(examiner):
@@ -117,7 +118,7 @@ def status(json_: JsonOption = False) -> None:
         rows.append({
             "stage": standing.stage,
             "state": standing.state,
-            "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run") else None,
+            "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
             "why": list(standing.why),
             "process": standing.process,
             "progress": standing.progress,
@@ -143,7 +144,7 @@ def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
         state = f"{state}: {'; '.join(row['why'])}"
     return (
         row["stage"],
-        state,
+        visible(state),
         row["content_id"] and row["content_id"][:12],
         size(row["size_bytes"]) if row["size_bytes"] is not None else None,
         duration(row["seconds"]) if row["seconds"] is not None else None,
@@ -164,7 +165,7 @@ def log(
     import time
 
     from irpipe.pipeline.errors import StoreError
-    from irpipe.pipeline.journal import as_line, read_journal
+    from irpipe.pipeline.journal import as_line, latest_run, read_journal
     from irpipe.pipeline.status import log_key
 
     recipe, store = open_recipe()
@@ -172,12 +173,13 @@ def log(
     key = log_key(store, recipe.name, stage)
     if key is None or not store.log_path(key).exists():
         raise StoreError(f"{stage} has no log", mend=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
-    place, running = 0, True
+    place, running, seen = 0, True, False
     while running:
         running = follow and store.is_locked(key)  # asked before the read: what is written until then is read
         told, place = read_journal(store.log_path(key), place)
-        for line in told:
+        for line in told if seen else latest_run(told):
             print(json.dumps(line, ensure_ascii=False) if json_ else as_line(line), flush=True)
+        seen = True
         if running:
             time.sleep(_FOLLOW_SECONDS)
 
