@@ -68,7 +68,7 @@ def parents_of(record: Record, runs: Sequence[Record]) -> list[str]:
     keys = {run.key for run in runs}
     # The same content may have been made again under another key, which is the one among these.
     read = [entry.key if entry.key in keys else makers.get(entry.content_id, entry.key) for entry in record.inputs.values()]
-    return list(dict.fromkeys([*read, *_parents(record, makers)]))
+    return [key for key in dict.fromkeys([*read, *_parents(record, makers)]) if key != record.key]
 
 
 def _runs(store: Store) -> tuple[dict[str, Record], dict[str, list[str]]]:

@@ -68,7 +68,6 @@ class Page:
     """Everything that the template draws."""
 
     title: str
-    recipe: str
     made: str
     sections: Sequence[Section]
     diagram: Diagram
@@ -95,26 +94,15 @@ def make_page(
         sections.append(make_section(Shown(store, record, records), by_stage.get(record.stage)))
         bar.advance(1, record.stage)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    page = Page(
-        title or f"recipe {recipe}",
-        recipe,
-        made,
-        sections,
-        draw(sections_of(sections)),
-        standings,
-        refresh,
-        Budget(most_image_bytes),
-    )
+    diagram = draw([(one.record, told_of(one)) for one in sections])
+    page = Page(title or f"recipe {recipe}", made, sections, diagram, standings, refresh, Budget(most_image_bytes))
     text: str = _template().render(page=page, bundle=_bundle())
     return text
 
 
-def sections_of(sections: Sequence[Section]) -> list[tuple[Record, str]]:
-    """What the diagram draws: runs and the lines below their names."""
-    return [
-        (one.record, f"{size(one.size)}, {duration(one.record.seconds)}" if one.size is not None else "missing or damaged")
-        for one in sections
-    ]
+def told_of(section: Section) -> str:
+    """The line below a run's name in the diagram."""
+    return f"{size(section.size)}, {duration(section.record.seconds)}" if section.size is not None else "missing or damaged"
 
 
 def make_section(shown: Shown, standing: Standing | None) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +100,6 @@ def contact_sheet(gallery: Gallery, name: str) -> Path:
                 sheet.paste(picture, (column * step, row * step))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irpipe"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{gallery.title.lower().replace(' ', '-')[:40]}.png"
+    path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', gallery.title.lower())[:40]}.png"
     sheet.save(path, "PNG")
     return path
