@@ -238,5 +238,5 @@ def test_the_real_pool(project, shared):
     first = project.last("select-prompts", *flags)
     assert first["metrics"]["coverage_mean"] > first["metrics"]["random_coverage_mean"]
     again = project("run", "select-prompts", "--json", *(part for flag in flags for part in ("--set", flag))).events
-    assert [event["event"] for event in again if event["event"] != "message"] == ["reused", "reused", "reused", "done"]
+    assert [event["event"] for event in again if event["event"] != "message"] == ["plan", "reused", "reused", "reused", "done"]
     assert again[-1]["content_id"] == first["content_id"]
