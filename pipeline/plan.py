@@ -70,6 +70,7 @@ class Planner:
         force: name of a stage that runs although its result is at hand.
         strict_code: a result made by other code is not reused.
         remember: whether digests of outside files may be remembered in the store.
+        against_newest: reasons are told against the recipe's newest result of a stage, not against the nearest of all runs.
         most_bytes: outside files larger than this are not read, if their digest is not remembered: an error says so.
     """
 
@@ -80,6 +81,7 @@ class Planner:
     strict_code: bool = False
     remember: bool = False
     most_bytes: int | None = None
+    against_newest: bool = False
     _by_stage: dict[str, list[Record]] = field(default_factory=dict)
     _externals: dict[str, Externals] = field(default_factory=dict)
     _parsed: Parsed = field(default_factory=dict)
@@ -150,6 +152,8 @@ class Planner:
     def _nearest(self, node: Node, inputs: Mapping[str, InputEntry], externals: Externals) -> Record | None:
         """The earlier run of the stage that differs least, the newest among equals."""
         name = node.stage.name
+        if self.against_newest:
+            return self.store.newest(self.recipe.name, name)
         if not self._by_stage:
             for record in self.store.records():
                 self._by_stage.setdefault(record.stage, []).append(record)

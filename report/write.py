@@ -52,7 +52,6 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
             return len(text.encode())
         first = False
         time.sleep(REFRESH_SECONDS)
-        planner = Planner(planner.recipe, planner.store, planner.watcher, most_bytes=planner.most_bytes)  # the last one remembers
 
 
 def runs_of(planner: Planner, standings: Sequence[Standing], focus: Record | None) -> list[Record]:

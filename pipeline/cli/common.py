@@ -39,14 +39,13 @@ def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
 
 
 def planner(
-    overrides: Sequence[str] | None, *, watcher: Any, force: str | None = None, strict: bool = False, remember: bool = False,
-    most_bytes: int | None = None,
-) -> Planner:  # fmt: skip
+    overrides: Sequence[str] | None, *, watcher: Any, force: str | None = None, strict: bool = False, remember: bool = False
+) -> Planner:
     """A planner for the recipe in the current folder."""
     from irpipe.pipeline.plan import Planner
 
     recipe, store = open_recipe(overrides)
-    return Planner(recipe, store, watcher, force=force, strict_code=strict, remember=remember, most_bytes=most_bytes)
+    return Planner(recipe, store, watcher, force=force, strict_code=strict, remember=remember)
 
 
 def find(identifier: str) -> tuple[Recipe, Store, Record]:

@@ -240,12 +240,11 @@ def report(
     Example: irpipe report --out report.html
     """
     from irpipe.pipeline.progress import Watcher, size, watcher_for
-    from irpipe.pipeline.status import MOST_BYTES
     from irpipe.pipeline.store import disk_errors
     from irpipe.report.write import write_report
 
     record = find(identifier)[2] if identifier else None
-    examiner = planner(None, watcher=Watcher(), most_bytes=MOST_BYTES)
+    examiner = planner(None, watcher=Watcher())
     watcher = watcher_for(json_lines=False, quiet=False)
     with disk_errors(examiner.store.root), examiner.store.in_use():
         written = write_report(examiner, record, out, watcher, watch=watch)

@@ -108,9 +108,9 @@ def status(json_: JsonOption = False) -> None:
     Example: irpipe status
     """
     from irpipe.pipeline.progress import Watcher
-    from irpipe.pipeline.status import MOST_BYTES, survey
+    from irpipe.pipeline.status import survey
 
-    examiner = planner(None, watcher=Watcher(), most_bytes=MOST_BYTES)
+    examiner = planner(None, watcher=Watcher())
     recipe, store = examiner.recipe, examiner.store
     rows = []
     for standing in survey(examiner):
