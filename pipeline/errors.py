@@ -25,6 +25,7 @@ class IrpipeError(Exception):
         lines += [f"  mend:     {mend}"] if mend else []
         super().__init__("\n".join(lines))
         self.what = what
+        self.mend = mend
 
 
 class RecipeError(IrpipeError):

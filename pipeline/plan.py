@@ -106,7 +106,8 @@ class Planner:
         notes = list(self._replaced(node))
         if missing:
             near = self._nearest(node, inputs, externals)
-            reasons = [f"reads {' and '.join(missing)}, which must be made first"]
+            reasons = list(_differences(node, near, inputs, externals)) if self.against_newest and near else []
+            reasons.append(f"reads {' and '.join(missing)}, which must be made first")
             return Step(node, "wait", externals, inputs, None, None, reasons, notes, near.seconds if near else None)
         key = stage_key(
             stage.name,

@@ -148,7 +148,7 @@ class Runner:
     def _make(self, step: Step) -> Record:
         key, watcher = step.key, self.planner.watcher
         assert key is not None
-        with self.store.lock(key, lambda: watcher.say(f"{step.name}: another process is making it; waiting")):
+        with self.store.lock(key, lambda: watcher.say(f"{step.name}: another process is making it (irpipe status); waiting")):
             record = self._finished(step, key)
             if record is not None:
                 watcher.event("reused", stage=step.name, key=key, content_id=record.content_id, notes=[])
@@ -199,6 +199,7 @@ class Runner:
             _check(step.name, report)
             self._check_unchanged(step)
             make_record = partial(self._record, step, key, report, started, clock, code)
+            before = self.store.record(key)
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
             self._keep_error(attempt_file, told, error)
@@ -209,6 +210,8 @@ class Runner:
             "ended", stage=step.name, key=key, content_id=record.content_id,
             rows=dict(record.rows), metrics=dict(record.metrics), seconds=record.seconds,
         )  # fmt: skip
+        if before is not None and before.content_id != record.content_id:
+            watcher.say(f"  the same key gave another result before: {before.content_id[:12]}")
         written = self.store.open(record.content_id).manifest.size
         reasons = report.metrics.get("rejected_for") or {}
         why = f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})" if reasons else ""
@@ -230,7 +233,7 @@ class Runner:
         """Where the work is kept, and the command that goes on with it."""
         watcher.keep("failed", stage=step.name, error=_told(error))
         kept = self.store.work_path(key) / "scratch"
-        work = f"what it had done is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
+        work = f"what it had saved is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
         watcher.say(f"  log: irpipe log {step.node.stage.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 

@@ -116,14 +116,19 @@ def _standing(
         of_others = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
         return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *of_others), record)
     if step is None:
-        return Standing(
-            name, "unread" if isinstance(error, UnreadError) else "cannot run", (error.what if error else "",), record
-        )
+        return Standing(name, "unread" if isinstance(error, UnreadError) else "cannot run", _why(error), record)
     if record is None and store.ref_path(planner.recipe.name, name).exists():
         return Standing(name, "lost", ("its record cannot be read: damaged, or another version's",), None)
     if record is None:
         return Standing(name, "not made", (), None)
-    return Standing(name, "stale" if store.holds(record.content_id) else "lost", tuple(step.reasons), record)
+    if not store.holds(record.content_id):
+        return Standing(name, "lost", ("its artifact is damaged or was dropped",), record)
+    return Standing(name, "stale", tuple(step.reasons), record)
+
+
+def _why(error: IrpipeError | None) -> Sequence[str]:
+    assert error is not None
+    return (error.what, *((f"mend: {error.mend}",) if error.mend else ()))
 
 
 def log_key(store: Store, recipe: str, stage: str) -> str | None:

@@ -27,9 +27,10 @@ VIEWS = "irpipe.views"
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or two."""
+    """A sentence or two. A headline also stands at the top of a page."""
 
     text: str
+    headline: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Chart:
         data: rows with the columns that the others name.
         colour: the column that tells lines, points or bars apart; panel: the one that has a panel for each value.
         detail: the column that a point or bar tells when it is pointed at.
+        x_title, y_title: what the axes say; the columns' names without.
         references: values of y, by name, that intervals are held against.
     """
 
@@ -68,6 +70,8 @@ class Chart:
     detail: str | None = None
     axes: bool = True
     references: Mapping[str, float] = field(default_factory=dict)
+    x_title: str = ""
+    y_title: str = ""
 
 
 @dataclass(frozen=True)

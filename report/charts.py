@@ -30,7 +30,10 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
     colour = (
         {"color": {"field": chart.colour, "type": "nominal", "legend": {"orient": "top", "title": None}}} if chart.colour else {}
     )
-    x, y = (_channel(data, name, chart.axes) for name in (chart.x, chart.y))
+    x, y = (
+        _titled(_channel(data, chart.x, chart.axes), chart.x_title),
+        _titled(_channel(data, chart.y, chart.axes), chart.y_title),
+    )
     match chart.mark:
         case "line":
             few = len(data) <= 60
@@ -70,6 +73,10 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
 def _channel(data: Sequence[Mapping[str, Any]], name: str, axes: bool) -> dict[str, Any]:
     channel: dict[str, Any] = {"field": name, "type": _type(data, name), "scale": {"zero": False}}
     return channel if axes else channel | {"axis": None}
+
+
+def _titled(channel: dict[str, Any], title: str) -> dict[str, Any]:
+    return channel | {"title": title} if title else channel
 
 
 def _type(data: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from irpipe.pipeline.lineage import parents_of
 from irpipe.pipeline.manifest import Record
@@ -49,7 +50,7 @@ def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
         graph.add_edges_from((parent, record.key) for parent in parents_of(record, records) if parent in told)
     by_key = {record.key: record for record in records}
     rows: list[list[str]] = []
-    for generation in nx.topological_generations(graph):
+    for generation in _late(graph):
         row = sorted(generation, key=list(told).index)
         rows += [row[start : start + _MOST_BESIDE] for start in range(0, len(row), _MOST_BESIDE)]
     width = max((len(row) for row in rows), default=1) * (_WIDTH + _GAP_X) + _GAP_X
@@ -61,6 +62,14 @@ def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
             boxes[key] = Box(by_key[key], x, y, told[key], _settings(by_key[key]))
     paths = [_path(boxes[parent], boxes[key]) for parent, key in nx.transitive_reduction(graph).edges]
     return Diagram(list(boxes.values()), paths, width, len(rows) * (_HEIGHT + _GAP_Y) + 10)
+
+
+def _late(graph: Any) -> list[list[str]]:
+    """Generations of a graph, each node just above the first one that needs it: fewer lines pass behind boxes."""
+    import networkx as nx
+
+    generations = list(nx.topological_generations(graph.reverse()))
+    return [list(generation) for generation in reversed(generations)]
 
 
 def _path(above: Box, below: Box) -> str:

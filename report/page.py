@@ -21,7 +21,7 @@ from irpipe.pipeline.progress import Progress, duration, local_time, size
 from irpipe.pipeline.status import Standing
 from irpipe.pipeline.store import Store
 from irpipe.pipeline.text import number, visible
-from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Thumbnail, seen
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Text, Thumbnail, seen
 from irpipe.report.charts import panels
 from irpipe.report.diagram import Diagram, draw
 
@@ -214,6 +214,11 @@ def recipe_text(sections: Sequence[Section]) -> str:
     return recipe_of([one.record for one in sections])
 
 
+def headlines(sections: Sequence[Section]) -> list[tuple[Section, str]]:
+    """What each run comes to, in a sentence."""
+    return [(one, block.text) for one in sections for block in one.blocks if isinstance(block, Text) and block.headline]
+
+
 def anchor(record: Record) -> str:
     """Where a run's section is."""
     return f"{record.stage}-{record.key[:12]}"
@@ -242,8 +247,8 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     functions = (
-        anchor, as_png, as_webp, best, choices, command, duration, few, finite, first, is_number, kind_name, local_time,
-        number, numeric, packages, panels, recipe_text, rows_of, scored, size, tags, visible, words,
+        anchor, as_png, as_webp, best, choices, command, duration, few, finite, first, headlines, is_number, kind_name,
+        local_time, number, numeric, packages, panels, recipe_text, rows_of, scored, size, tags, visible, words,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template("page.html")

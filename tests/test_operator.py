@@ -88,7 +88,7 @@ class TestLog:
             encoding="utf-8",
         )
         told = project("run", "count", "--force", status=2).err
-        assert "what it had done is kept in" in told and "go on: irpipe run count --force" in told
+        assert "what it had saved is kept in" in told and "go on: irpipe run count --force" in told
         assert "failed: the dog ate it" in project("log", "count").out
         row = states(project)["count"]
         assert (row["state"], row["error"]) == ("failed", "the dog ate it")

@@ -19,7 +19,8 @@ def judgements(shown: Shown) -> Sequence[Block]:
         {"rating": name, "value": row["value"], "images": row["images"]}
         for name in _RATINGS
         for row in shown.ask(
-            f"SELECT round({name}, 1) AS value, count(*) AS images FROM ratings WHERE {name} IS NOT NULL GROUP BY ALL ORDER BY 1",
+            f"SELECT round({name}::DOUBLE, 2) AS value, count(*) AS images FROM ratings WHERE {name} IS NOT NULL"
+            " GROUP BY ALL ORDER BY 1",
             ratings=artifact.table("ratings"),
         )
     ]

@@ -29,8 +29,12 @@ def tuned(shown: Shown) -> Sequence[Block]:
     for row in steps:
         by_figure.setdefault(row["figure"], []).append(row)
     return [
-        Text(f"{card.stage} of {card.base}, {card.trained}. {stopped} {kept}"),
-        Grid("Held-out measures before and after", ("measure", "before", "after", "standard error of the change"), judged),
+        Text(f"{card.stage} of {card.base}, {card.trained}. {stopped} {kept}", headline=True),
+        Text(
+            "reward: of the reward model that it is tuned for. held_out: a judge of other annotations, which nothing is trained"
+            " on. similarity: CLIP's, of prompt and image. denoising_loss: on real pictures, rising as the generator forgets."
+        ),
+        Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), judged),
         Chart(
             "Monitors at every look",
             "each measure on held-out prompts over the steps: the reward that is trained for, judges that nothing is trained on,"
@@ -52,7 +56,8 @@ def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
     last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
     after = card.kept_step or last
     by_prompt: dict[str, list[Wanted]] = {}
-    for when, step in (("before", 0), (f"after {after:,} steps", after)):
+    what = "kept" if card.kept_step else "not kept"
+    for when, step in (("before", 0), (f"after {after:,} steps, {what}", after)):
         for row in rows:
             look, turn = row["path"].split("/")[-1].removesuffix(".png").split("-")
             if int(look) == step:
@@ -75,13 +80,20 @@ def comparison(shown: Shown) -> Sequence[Block]:
     """Table 4 with intervals, and images of the same prompt and noise side by side."""
     rows = shown.ask("SELECT * FROM comparison", comparison=shown.artifact.table("comparison"))
     gains = [row for row in rows if row["gain"] is not None]
+    judges = dict.fromkeys(row["judge"] for row in gains)
+    judge = "oracle" if "oracle" in judges else next(iter(judges), "")
+    told = ", ".join(
+        f"{row['generator']} {row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+        for row in gains if row["judge"] == judge
+    )  # fmt: skip
     columns = ("judge", "generator", "wins", "win_rate", "gain", "gain_low", "gain_high", "images_made")
     return [
+        Text(f"Gain over the base by {judge}, with 95 % intervals: {told}.", headline=bool(gains)),
         Chart(
             "Gain over the base, with 95 % intervals", "each judge's mean gain of every generator over the base",
             "intervals", gains, "generator", "gain", low="gain_low", high="gain_high", panel="judge",
         ),
-        Grid("Table 4", columns, [tuple(row[name] for name in columns) for row in rows]),
+        Grid("The paper's table 4", columns, [tuple(row[name] for name in columns) for row in rows]),
         _side_by_side(shown),
     ]  # fmt: skip
 

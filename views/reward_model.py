@@ -69,7 +69,15 @@ def evaluation(shown: Shown) -> Sequence[Block]:
         "Bayes bound": told.get("bayes_bound"),
     }
     held = {name: value for name, value in references.items() if value is not None}
-    blocks: list[Block] = [
+    best = accuracy[0] if accuracy else None
+    ours = next((row for row in accuracy if row["scorer"] == "reward-model"), best)
+    blocks: list[Block] = []
+    if ours is not None:
+        reach = f" (95 %: {ours['low']:.1%} to {ours['high']:.1%})" if ours["low"] is not None else ""
+        told_bound = f"; nobody can exceed {bound:.1%} but by chance" if (bound := told.get("bayes_bound")) is not None else ""
+        sentence = f"{ours['scorer']} orders {ours['accuracy']:.1%}{reach} of {ours['pairs']:,} pairs as people do{told_bound}."
+        blocks.append(Text(sentence, headline=True))
+    blocks += [
         Chart(
             f"Accuracy on pairs of the {shown.record.config.get('split', 'test')} split, with 95 % intervals",
             f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in held.items())}",
@@ -84,16 +92,16 @@ def evaluation(shown: Shown) -> Sequence[Block]:
     by_scorer: dict[str, dict[str, float]] = {}
     for row in others:
         by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
-    blocks.append(
-        Grid("Table 3", ("scorer", *names), [(name, *(of.get(figure) for figure in names)) for name, of in by_scorer.items()])
-    )
+    rows = [(name, *(of.get(figure) for figure in names)) for name, of in by_scorer.items()]
+    blocks.append(Grid("The other figures of the paper's table 3", ("scorer", *names), rows))
     sure = shown.ask(
         'SELECT scorer, sure, "right", pairs FROM calibration ORDER BY scorer, sure',
         calibration=shown.artifact.table("calibration"),
     )
     if sure:
         alt = "how often a scorer is right, by how sure it is; the diagonal would be perfect"
-        blocks.append(Chart("Calibration", alt, "line", sure, "sure", "right", colour="scorer"))
+        x_title, y_title = "how sure it is: sigmoid(|difference of scores|)", "share that it orders as people do"
+        blocks.append(Chart("Calibration", alt, "line", sure, "sure", "right", colour="scorer", x_title=x_title, y_title=y_title))
     return [*blocks, *_seen(shown)]
 
 

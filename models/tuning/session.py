@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.captions import CAPTIONS
+from irpipe.schemas.files import read_json
 from irpipe.schemas.generator import ADDITIONS, MONITORS, TUNING_STEPS, WHOLE, GeneratorCard
 from irpipe.schemas.images import ImageReader, ImageShards, encoded_row
 from irpipe.schemas.prompt_files import prompts_of
@@ -222,12 +224,21 @@ def save_generator(denoiser: Denoiser, config: TuneConfig, out: Path) -> None:
     quiet()
     if config.trained == "unet":
         denoiser.pipeline.save_pretrained(out / WHOLE, safe_serialization=True)
+        _forget_paths(out / WHOLE)
         return
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser.unet))
     type(denoiser.pipeline).save_lora_weights(out / ADDITIONS, unet_lora_layers=layers, safe_serialization=True)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Take out where the base lay on this machine: it is no content, and the card names the base."""
+    for path in folder.rglob("*.json"):
+        told = read_json(path)
+        if isinstance(told, dict) and told.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def make_judges(stage: str, reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:

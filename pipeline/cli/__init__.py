@@ -47,7 +47,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("\ninterrupted: finished work is kept, and the same command goes on from there", file=sys.stderr)
+            print("\ninterrupted: the same command goes on from what was finished or saved", file=sys.stderr)
         raise
     except Exception as error:
         from irpipe.pipeline.errors import IrpipeError

@@ -50,9 +50,12 @@ def planner(
 
 def find(identifier: str) -> tuple[Recipe, Store, Record]:
     """The run that a person means by an id or a stage's name."""
-    from irpipe.pipeline.errors import StoreError
+    from irpipe.pipeline.errors import StoreError, did_you_mean
 
     recipe, store = open_recipe()
+    near = did_you_mean(identifier, recipe.tables)
+    if identifier not in recipe.tables and near and any(digit not in "0123456789abcdef" for digit in identifier):
+        raise StoreError(f"{identifier!r} is neither a stage of the recipe nor an id{near}")
     record = store.newest(recipe.name, identifier) if identifier in recipe.tables else store.resolve(identifier)
     if record is None:
         raise StoreError(f"{identifier} has no artifact yet", mend=f"irpipe run {identifier}")

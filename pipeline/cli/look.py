@@ -232,7 +232,9 @@ def report(
         str | None,
         typer.Argument(metavar="[STAGE|ID]", help="A stage or an id: it and what it was made from. Without: the recipe."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where the page goes. Without: report.html, or report-ID.html.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again and again while a run goes on.")] = False,
 ) -> None:
     """Write one self-contained web page: what ran, what it made, and what that is worth.
@@ -244,6 +246,7 @@ def report(
     from irpipe.report.write import write_report
 
     record = find(identifier)[2] if identifier else None
+    out = out or Path(f"report-{identifier}.html" if identifier else "report.html")
     examiner = planner(None, watcher=Watcher())
     watcher = watcher_for(json_lines=False, quiet=False)
     with disk_errors(examiner.store.root), examiner.store.in_use():

@@ -87,8 +87,8 @@ def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: 
         of_one = [row for row in picks if row["scorer"] == name]
         right.plot([row["n"] for row in of_one], [row["utility"] for row in of_one], "o-", label=name)
     prompts = {row["n"]: row["prompts"] for row in picks}  # with fewer images than n a prompt does not count
-    right.set_xticks(list(prompts), [f"{n}\n({count:,} prompts)" for n, count in prompts.items()], fontsize=7)
-    right.set(title="Best of n by each scorer", xlabel="n, of the prompts with so many images", ylabel="worth by the oracle")
+    right.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
+    right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="worth by the oracle")
     if picks:
         right.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -20,7 +20,10 @@ from irpipe.stages.prompt_graph.search import Neighbours, Points, exact, indexed
 def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     vectors = open_vectors(inputs["embeddings"].file(VECTORS_FILE))
     if config.sets > len(vectors):
-        raise InputError(f"{len(vectors)} prompts cannot be divided into {config.sets} sets", where="prompt-graph.sets")
+        raise InputError(
+            f"{len(vectors)} prompts cannot be divided into {config.sets} sets", where="prompt-graph.sets",
+            mend="--set prompt-graph.sets=1",
+        )  # fmt: skip
     set_of = divide(len(vectors), config.sets, config.seed)
     VERTICES.write(out, {"set": set_of})
     recalls: list[float] = []

@@ -70,7 +70,7 @@ class ReflObjective:
             self._rollouts = self._roll(step, wanted)
         elif step % config.refresh_every == 0:
             save()  # so that a kill comes back to the weights that these rollouts are of
-            self._rollouts = self._roll(step, range(config.rollouts_at_a_time))
+            self._rollouts = self._read(step) or self._roll(step, range(config.rollouts_at_a_time))
         elif self._rollouts is None:  # resumed between two refreshments
             self._rollouts = self._read(step // config.refresh_every * config.refresh_every)
 
@@ -96,9 +96,9 @@ class ReflObjective:
             self.checkpoints.keep_only("rollouts-*.pt", [f"rollouts-{step}.pt"])
         return rollouts
 
-    def _read(self, step: int) -> Rollouts:
+    def _read(self, step: int) -> Rollouts | None:
         saved = self.checkpoints.read(f"rollouts-{step}.pt")
-        return Rollouts(saved["latents"], saved["prompts"])
+        return Rollouts(saved["latents"], saved["prompts"]) if saved is not None else None
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
