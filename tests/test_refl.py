@@ -67,6 +67,9 @@ class TestStage:
         tuned = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=torch.float32).unet.state_dict()
         base = StableDiffusionPipeline.from_pretrained(MICRO.folder, dtype=torch.float32).unet.state_dict()
         assert any(not torch.equal(tuned[name], base[name]) for name in base)
+        for path in folder.rglob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            assert str(MICRO.folder) not in text and "_name_or_path" not in text, "the same tuning has the same id elsewhere"
 
     @pytest.mark.parametrize("setting", ["refl.dtype=bfloat16", "refl.checkpoint_activations=true", "refl.updates=sequential"])
     def test_other_ways_to_get_there(self, world, setting):

@@ -88,7 +88,7 @@ class TestShow:
             ("train-rm", ("higher is better", "validation_accuracy", "Loss (from the first to the last)")),
             ("evaluate-rm", ("Accuracy on pairs of the test split", "The most confident mistakes", "oracle")),
             ("refl", ("Held-out measures before and after", "held_out", "Before and after")),
-            ("compare-generators", ("Gain over the base", "Table 4", "Side by side")),
+            ("compare-generators", ("Gain over the base", "The paper's table 4", "Side by side")),
         ],
     )
     def test_every_kind_says_what_people_want_of_it(self, seen, stage, told):
@@ -197,7 +197,7 @@ class TestPage:
                 "Images by prompt",
                 "Leaks, checked",
                 "Before and after",
-                "Table 4",
+                "The paper's table 4",
                 "The most confident mistakes",
                 "Lineage",
             ):
@@ -346,7 +346,7 @@ class TestBadInput:
         monkeypatch.setattr("irpipe.views.annotations.pairs", broken)
         assert "it cannot be shown: IndexError: a bug of somebody's" in seen("show", "build-pairs").out
         seen("report", "train-rm")
-        text = (seen.root / "report.html").read_text(encoding="utf-8")
+        text = (seen.root / "report-train-rm.html").read_text(encoding="utf-8")
         assert text.count('role="alert"') == 1 and "Score card" in text
 
     @pytest.mark.parametrize("side", [(4000, 8), (8, 4000), (1, 1), (80, 81), (161, 160)])
