@@ -47,7 +47,10 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("\ninterrupted: the same command goes on from what was finished or saved", file=sys.stderr)
+            print(
+                "\ninterrupted: finished work is kept; the same command goes on, a training from its last checkpoint",
+                file=sys.stderr,
+            )
         raise
     except Exception as error:
         from irpipe.pipeline.errors import IrpipeError

@@ -53,9 +53,8 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
     from irpipe.pipeline.errors import StoreError, did_you_mean
 
     recipe, store = open_recipe()
-    near = did_you_mean(identifier, recipe.tables)
-    if identifier not in recipe.tables and near and any(digit not in "0123456789abcdef" for digit in identifier):
-        raise StoreError(f"{identifier!r} is neither a stage of the recipe nor an id{near}")
+    if identifier not in recipe.tables and any(digit not in "0123456789abcdef" for digit in identifier):
+        raise StoreError(f"{identifier!r} is not an id, nor a stage of the recipe{did_you_mean(identifier, recipe.tables)}")
     record = store.newest(recipe.name, identifier) if identifier in recipe.tables else store.resolve(identifier)
     if record is None:
         raise StoreError(f"{identifier} has no artifact yet", mend=f"irpipe run {identifier}")
