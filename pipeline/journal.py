@@ -29,12 +29,12 @@ class Journal(Watcher):
     def event(self, event: str, **fields: Any) -> None:
         """Something happened: it is told and written."""
         self._watcher.event(event, **fields)
-        self._write(event, **fields)
+        self.keep(event, **fields)
 
     def say(self, text: str) -> None:
         """One line: it is told and written."""
         self._watcher.say(text)
-        self._write("message", text=text)
+        self.keep("message", text=text)
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
@@ -44,13 +44,10 @@ class Journal(Watcher):
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
         """Work goes on: written only; the one who watches has a bar of his own."""
-        self._write("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note)
+        self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note)
 
     def keep(self, event: str, **fields: Any) -> None:
-        """Something that is written only: whoever watches learns it otherwise."""
-        self._write(event, **fields)
-
-    def _write(self, event: str, **fields: Any) -> None:
+        """Something is written only: whoever watches learns it otherwise."""
         told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
         line = (json.dumps(told, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
         try:

@@ -4,6 +4,7 @@ objects/ab/<content_id>/   manifest.json and files, read-only
 keys/ab/<key>.json         a run's record: key -> content id
 refs/<recipe>/<stage>.json the newest result by name
 work/<key>/                a run in progress: out/, scratch/, attempt.json
+logs/<key>.jsonl           what a run said; no part of its result
 locks/<key>                held by the process that runs the key
 damaged/<content_id>       objects that failed verification
 """

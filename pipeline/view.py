@@ -125,7 +125,7 @@ class Shown:
     record: Record
     runs: Sequence[Record]
 
-    @property
+    @cached_property
     def artifact(self) -> Artifact:
         """The artifact itself."""
         return self.store.open(self.record.content_id)
@@ -216,7 +216,8 @@ def seen(shown: Shown) -> tuple[Sequence[Block], str]:
 
 def _rejected(shown: Shown) -> list[Block]:
     """How many rows were rejected for each reason."""
-    if "rejected" not in shown.artifact.manifest.tables or not shown.artifact.manifest.tables["rejected"].rows:
+    table = shown.artifact.manifest.tables.get("rejected")
+    if table is None or not table.rows:
         return []
     rows = shown.ask(
         "SELECT reason::VARCHAR AS reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC",
