@@ -48,11 +48,11 @@ demo: $(VENV)/demo ## from nothing to a tuned generator and what it is worth, of
 	@cd demo && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  demo/report.html"
 	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 
-test: $(VENV)/dev ## the tests, but for the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n 2
+test: $(VENV)/dev ## the tests, but for the slow ones; two workers of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-all: $(VENV)/dev ## all tests
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/dev ## format, lint, types, layers, docs: generated pages are current, and the site builds without a warning
 	$(BIN)/ruff format --check .

@@ -52,8 +52,8 @@ def deadly(owner, name):
         return real(*arguments, **options)
     setattr(owner, name, call)
 armed = False
-for owner, name in ((os, "fsync"), (os, "fchmod"), (Path, "replace"), (Path, "rename"), (Path, "chmod"), (Path, "mkdir"),
-                    (shutil, "rmtree")):
+for owner, name in ((os, "fsync"), (os, "fchmod"), (os, "unlink"), (os, "rmdir"), (Path, "replace"), (Path, "rename"),
+                    (Path, "chmod"), (Path, "mkdir"), (shutil, "rmtree")):
     deadly(owner, name)
 real_commit = commit.commit
 def arming(*arguments):
@@ -118,6 +118,7 @@ def test_a_kill_at_every_write_of_a_commit(project):
         assert done["content_id"] == expected
         whole(project)
         assert project.store.lookup(done["key"]) is not None
+        assert not list((project.store.root / "work").iterdir())
         if killed.returncode == 0:
             break
         assert killed.returncode == -9, killed.stderr

@@ -230,7 +230,7 @@ class TestShippedModels:
 
     @pytest.mark.slow
     def test_the_build_is_reproducible(self, tmp_path):
-        """The whole build at a hundredth of its length, twice."""
+        """The whole build at 1/500 of its length, twice."""
         manifests = []
         for name in "ab":
             command = [

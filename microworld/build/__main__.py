@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m irpipe.microworld.build", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the weights go; parts that lie there already are kept")
     parser.add_argument("--only", choices=PARTS, action="append", help="build this part anew (may be given again)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps, to try the build")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps and pictures, to try the build")
     parser.add_argument("--threads", type=int, default=1, help="the result depends on it in its last bits")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

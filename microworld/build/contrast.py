@@ -31,7 +31,7 @@ def build(folder: Path, scale: float) -> dict[str, float]:
         figures for the manifest.
     """
     tokenizer = clip_tokenizer()
-    model, accuracy = train(tokenizer, math.ceil(STEPS * scale))
+    model, accuracy = train(tokenizer, math.ceil(STEPS * scale), math.ceil(PICTURES * scale))
     weight, bias, correlation = fit_aesthetic(model)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -43,10 +43,10 @@ def build(folder: Path, scale: float) -> dict[str, float]:
     return {"caption_among_batch": round(accuracy, 3), "aesthetic_correlation": round(correlation, 3)}
 
 
-def train(tokenizer: Any, count: int) -> tuple[Any, float]:
+def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3), each image also against a caption one word off."""
     torch.manual_seed(5)
-    data = pictures(PICTURES, seed=11, wrong_captions=0, damaged=0.15)
+    data = pictures(shown, seed=11, wrong_captions=0, damaged=0.15)
     images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).float() / 255
     ids, _ = token_ids(tokenizer, data.captions)
     wrong, _ = token_ids(tokenizer, corrupted_captions(data.scenes, seed=12))

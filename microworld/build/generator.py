@@ -24,13 +24,13 @@ _WIDTH = 64
 
 
 def build(folder: Path, scale: float) -> dict[str, float]:
-    """Train and save the generator. `scale` shortens the training, for tests.
+    """Train and save the generator. `scale` is the share of steps and of pictures, for tests.
 
     Returns:
         figures for the manifest.
     """
-    data = pictures(PICTURES, seed=5, wrong_captions=WRONG_CAPTIONS, damaged=DAMAGED)
-    vae = train_vae(math.ceil(VAE_STEPS * scale))
+    data = pictures(math.ceil(PICTURES * scale), seed=5, wrong_captions=WRONG_CAPTIONS, damaged=DAMAGED)
+    vae = train_vae(math.ceil(VAE_STEPS * scale), math.ceil(PICTURES // 2 * scale))
     mean, spread = encode(vae, data)
     vae.register_to_config(scaling_factor=float(1 / mean.std()))
     tokenizer = clip_tokenizer()
@@ -57,7 +57,7 @@ def to_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(count: int) -> Any:
+def train_vae(count: int, shown: int) -> Any:
     """An autoencoder of 32 x 32 pixels to 8 x 8 x 4.
 
     Things are a tenth of the pixels and hold nearly all that a prompt says, so they weigh nine times as much as the
@@ -71,7 +71,7 @@ def train_vae(count: int) -> Any:
         sample_size=32, mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)  # fmt: skip
     vae.quant_conv.bias.data[4:] = -5.0  # begin with little noise in the latent
-    images = to_tensor(pictures(PICTURES // 2, seed=6, wrong_captions=0, damaged=0.1).pixels)
+    images = to_tensor(pictures(shown, seed=6, wrong_captions=0, damaged=0.1).pixels)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0)
     for _ in steps("autoencoder", count, optimizer, Schedule(peak=3e-3, warmup=30, floor=3e-5)):
         batch = images[torch.randint(0, len(images), (VAE_BATCH,))].contiguous(memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ def build(folder: Path, scale: float) -> dict[str, float]:
         figures for the manifest.
     """
     tokenizer = BertTokenizer(vocab=word_pieces(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")), model_max_length=MAX_TOKENS)
-    model, accuracy = train(tokenizer, math.ceil(STEPS * scale))
+    model, accuracy = train(tokenizer, math.ceil(STEPS * scale), math.ceil(PICTURES * scale))
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     BlipImageProcessor(size={"height": 32, "width": 32}, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3).save_pretrained(
@@ -67,7 +67,7 @@ def new_model(tokenizer: Any) -> Any:
     )
 
 
-def train(tokenizer: Any, count: int) -> tuple[Any, float]:
+def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     """Tell a picture's caption from one with a wrong word, or another picture's, and say which words are masked.
 
     Picture and caption are also encoded each on its own and brought together (the projections of BLIP's contrastive loss), and
@@ -77,7 +77,7 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
         the model, and how often it prefers the right caption on scenes it never saw.
     """
     torch.manual_seed(4)
-    data = pictures(PICTURES, seed=8, wrong_captions=0, damaged=0.25)
+    data = pictures(shown, seed=8, wrong_captions=0, damaged=0.25)
     images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2)
     ids, mask = token_ids(tokenizer, data.captions)
     wrong = [token_ids(tokenizer, corrupted_captions(data.scenes, seed)) for seed in (1, 2, 3)]
