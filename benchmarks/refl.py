@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from benchmarks.common import peak_in_child, show
 from irpipe import microworld
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.denoiser import Denoiser, load_denoiser
 from irpipe.models.tuning.reward import RewardSlope
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.progress import Watcher
+from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
 
@@ -95,7 +95,8 @@ def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
     folder.mkdir(exist_ok=True)
     objective = ReflObjective(
         config, denoiser, denoiser.course(config.num_steps, "ddpm"), denoiser.encode(PROMPTS), reward.tokenise(PROMPTS),
-        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0), Accelerator(cpu=True), Checkpoints(folder),
+        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0), Accelerator(cpu=True),
+        Context(folder, Watcher().progress, print, {}),
     )  # fmt: skip
     adam = torch.optim.AdamW(denoiser.unet.parameters(), 1e-5, weight_decay=1e-2)
     spent = dict.fromkeys(("rollouts", "losses", "backward", "optimiser"), 0.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import pytest
 import torch
 
 from irpipe.models.generators import Sampling
+from irpipe.models.tuning.loop import Tuner
+from irpipe.models.tuning.monitors import Monitor
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.generator import GeneratorCard
@@ -186,7 +190,38 @@ class TestStage:
         assert "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.learning_rate=2e-3").out
 
 
+def disturbed(real, number, sign):
+    """A function whose n-th call begins with a signal to its own process."""
+    calls = itertools.count(1)
+
+    def call(*given):
+        if next(calls) == number:
+            os.kill(os.getpid(), sign)
+        return real(*given)
+
+    return call
+
+
 class TestInterrupted:
+    def test_ctrl_c_and_sigterm_keep_every_whole_step(self, world, monkeypatch):
+        """Four times on the way: while rollouts are drawn, within a step, in the middle of a look, and behind it."""
+        laid = ("refl.steps=5", "refl.monitor_every=2", "refl.average=0.9", "refl.checkpoint_minutes=1000")
+        whole = world.last("refl", *laid)
+        (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
+        told = []
+        for owner, name, number, sign in (
+            (ReflObjective, "prepare", 2, signal.SIGINT), (Tuner, "_learn", 1, signal.SIGTERM),
+            (Monitor, "look", 1, signal.SIGTERM), (Tuner, "_judge", 1, signal.SIGINT),
+        ):  # fmt: skip
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, disturbed(getattr(owner, name), number, sign))
+                told.append(world.run("refl", *laid, status=130).err)
+        told.append(world.run("refl", *laid).err)
+        assert all("what it had saved is kept" in one for one in told[:4])
+        went_on = [re.findall("goes on after step (.) of 5", one) for one in told]
+        assert went_on == [[], ["1"], ["2"], ["2"], ["2"]]
+        assert world.store.newest("micro", "refl").content_id == whole["content_id"]
+
     @pytest.mark.parametrize(
         "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.monitor_every=2", "refl.average=0.9")]
     )

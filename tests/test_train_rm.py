@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -278,6 +279,24 @@ class TestInterrupted:
         assert any("goes on after step" in event.get("text", "") for event in resumed)
         whole = rm_again(rm, *settings, "train-rm.frozen_part='recomputed'")
         assert resumed[-1]["content_id"] == whole["content_id"]
+
+    def test_an_interrupt_waits_for_the_end_of_its_step(self, rm, monkeypatch):
+        from irpipe.stages.train_rm.loop import Trainer
+
+        settings, real = ("train-rm.epochs=4", "train-rm.checkpoint_minutes=1000"), Trainer._step
+
+        def disturbed(self, number, batches):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, number, batches)
+
+        monkeypatch.setattr(Trainer, "_step", disturbed)
+        assert "what it had saved is kept" in rm.run("train-rm", *settings, status=130).err
+        monkeypatch.undo()
+        monkeypatch.chdir(rm.root)
+        resumed = rm("run", "train-rm", "--json", *flags_of(*settings)).events
+        assert any("goes on after step 6 of" in event.get("text", "") for event in resumed)
+        assert resumed[-1]["content_id"] == rm_again(rm, *settings)["content_id"]
 
     def test_on_another_micro_batch_it_agrees_to_rounding_and_says_so(self, rm):
         settings = ("train-rm.epochs=4", "train-rm.checkpoint_minutes=0")

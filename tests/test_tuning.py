@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
 from irpipe.models.tuning.reward import RewardSlope, reward_loss
+from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe import load_recipe
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.refl.objective import ReflObjective
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 
@@ -42,7 +42,7 @@ def objective_of(world, tmp_path, denoiser=None, **settings) -> ReflObjective:
     slope = RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain)
     return ReflObjective(
         config, denoiser, denoiser.course(config.num_steps, config.scheduler), denoiser.encode(PROMPTS), (ids, mask), slope,
-        Accelerator(cpu=True), Checkpoints(tmp_path),
+        Accelerator(cpu=True), Context(tmp_path, Watcher().progress, print, {}),
     )  # fmt: skip
 
 

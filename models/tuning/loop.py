@@ -21,6 +21,7 @@ from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARIT
 from irpipe.models.tuning.pairs import RealPairs, denoising_losses
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.hashing import row_id
+from irpipe.pipeline.interrupt import undisturbed
 from irpipe.pipeline.stage import Context
 
 _LOWER = "a lower learning_rate, max_grad_norm=1, or dtype=float32"
@@ -107,6 +108,7 @@ class State:
     """Where a tuning stands: all that a checkpoint holds besides weights and optimiser."""
 
     step: int = 0
+    looked: int = -1
     best_step: int = 0
     best: float = -math.inf
     stopped_for: str = ""
@@ -144,37 +146,49 @@ class Tuner:
         Raises:
             TrainingError: a loss or a gradient is not finite.
         """
-        resumed = self._resume()
+        self._resume()
         config, state, main = self.config, self.state, self.accelerator.is_main_process
         if config.micro_batch not in state.micro_batches:
             state.micro_batches.append(config.micro_batch)
         with self.context.progress("tuning", config.steps, "steps") as bar:
             bar.advance(state.step)
-            if state.step == 0 and not resumed:
-                self._look()
-                self._save()
-            while state.step < config.steps and not state.stopped_for:
-                self._step(state.step)
-                state.step += 1
-                if state.step % config.monitor_every == 0 or state.step == config.steps:
-                    self._look()
+            try:
+                while self._goes_on():
+                    self._step(state.step)
+                    if main and self.checkpoints.minutes >= config.checkpoint_minutes:
+                        self._save()
+                    bar.advance(1, note=self._note())
+            except KeyboardInterrupt:
+                if self.looks:
                     self._save()
-                elif main and self.checkpoints.minutes >= config.checkpoint_minutes:
-                    self._save()
-                bar.advance(1, note=self._note())
+                raise
         return state
 
+    def _goes_on(self) -> bool:
+        """Whether there is another step, once there was a look where one is due."""
+        state, config = self.state, self.config
+        if state.looked != state.step and (state.step % config.monitor_every == 0 or state.step == config.steps):
+            self._look()
+            self._save()
+        return state.step < config.steps and not state.stopped_for
+
     def _step(self, step: int) -> None:
-        """One step: an update for each objective, or one for all."""
-        together = self.config.updates == "together" or len(self.objectives) == 1
-        self.weights.fill_gradients()
-        told: dict[str, list[float]] = {}
+        """One step. An interrupt while it is prepared comes back to its beginning; any later one waits for its end."""
         shares = [
             range(objective.batch_size)[self.accelerator.process_index :: self.accelerator.num_processes]
             for objective in self.objectives
         ]
         for objective, mine in zip(self.objectives, shares, strict=True):
             objective.prepare(step, mine, self._save)
+        with undisturbed():
+            self._learn(step, shares)
+            self.state.step += 1
+
+    def _learn(self, step: int, shares: Sequence[Sequence[int]]) -> None:
+        """An update for each objective, or one for all."""
+        together = self.config.updates == "together" or len(self.objectives) == 1
+        self.weights.fill_gradients()
+        told: dict[str, list[float]] = {}
         self._set_learning_rate(step)
         for number, (objective, mine) in enumerate(zip(self.objectives, shares, strict=True)):
             if not mine:  # more processes than samples: half precision's scale wants a loss all the same
@@ -235,12 +249,23 @@ class Tuner:
 
     def _look(self) -> None:
         """Look at held-out prompts; keep the weights if they are the best so far, and stop if the rule says so."""
-        state = self.state
-        if self.accelerator.is_main_process:
-            trained = self.weights.copy() if self.weights.average else {}
+        seen = self._seen() if self.accelerator.is_main_process else None
+        with undisturbed():
+            self._judge(seen)
+
+    def _seen(self) -> Look:
+        """A look at what the weights that are judged do."""
+        trained = self.weights.copy() if self.weights.average else {}
+        try:
             self.weights.load(self.weights.average)
-            look = self.monitor.look(state.step)
-            self.weights.load(trained)
+            return self.monitor.look(self.state.step)
+        finally:
+            with undisturbed():
+                self.weights.load(trained)
+
+    def _judge(self, look: Look | None) -> None:
+        state = self.state
+        if look is not None:
             self.looks.append(look)
             self._write_look(look)
             fault = self.rule.fault(look)
@@ -260,6 +285,7 @@ class Tuner:
             told: list[Any] = [state.stopped_for, state.best_step]
             broadcast_object_list(told)
             state.stopped_for, state.best_step = told
+        state.looked = state.step
 
     def _is_best(self, look: Look) -> bool:
         """Without a stop rule the last look is what is kept."""
@@ -285,7 +311,7 @@ class Tuner:
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        names = ("step", "best_step", "best", "stopped_for", "noted", "micro_batches", "rows")
+        names = ("step", "looked", "best_step", "best", "stopped_for", "noted", "micro_batches", "rows")
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         self.checkpoints.write("checkpoint.pt", {
             "state": {name: getattr(self.state, name) for name in names}, "looks": [look.step for look in self.looks],
@@ -294,7 +320,7 @@ class Tuner:
         })  # fmt: skip
         self.checkpoints.keep_only("best-*.pt", [f"best-{self.state.best_step}.pt"])
 
-    def _resume(self) -> bool:
+    def _resume(self) -> None:
         """Go back to the last checkpoint, if there is one. Looks are the first process's matter."""
         saved = self.checkpoints.read("checkpoint.pt")
         if saved is not None:
@@ -314,7 +340,6 @@ class Tuner:
                 objective.carried = saved["carried"][objective.name]
             self.context.say(f"goes on after step {self.state.step:,} of {self.config.steps:,}")
         self.accelerator.wait_for_everyone()
-        return saved is not None
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights of the best look."""

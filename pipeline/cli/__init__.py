@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from irpipe.pipeline.cli import keep, look, models, work
+from irpipe.pipeline.interrupt import sigterm_interrupts
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
 
@@ -42,13 +43,14 @@ for group in (work, look, models, keep):
 
 
 def main() -> None:
-    """The console script: user errors end with status 2, an interrupt with 130, and both without a traceback."""
+    """The console script: user errors end with status 2, Ctrl-C and SIGTERM with 130, and all without a traceback."""
     try:
-        app()
+        with sigterm_interrupts():
+            app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             print(
-                "\ninterrupted: finished work is kept; the same command goes on, a training from its last checkpoint",
+                "\ninterrupted: finished work is kept; the same command goes on, a training from where it was",
                 file=sys.stderr,
             )
         raise

@@ -13,6 +13,7 @@ from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.denoiser import Course, Denoiser, roll, rows_of, sampling_memory
 from irpipe.models.tuning.loop import Figures, Save, noise_seed, shuffled
 from irpipe.models.tuning.reward import RewardSlope, no_gradient
+from irpipe.pipeline.stage import Context
 from irpipe.stages.refl import ReflConfig
 
 _NORMS = 400  # of the last samples, whose median bounds a slope
@@ -43,11 +44,12 @@ class ReflObjective:
     tokens: tuple[Tensor, Tensor]
     slope: RewardSlope
     accelerator: Accelerator
-    checkpoints: Checkpoints
+    context: Context
     name: str = "reward_loss"
     carried: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.context.work)
         self.weight, self.batch_size = self.config.reward, self.config.batch_size
         self._rollouts: Rollouts | None = None
         self._step_norms: list[float] = []
@@ -81,14 +83,16 @@ class ReflObjective:
             shuffled(self._count, config.seed, "prompts", step // config.refresh_every * total + number) for number in numbers
         ]
         seeds = [noise_seed(config.seed, "rollout", step, number) for number in numbers]
-        for start in range(0, len(rows), config.sample_batch):
-            part = slice(start, start + config.sample_batch)
-            conditions = rows_of(self.conditions, rows[part], self.denoiser.device)
-            with sampling_memory(config.sample_batch), self.accelerator.autocast():
-                found.append(roll(
-                    self.denoiser, self.course, conditions, seeds[part], stop=config.last_late_step,
-                    keep_from=config.first_late_step, guidance=config.guidance_scale,
-                ).cpu())  # fmt: skip
+        with self.context.progress("rolling out", len(rows), "rollouts") as bar:
+            for start in range(0, len(rows), config.sample_batch):
+                part = slice(start, start + config.sample_batch)
+                conditions = rows_of(self.conditions, rows[part], self.denoiser.device)
+                with sampling_memory(config.sample_batch), self.accelerator.autocast():
+                    found.append(roll(
+                        self.denoiser, self.course, conditions, seeds[part], stop=config.last_late_step,
+                        keep_from=config.first_late_step, guidance=config.guidance_scale,
+                    ).cpu())  # fmt: skip
+                bar.advance(len(rows[part]))
         latents = torch.cat(found) if found else torch.empty(0)
         rollouts = Rollouts(latents, rows, {number: row for row, number in enumerate(numbers)})
         if config.refresh_every > 1 and self.accelerator.is_main_process:

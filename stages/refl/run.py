@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.reward import RewardSlope
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.stage import Context, Report
@@ -30,5 +29,5 @@ def make_objective(config: ReflConfig, session: Session) -> ReflObjective:
     return ReflObjective(
         config, denoiser, denoiser.course(config.num_steps, config.scheduler), denoiser.encode(texts), (ids.cpu(), mask.cpu()),
         RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain), session.accelerator,
-        Checkpoints(session.context.work),
+        session.context,
     )  # fmt: skip

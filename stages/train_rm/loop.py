@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import enough_memory
 from irpipe.models.training import Checkpoints, Weights, used_gigabytes
 from irpipe.pipeline.errors import TrainingError
+from irpipe.pipeline.interrupt import undisturbed
 from irpipe.pipeline.stage import Context
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import Groups, mirrored, noise_seed, pack, share, steps_of_epoch
@@ -171,22 +172,32 @@ class Trainer:
             if state.step == 0:
                 self._validate(0)
             due = set(self._validations())
-            for number, batches in self._ahead(reader, state.step):
-                if state.stopped:
-                    break
-                sums = self._step(number, batches)
-                state.recent.add(sums)
-                state.step = number + 1
-                self._guard(number)
-                if state.step % max(1, self.total // (config.epochs * _TRAIN_ROWS)) == 0 or state.step in due:
-                    self._tell("train", state.recent, self.learning_rate(number))
-                    state.recent = Sums()
-                if state.step in due:
-                    self._validate(number)
-                if main and (state.step in due or self.checkpoints.minutes >= config.checkpoint_minutes):
+            try:
+                for number, batches in self._ahead(reader, state.step):
+                    if state.stopped:
+                        break
+                    with undisturbed():
+                        self._learn(number, batches, due)
+                    if main and (state.step in due or self.checkpoints.minutes >= config.checkpoint_minutes):
+                        self._save()
+                    bar.advance(int(self.train.pair_counts[self.steps[number]].sum()), note=self._note())
+            except KeyboardInterrupt:
+                if main and state.step:
                     self._save()
-                bar.advance(int(self.train.pair_counts[self.steps[number]].sum()), note=self._note())
+                raise
         return state
+
+    def _learn(self, number: int, batches: list[Batch], due: Container[int]) -> None:
+        """A step, and what follows from it."""
+        state = self.state
+        state.recent.add(self._step(number, batches))
+        state.step = number + 1
+        self._guard(number)
+        if state.step % max(1, self.total // (self.config.epochs * _TRAIN_ROWS)) == 0 or state.step in due:
+            self._tell("train", state.recent, self.learning_rate(number))
+            state.recent = Sums()
+        if state.step in due:
+            self._validate(number)
 
     def fit_scale(self) -> float:
         """Multiply the head by the positive number that makes the loss on training pairs least. Returns the number."""
