@@ -74,11 +74,23 @@ class TerminalWatcher(Watcher):
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
+        from rich.console import RenderableType
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
+        from rich.text import Text
+
+        class BarsWithNote(Bars):
+            """A note has a line of its own: beside a bar it would leave the bar no room."""
+
+            note = ""
+
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield from super().get_renderables()
+                if self.note:
+                    yield Text(f"    {self.note}", no_wrap=True, overflow="ellipsis")
 
         columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
-        with Bars(*columns, console=self._console, transient=True) as bars:
+        with BarsWithNote(*columns, console=self._console, transient=True) as bars:
             yield _Bar(bars, bars.add_task(what, total=total, told=""), total, unit)
 
 
@@ -91,9 +103,9 @@ class _Bar:
     def advance(self, amount_done: int, note: str = "") -> None:
         self._done += amount_done
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
-        of = f" of {amount(self._total, self._unit)}" if self._total is not None else ""
-        told = f"{amount(self._done, self._unit)}{of}, {amount(rate, self._unit)}/s"
-        self._bars.update(self._task, advance=amount_done, told=f"{told}; {note}" if note else told)
+        self._bars.note = note
+        told = f"{portion(self._done, self._total, self._unit)}, {amount(rate, self._unit)}/s"
+        self._bars.update(self._task, advance=amount_done, told=told)
 
 
 class JsonWatcher(Watcher):
@@ -123,11 +135,10 @@ def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
 
 
 def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> str:
-    """``generating: 578 images of 1,318 images, 18.1 images/s, 41 s left``."""
+    """``generating: 578 of 1,318 images, 18.1 images/s, 41 s left``."""
     rate = done / max(seconds, 1e-9)
-    of = f" of {amount(total, unit)}" if total is not None else ""
     left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return f"{what}: {amount(done, unit)}{of}, {amount(rate, unit)}/s{left}{f'; {note}' if note else ''}"
+    return f"{what}: {portion(done, total, unit)}, {amount(rate, unit)}/s{left}{f'; {note}' if note else ''}"
 
 
 def duration(seconds: float) -> str:
@@ -157,6 +168,13 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def portion(done: int, total: int | None, unit: str) -> str:
+    """``578 of 1,318 images``, or ``578 images`` where nobody knows of how many."""
+    if total is None:
+        return amount(done, unit)
+    return f"{size(done) if unit == 'bytes' else format(done, ',')} of {amount(total, unit)}"
 
 
 def amount(count: float, unit: str) -> str:

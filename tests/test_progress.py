@@ -7,6 +7,7 @@ import json
 from contextlib import redirect_stdout
 
 import pytest
+from rich.console import Console
 
 from irpipe.pipeline import progress
 from irpipe.pipeline.progress import JsonWatcher, LineWatcher, TerminalWatcher, amount, duration, size
@@ -32,8 +33,8 @@ def test_a_pipe_gets_lines_with_rate_and_time_left(monkeypatch, capsys):
         for _ in range(4):
             bar.advance(10)
     assert capsys.readouterr().err.splitlines() == [
-        "  embedding: 20 prompts of 100 prompts, 2.5 prompts/s, 32 s left",
-        "  embedding: 40 prompts of 100 prompts, 2.5 prompts/s, 24 s left",
+        "  embedding: 20 of 100 prompts, 2.5 prompts/s, 32 s left",
+        "  embedding: 40 of 100 prompts, 2.5 prompts/s, 24 s left",
     ]
 
 
@@ -52,3 +53,13 @@ def test_a_terminal_gets_a_bar(capsys):
         bar.advance(1_000_000)
     watcher.say("[not markup]")
     assert "[not markup]" in capsys.readouterr().err
+
+
+def test_a_long_note_leaves_the_bar_its_room(monkeypatch):
+    shown = io.StringIO()
+    watcher = TerminalWatcher()
+    monkeypatch.setattr(watcher, "_console", Console(file=shown, width=80, force_terminal=True, color_system=None))
+    with watcher.progress("training", 4, "steps") as bar:
+        bar.advance(1, note="loss .7, " * 20)
+    (told,) = {line.strip() for line in shown.getvalue().splitlines() if "training" in line and "1 of 4 steps" in line}
+    assert "━" * 5 in told and "loss" not in told and "    loss .7, loss .7" in shown.getvalue()
