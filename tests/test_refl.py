@@ -190,13 +190,13 @@ class TestStage:
         assert "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.learning_rate=2e-3").out
 
 
-def disturbed(real, number, sign):
-    """A function whose n-th call begins with a signal to its own process."""
+def disturbed(real, number):
+    """A function whose n-th call begins with a SIGTERM to its own process."""
     calls = itertools.count(1)
 
     def call(*given):
         if next(calls) == number:
-            os.kill(os.getpid(), sign)
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(*given)
 
     return call
@@ -209,12 +209,11 @@ class TestInterrupted:
         whole = world.last("refl", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         told = []
-        for owner, name, number, sign in (
-            (ReflObjective, "prepare", 2, signal.SIGINT), (Tuner, "_learn", 1, signal.SIGTERM),
-            (Monitor, "look", 1, signal.SIGTERM), (Tuner, "_judge", 1, signal.SIGINT),
+        for owner, name, number in (
+            (ReflObjective, "prepare", 2), (Tuner, "_learn", 1), (Monitor, "look", 1), (Tuner, "_judge", 1),
         ):  # fmt: skip
             with monkeypatch.context() as patched:
-                patched.setattr(owner, name, disturbed(getattr(owner, name), number, sign))
+                patched.setattr(owner, name, disturbed(getattr(owner, name), number))
                 told.append(world.run("refl", *laid, status=130).err)
         told.append(world.run("refl", *laid).err)
         assert all("what it had saved is kept" in one for one in told[:4])

@@ -257,7 +257,9 @@ def test_gradients_of_k_times_b_are_those_of_kb(tmp_path, monkeypatch):
 class TestInterrupted:
     def start(self, rm, *settings):
         flags = [part for setting in settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "train-rm", *flags]
+        # A shell that runs its jobs in the background leaves Ctrl-C ignored for them, and so for us.
+        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        command = [sys.executable, "-c", code + "from irpipe.pipeline.cli import main; main()", "run", "train-rm", *flags]
         return subprocess.Popen(command, cwd=rm.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def wait_for_checkpoint(self, rm, process):
