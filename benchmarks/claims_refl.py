@@ -46,7 +46,7 @@ REWARD_MODEL = (
 )  # fmt: skip
 TURNS = 2  # images of each test prompt
 ASPECTS = ("utility", "alignment", "fidelity")
-LOOKS = ("monitor_every=10", "monitor_prompts=32", "kept_images=32")
+LOOKS = ("monitor_every=10", "monitor_prompts=32", "monitor_images=2", "kept_images=32")
 POOL = ("steps=120", "pool_prompts=120", "images_per_prompt=8", *LOOKS)  # 960 images, as many as ReFL's rollouts
 REFL = ("steps=80", "refresh_every=80", "rollouts=960", *LOOKS)
 # Batch 2 at a high learning rate, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
@@ -54,7 +54,7 @@ FAILING = {
     "learning_rate": "1e-4",
     "batch_size": "2", "micro_batch": "2", "pretraining": "0.0", "max_slope": "none", "max_grad_norm": "0.0", "average": "0.0",
     "copies": "0", "refresh_every": "1", "warmup_steps": "0", "on_trip": "note", "steps": "200", "monitor_every": "50",
-    "monitor_prompts": "32", "kept_images": "32",
+    "monitor_prompts": "32", "monitor_images": "2", "kept_images": "32",
 }  # fmt: skip
 MENDED: Mapping[str, Mapping[str, str]] = {
     "batch 2, lr 1e-4, nothing else": {},

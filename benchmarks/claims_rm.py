@@ -31,7 +31,7 @@ NOISES = (0.05, 0.2)  # besides the recipe's 0.1
 # Every prompt is ranked by all eight people: labels cost nothing here, and a step costs by the image, not by the pair.
 SETTINGS = (
     "simulate-annotations.annotators_per_prompt=8", "train-rm.batch_pairs=1024", "train-rm.learning_rate=1e-3",
-    "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997",
+    "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997", "train-rm.freeze_rate=0.0",
     "score-images.split=test", "score-images.scorers=['reward-model','random']",
 )  # fmt: skip
 INGREDIENTS_SIZE = "train-rm.max_prompts=400"
@@ -79,7 +79,7 @@ def main() -> None:
 def prepare(folder: Path, prompts: int) -> None:
     """The micro recipe, with more prompts."""
     text = shipped_recipe("micro")
-    for shipped, wanted in (("\ncount = 2000\n", f"\ncount = {POOL}\n"), ("\ncount = 200\n", f"\ncount = {prompts}\n")):
+    for shipped, wanted in (("\ncount = 2000\n", f"\ncount = {POOL}\n"), ("\ncount = 300\n", f"\ncount = {prompts}\n")):
         assert text.count(shipped) == 1, shipped
         text = text.replace(shipped, wanted)
     (folder / RECIPE_FILE).write_text(text, encoding="utf-8")

@@ -78,6 +78,10 @@ class TuneConfig(Config):
     # -- monitors and the stop rule
     monitor_every: int = setting(10, ge=1, meaning="Steps between looks at held-out prompts.")
     monitor_prompts: int = setting(64, ge=2, le=10_000, meaning="Held-out prompts that are looked at, of the validation split.")
+    monitor_images: int = setting(
+        2, ge=2, le=64, role="neutral",
+        meaning="Images of each. The fewer prompts, the more it takes to tell a gain from chance.",
+    )  # fmt: skip
     monitor_steps: int = setting(40, ge=1, le=1000, meaning="Denoising steps of monitored images.")
     monitor_guidance: float = setting(
         1.0, ge=0, le=100, meaning="Classifier-free guidance of monitored images; 1 and less is none."

@@ -27,6 +27,7 @@ REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "d
 HELD_OUT_JUDGES = (HELD_OUT, SIMILARITY)
 DIVERSITY = "diversity"
 SHOWN = 12  # prompts whose images are drawn before and after
+_KEPT = 2  # images of a prompt that are kept
 _COLOUR_BINS = 8  # a channel
 
 
@@ -65,8 +66,8 @@ def _entropy(codes: NDArray[np.int64]) -> float:
 
 
 def diversity(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Root mean squared difference between the two pictures of each prompt, (n,), of pictures (n, 2, height, width, 3)."""
-    found: NDArray[np.float64] = np.sqrt(((pictures[:, 0] - pictures[:, 1]) ** 2).mean(axis=(1, 2, 3)))
+    """Root mean squared difference between two pictures of a prompt, (n,), of pictures (n, images, height, width, 3)."""
+    found: NDArray[np.float64] = np.sqrt(2 * pictures.var(axis=1, ddof=1).mean(axis=(1, 2, 3)))
     return found
 
 
@@ -108,22 +109,25 @@ class Monitor:
     def __post_init__(self) -> None:
         self.course = self.denoiser.course(self.config.monitor_steps, "ddpm")
         self._conditions = self.denoiser.encode(self.prompts)
-        self._seeds = [[row_id("monitor", self.config.seed, prompt, turn) >> 1 for turn in range(2)] for prompt in self.prompts]
+        self._seeds = [
+            [row_id("monitor", self.config.seed, prompt, turn) >> 1 for turn in range(self.config.monitor_images)]
+            for prompt in self.prompts
+        ]
 
     def look(self, step: int) -> Look:
         """Draw, judge and measure."""
         with sampling_memory(self.config.sample_batch), torch.no_grad(), self.autocast():
             pictures, denoising = self._draw(), self._denoising()
         flat = pictures.reshape(-1, *pictures.shape[2:])
-        texts = [prompt for prompt in self.prompts for _ in range(2)]
-        measures = {
-            name: judge_pictures(judge, texts, list(flat)).reshape(-1, 2).mean(axis=1) for name, judge in self.judges.items()
-        }
+        each = self.config.monitor_images
+        texts = [prompt for prompt in self.prompts for _ in range(each)]
+        measures = {name: judge_pictures(judge, texts, list(flat)) for name, judge in self.judges.items()}
         real = flat.astype(np.float64) / 255
-        measures |= {name: value.reshape(-1, 2).mean(axis=1) for name, value in image_statistics(real).items()}
+        measures |= image_statistics(real)
+        measures = {name: values.reshape(-1, each).mean(axis=1) for name, values in measures.items()}
         measures[DIVERSITY] = diversity(real.reshape(pictures.shape))
         measures[DENOISING] = denoising
-        return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN)])
+        return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN), :_KEPT])
 
     def _draw(self) -> NDArray[np.uint8]:
         config, found = self.config, []
@@ -137,7 +141,7 @@ class Monitor:
             )[:, -1]  # fmt: skip
             with torch.autocast(latents.device.type, enabled=False):
                 found += as_pixels(self.denoiser.decode(latents))
-        return np.stack(found).reshape(len(self.prompts), 2, *found[0].shape)
+        return np.stack(found).reshape(len(self.prompts), config.monitor_images, *found[0].shape)
 
     def _denoising(self) -> NDArray[np.float64]:
         """The denoising loss of each held-out real pair, under the same noise every time."""
