@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
-_WAITS = b"\nstopping after this step (Ctrl-\\ ends at once)\n"
+_WAITS = b"\nstopping as soon as nothing is lost by it (Ctrl-\\ ends at once)\n"
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -30,6 +31,20 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Noted:
+    """Takes signals in, to be minded later."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.asked:
+            self.asked = True
+            with suppress(OSError, ValueError):  # Ctrl-C also ends whoever reads; and print may not be entered twice
+                if sys.__stderr__ is not None:
+                    os.write(sys.__stderr__.fileno(), _WAITS)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Put an interrupt off to the end of the block, for work that must be done whole.
@@ -37,24 +52,25 @@ def undisturbed() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at the end, if there was one.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals reach no other
-        yield
-        return
-    asked = False
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if not asked:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _WAITS)  # print may not be entered twice
-        asked = True
-
-    # What is ignored, as Ctrl-C is by the background jobs of a shell, stays ignored.
-    heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(one))]
-    before = {one: signal.signal(one, note) for one in heeded}
+    noted = _Noted()
+    before: dict[signal.Signals, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():  # signals reach no other
+            for one in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(one)
+                # What is ignored, as Ctrl-C is by the background jobs of a shell, stays so; a block around this one minds it.
+                if callable(handler) and not isinstance(handler, _Noted):
+                    before[one] = handler
+                    signal.signal(one, noted)
         yield
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-    if asked:
+    if noted.asked:
         raise KeyboardInterrupt
+
+
+def ignore_interrupts() -> None:
+    """For a process that another one ends: Ctrl-C and SIGTERM, which may reach all of a job, are the other one's matter."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)

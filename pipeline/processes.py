@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.interrupt import ignore_interrupts
 
 _PARENT = "IRPIPE_PARENT"
 _GRACE_SECONDS = 5.0
@@ -109,6 +110,7 @@ def end_with_parent() -> None:
     """Let a process that `together` started end when the one that started it is gone."""
     parent = os.environ.get(_PARENT)
     if parent is not None and rank() > 0:
+        ignore_interrupts()
         end_with(int(parent))
 
 

@@ -14,7 +14,7 @@ _LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, tells
 
 
 class Progress(Protocol):
-    """A bar of one piece of work. A note (the loss, say) is shown beside it."""
+    """A bar of one piece of work. A note (the loss, say) is shown with it."""
 
     def advance(self, amount: int, note: str = "") -> None: ...
 

@@ -168,14 +168,13 @@ class Runner:
     def _clear_work(self, stage: str, key: str) -> None:
         """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
         for work in self.store.root.glob("work/*"):
-            if work.name != key:
-                found = attempt(self.store, work.name)
-                mine = found is not None and found["stage"] == stage and found["recipe"] == self.recipe.name
-                if not mine or any(work.glob("scratch/*")):
-                    continue
-            with self.store.lock_if_free(work.name) as free:
-                if free:
-                    shutil.rmtree(work, ignore_errors=True)
+            found = attempt(self.store, work.name)
+            published = work.name == key or (found is None and self.store.record(work.name) is not None)
+            mine = found is not None and found["stage"] == stage and found["recipe"] == self.recipe.name
+            if published or (mine and not any(work.glob("scratch/*"))):
+                with self.store.lock_if_free(work.name) as free:
+                    if free:
+                        shutil.rmtree(work, ignore_errors=True)
 
     def _run(self, step: Step, key: str) -> Record:
         stage, watcher = step.node.stage, Journal(self.store.log_path(key), self.planner.watcher)

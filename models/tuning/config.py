@@ -79,7 +79,7 @@ class TuneConfig(Config):
     monitor_every: int = setting(10, ge=1, meaning="Steps between looks at held-out prompts.")
     monitor_prompts: int = setting(64, ge=2, le=10_000, meaning="Held-out prompts that are looked at, of the validation split.")
     monitor_images: int = setting(
-        2, ge=2, le=64, role="neutral",
+        2, ge=2, le=16, role="neutral",
         meaning="Images of each. The fewer prompts, the more it takes to tell a gain from chance.",
     )  # fmt: skip
     monitor_steps: int = setting(40, ge=1, le=1000, meaning="Denoising steps of monitored images.")
@@ -112,7 +112,7 @@ class TuneConfig(Config):
         False, role="execution", meaning="Compute activations again on the way back: less memory, a third more time."
     )
     checkpoint_minutes: float = setting(
-        5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides one at every look."
+        5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides those at every look and interrupt."
     )
     device: str = setting("auto", role="execution", meaning="Where it trains: auto, cpu, cuda, mps.")
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Strict(False)] = setting(

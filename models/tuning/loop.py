@@ -136,6 +136,7 @@ class Tuner:
         self.checkpoints = Checkpoints(self.context.work)
         self.state = State()
         self.looks: list[Look] = []
+        self._whole = True  # weights, optimiser and state are those between two steps
         self.rule = StopRule(config)
 
     # -- the course ---------------------------------------------------------------------------------------------------
@@ -159,8 +160,9 @@ class Tuner:
                         self._save()
                     bar.advance(1, note=self._note())
             except KeyboardInterrupt:
-                if self.looks:
-                    self._save()
+                with undisturbed():
+                    if self._whole and self.looks:
+                        self._save()
                 raise
         return state
 
@@ -181,8 +183,10 @@ class Tuner:
         for objective, mine in zip(self.objectives, shares, strict=True):
             objective.prepare(step, mine, self._save)
         with undisturbed():
+            self._whole = False
             self._learn(step, shares)
             self.state.step += 1
+            self._whole = True
 
     def _learn(self, step: int, shares: Sequence[Sequence[int]]) -> None:
         """An update for each objective, or one for all."""
@@ -256,12 +260,14 @@ class Tuner:
     def _seen(self) -> Look:
         """A look at what the weights that are judged do."""
         trained = self.weights.copy() if self.weights.average else {}
+        self._whole = False
         try:
             self.weights.load(self.weights.average)
             return self.monitor.look(self.state.step)
         finally:
             with undisturbed():
                 self.weights.load(trained)
+                self._whole = True
 
     def _judge(self, look: Look | None) -> None:
         state = self.state

@@ -127,7 +127,7 @@ class Monitor:
         measures = {name: values.reshape(-1, each).mean(axis=1) for name, values in measures.items()}
         measures[DIVERSITY] = diversity(real.reshape(pictures.shape))
         measures[DENOISING] = denoising
-        return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN), :_KEPT])
+        return Look(step, measures, pictures[: max(self.config.kept_images, SHOWN), :_KEPT].copy())
 
     def _draw(self) -> NDArray[np.uint8]:
         config, found = self.config, []

@@ -109,7 +109,7 @@ class TrainRmConfig(Config):
         False, role="execution", meaning="Compute activations again on the way back: less memory, a third more time."
     )
     checkpoint_minutes: float = setting(
-        5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides one at every validation."
+        5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides those at every validation and interrupt."
     )
     device: str = setting("auto", role="execution", meaning="Where it trains: auto, cpu, cuda, mps.")
     num_workers: int | None = setting(

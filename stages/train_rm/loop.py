@@ -154,6 +154,7 @@ class Trainer:
             adam(list(self.weights.trained.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
         )
         self.state = State()
+        self._whole = True  # weights, optimiser and state are those between two steps
 
     # -- the course ---------------------------------------------------------------------------------------------------
 
@@ -182,14 +183,15 @@ class Trainer:
                         self._save()
                     bar.advance(int(self.train.pair_counts[self.steps[number]].sum()), note=self._note())
             except KeyboardInterrupt:
-                if main and state.step:
-                    self._save()
+                with undisturbed():
+                    if main and state.step and self._whole:
+                        self._save()
                 raise
         return state
 
     def _learn(self, number: int, batches: list[Batch], due: Container[int]) -> None:
         """A step, and what follows from it."""
-        state = self.state
+        state, self._whole = self.state, False
         state.recent.add(self._step(number, batches))
         state.step = number + 1
         self._guard(number)
@@ -198,6 +200,7 @@ class Trainer:
             state.recent = Sums()
         if state.step in due:
             self._validate(number)
+        self._whole = True
 
     def fit_scale(self) -> float:
         """Multiply the head by the positive number that makes the loss on training pairs least. Returns the number."""
