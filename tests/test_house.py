@@ -78,7 +78,7 @@ def test_commands_with_nothing_to_do_load_nothing_heavy(project, arguments):
     text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
     for shipped, small in (
         ("count = 2000", "count = 60"),
-        ("count = 200\n", "count = 6\n"),
+        ("count = 300\n", "count = 6\n"),
         ("k = 50", "k = 5"),
         ("num_steps = 40", "num_steps = 1"),
     ):
