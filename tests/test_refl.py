@@ -79,6 +79,16 @@ class TestStage:
     def test_other_ways_to_get_there(self, world, setting):
         assert world.last("refl", setting, "refl.steps=2")["metrics"]["steps"] == 2
 
+    def test_more_images_of_a_held_out_prompt_are_judged_and_two_are_kept(self, world):
+        first = "SELECT image_digest FROM refl.images WHERE generator = 'refl step 0' ORDER BY image_id"
+        judged = "SELECT value FROM refl.monitors WHERE step = 0 AND measure IN ('reward', 'held_out') ORDER BY measure"
+        world.last("refl", "refl.steps=1")
+        two = world.rows(first), world.rows(judged)
+        world.last("refl", "refl.steps=1", "refl.monitor_images=4")
+        four = world.rows(first), world.rows(judged)
+        assert two[0] and two[0] == four[0]
+        assert len(two[1]) == 2 and all(one != other for one, other in zip(two[1], four[1], strict=True))
+
     def test_recomputed_activations_are_the_same_training(self, world):
         plain = world.last("refl", "refl.steps=2")
         first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")

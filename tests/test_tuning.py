@@ -299,3 +299,5 @@ class TestStatistics:
         assert found["colour_entropy"].tolist() == pytest.approx([0.0, 1.0, 0.0])
         assert found["dark_share"].tolist() == pytest.approx([0.0, 0.5, 0.0])
         assert diversity(np.stack([np.stack([flat, flat]), np.stack([flat, flat + 0.5])])).tolist() == pytest.approx([0.0, 0.5])
+        three = np.stack([flat, flat + 0.5, flat + 1.0])[None]  # squared differences of .25, .25 and 1
+        assert diversity(three).tolist() == pytest.approx([0.5**0.5])
