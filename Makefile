@@ -58,7 +58,7 @@ check: $(VENV)/dev ## format, lint, types, layers, docs: generated pages are cur
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .typecheck/irpipe
-	for folder in exports pipeline schemas stages views report models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
+	for folder in cli exports pipeline schemas stages views report models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
 	$(BIN)/mypy
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 	$(BIN)/python docs/generate.py --check

@@ -147,7 +147,7 @@ def main() -> None:
 
 def irpipe(folder: Path, target: str, flags: Sequence[str], threads: int = 1) -> dict[str, Any]:
     """Run a stage; what it says last."""
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--json", *flags]
+    command = [sys.executable, "-m", "irpipe.cli", "run", target, "--json", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     told = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     last: dict[str, Any] = json.loads(told.splitlines()[-1])

@@ -120,7 +120,7 @@ def measure(folder: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
 
 def irpipe(folder: Path, *arguments: str) -> str:
     """What a command printed."""
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", *arguments]
+    command = [sys.executable, "-m", "irpipe.cli", *arguments]
     return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.common import peak_in_child, show, timed
 
 ARTIFACTS, PROMPTS, IMAGES_EACH, SIDE = 1_000, 10_000, 6, 128
-_IRPIPE = [sys.executable, "-m", "irpipe.pipeline.cli"]
+_IRPIPE = [sys.executable, "-m", "irpipe.cli"]
 
 
 def main(folder: Path) -> None:
@@ -43,7 +43,7 @@ def _median(command: list[str], folder: Path) -> float:
 
 
 def _report(folder: Path) -> tuple[float, int]:
-    from irpipe.pipeline.cli import main as command
+    from irpipe.cli import main as command
 
     os.chdir(folder)
     sys.argv = ["irpipe", "report"]

@@ -14,7 +14,7 @@ IMAGES = 100_000
 
 def main(folder: Path) -> None:
     bare = _median([sys.executable, "-c", "pass"], folder)
-    irpipe = [sys.executable, "-m", "irpipe.pipeline.cli"]
+    irpipe = [sys.executable, "-m", "irpipe.cli"]
     show("irpipe --help", seconds=f"{_median([*irpipe, '--help'], folder):.2f}", bare_python=f"{bare:.2f}")
     _write_images(folder)
     for layout in ("zip", "files"):

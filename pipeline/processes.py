@@ -56,7 +56,7 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
         _PARENT: str(os.getpid()),
     }  # fmt: skip
     before = dict(os.environ)
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", *arguments]
+    command = [sys.executable, "-m", "irpipe.cli", *arguments]
     with tempfile.TemporaryFile("w+") as errors:
         others = [
             subprocess.Popen(

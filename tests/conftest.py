@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from irpipe.pipeline.cli import main
+from irpipe.cli import main
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.stage import ENTRY_POINTS, Context, registered
 from irpipe.pipeline.store import Store
@@ -182,7 +182,7 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("paired")
     (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
     for target in ("build-pairs", "oracle-truth"):
-        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
     return folder
 
 
@@ -201,7 +201,7 @@ def trained(paired: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
     (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
     for target in ("train-rm", "simulate-captions"):
-        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
     return folder
 
 

@@ -21,7 +21,7 @@ import pytest
 import typer
 import yaml
 
-from irpipe.pipeline.cli import app
+from irpipe.cli import app
 from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.recipe import RECIPE_FILE, load_recipe, shipped_recipe
 from irpipe.pipeline.stage import ENTRY_POINTS
@@ -35,7 +35,7 @@ BLOCK = re.compile(
 # What stands for the command line when a block is only parsed: bash itself splits the words, and nothing else is run.
 STUBS = r"""
 irpipe() { printf '%s\0' "$@" >> "$CALLS"; printf '\036\0' >> "$CALLS"; }
-torchrun() { while [ "$1" != irpipe.pipeline.cli ]; do shift; done; shift; irpipe "$@"; }
+torchrun() { while [ "$1" != irpipe.cli ]; do shift; done; shift; irpipe "$@"; }
 cat() { local line; while IFS= read -r line; do printf '%s\n' "$line"; done; }
 command_not_found_handle() { printf '0a1b2c3d4e5f6071\n'; }
 PATH=/nowhere

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from irpipe.cli.keep import ExportKind
 from irpipe.exports import EXPORTERS
 from irpipe.exports.dataset import config_names, split_name
 from irpipe.exports.markup import code, fenced, flow, front_matter, plain, quoted, toml
 from irpipe.exports.reproduction import recipe_of
-from irpipe.pipeline.cli.keep import ExportKind
 from irpipe.pipeline.external import shipped_folder
 from irpipe.schemas.generator import GeneratorCard
 from tests.paired import RECIPE
@@ -455,7 +455,7 @@ class TestWholeOrNotAtAll:
         script = (
             f"import os, signal, sys\nfrom {module} import {kind}\n"
             f"{kind}.{name} = lambda *given, **more: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "from irpipe.pipeline.cli import main\nmain()\n"
+            "from irpipe.cli import main\nmain()\n"
         )
         folder = tmp_path / "out" / "pairs"
         command = [sys.executable, "-c", script, "export", "build-pairs", str(folder), "--to", "hf-dataset"]

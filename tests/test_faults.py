@@ -61,7 +61,7 @@ def arming(*arguments):
     armed = True
     return real_commit(*arguments)
 runner.commit = arming
-from irpipe.pipeline.cli import main
+from irpipe.cli import main
 main()
 """
 
@@ -79,7 +79,7 @@ def load_run(stage):
         timer.start()
     return run
 Stage.load_run = load_run
-from irpipe.pipeline.cli import main
+from irpipe.cli import main
 main()
 """
 
@@ -95,7 +95,7 @@ def script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def irpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-m", "irpipe.cli", *arguments], capture_output=True, text=True, check=False)
 
 
 def whole(project) -> None:
@@ -190,7 +190,7 @@ def test_embedding_goes_on_after_the_last_whole_shard(project, monkeypatch):
 def test_eight_processes_make_one_artifact(project):
     """Invariant 4: one computes, all get it."""
     project.recipe(SMALL)
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "build-pairs", "--json"]
+    command = [sys.executable, "-m", "irpipe.cli", "run", "build-pairs", "--json"]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     events = [[json.loads(line) for line in process.communicate()[0].splitlines()] for process in started]
     assert [process.returncode for process in started] == [0] * 8
@@ -368,7 +368,7 @@ def test_eight_processes_and_a_file_from_outside(project, monkeypatch):
     path = project.jsonl("pool.jsonl", [{"prompt": f"prompt {row}"} for row in range(50)])
     os.utime(path, (1, 1))
     time.sleep(2.1)
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "embed-prompts", "--quiet"]
+    command = [sys.executable, "-m", "irpipe.cli", "run", "embed-prompts", "--quiet"]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     assert len({process.communicate()[0] for process in started}) == 1
     assert [process.returncode for process in started] == [0] * 8
@@ -393,7 +393,7 @@ def test_an_interrupt_ends_with_130_and_keeps_the_work(project):
     project.recipe(SMALL.replace("count = 400", "count = 60000"))
     # A shell that runs its jobs in the background leaves Ctrl-C ignored for them, and so for us.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from irpipe.pipeline.cli import main; main()"
+    code += "from irpipe.cli import main; main()"
     lines = []
     command = [sys.executable, "-c", code, "run", "embed-prompts"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

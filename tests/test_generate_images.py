@@ -290,7 +290,7 @@ class TestModelsThatCannotBeUsed:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         model = "generate-images.models=['some/model@" + "1" * 40 + "']"
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "generate-images", "--set", model]
+        command = [sys.executable, "-m", "irpipe.cli", "run", "generate-images", "--set", model]
         env = {
             **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(small.root), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
@@ -343,7 +343,7 @@ def scratch_of(project):
 
 def start_and_kill(project, flags, ready):
     """Run in a process of its own and kill it as soon as `ready(scratch)`; True if it was killed in time."""
-    command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "generate-images", "--quiet"]
+    command = [sys.executable, "-m", "irpipe.cli", "run", "generate-images", "--quiet"]
     command += [part for flag in flags for part in ("--set", flag)]
     process = subprocess.Popen(command, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:

@@ -38,7 +38,7 @@ def slow_run(project, shouting, wait_for):
     (shouting / "count" / "run.py").write_text(SLOW, encoding="utf-8")
     places = os.pathsep.join(place for place in sys.path if "site" in place)
     # Where the tests run in the background, Ctrl-C is ignored, and children would ignore it too.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom irpipe.pipeline.cli import main; main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom irpipe.cli import main; main()"
     command = [sys.executable, "-c", code, "run", "count"]
     process = subprocess.Popen(
         command, cwd=project.root, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE, text=True
@@ -101,7 +101,7 @@ class TestLog:
         time.sleep(0.2)
         places = os.pathsep.join(place for place in sys.path if "site" in place)
         follower = subprocess.Popen(
-            [sys.executable, "-m", "irpipe.pipeline.cli", "log", "count", "-f"], cwd=project.root, text=True,
+            [sys.executable, "-m", "irpipe.cli", "log", "count", "-f"], cwd=project.root, text=True,
             stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": places},
         )  # fmt: skip
         time.sleep(1)

@@ -240,7 +240,7 @@ class TestInterrupted:
         path = world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json"
         path.unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "refl", *flags]
+        command = [sys.executable, "-m", "irpipe.cli", "run", "refl", *flags]
         process = subprocess.Popen(command, cwd=world.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         reached = 0
@@ -267,7 +267,7 @@ class TestProcesses:
         path = world.root / "artifacts" / "keys" / one["key"][:2] / f"{one['key']}.json"
         path.unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "refl", "--processes", "2", *flags]
+        command = [sys.executable, "-m", "irpipe.cli", "run", "refl", "--processes", "2", *flags]
         subprocess.run(
             command, cwd=world.root, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

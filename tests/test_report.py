@@ -48,14 +48,14 @@ def everything(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     shutil.copytree(trained, folder, dirs_exist_ok=True)
     for target in ("evaluate-rm", "compare-generators"):
-        subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"], cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def report(everything):
     """The page of all that, from the command line."""
-    subprocess.run([sys.executable, "-m", "irpipe.pipeline.cli", "report"], cwd=everything, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "irpipe.cli", "report"], cwd=everything, check=True, capture_output=True)
     return everything / "report.html"
 
 
@@ -172,7 +172,7 @@ def in_terminal(command, folder, answers):
 
 
 class TestTerminal:
-    COMMAND = (sys.executable, "-m", "irpipe.pipeline.cli", "show", "generate-images")
+    COMMAND = (sys.executable, "-m", "irpipe.cli", "show", "generate-images")
 
     def test_pictures_are_drawn_where_that_is_possible(self, everything):
         """The terminal says, when asked for its attributes, that it knows sixels (4)."""
@@ -399,7 +399,7 @@ class TestWatching:
         (store.work_path(key) / "scratch").mkdir(parents=True)
         told = {"stage": "train-rm", "recipe": "micro", "pid": 1, "started": "2999-01-01T00:00:00+00:00"}
         (store.work_path(key) / "attempt.json").write_text(json.dumps(told), encoding="utf-8")
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "report", "--watch"]
+        command = [sys.executable, "-m", "irpipe.cli", "report", "--watch"]
         with store.lock(key, lambda: None):
             process = subprocess.Popen(command, cwd=seen.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(600):

@@ -70,7 +70,7 @@ class TestStages:
         whole = world.last("raft", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", "raft", *flags]
+        command = [sys.executable, "-m", "irpipe.cli", "run", "raft", *flags]
         process = subprocess.Popen(command, cwd=world.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not list((world.root / "artifacts" / "work").rglob("pool-3.pt")):

@@ -166,7 +166,7 @@ class TestTheSameHoweverItIsCut:
         command = [
             sys.executable,
             "-m",
-            "irpipe.pipeline.cli",
+            "irpipe.cli",
             "run",
             "train-rm",
             "--set",
@@ -183,7 +183,7 @@ class TestTheSameHoweverItIsCut:
     def test_under_torchrun(self, rm):
         one = rm.last("train-rm", "train-rm.epochs=1")
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
-        command += ["-m", "irpipe.pipeline.cli", "run", "train-rm", "--set", "train-rm.epochs=1", "--force", "--quiet"]
+        command += ["-m", "irpipe.cli", "run", "train-rm", "--set", "train-rm.epochs=1", "--force", "--quiet"]
         done = subprocess.run(command, cwd=rm.root, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         again = {"path": done.stdout.strip().splitlines()[-1]}
@@ -195,7 +195,7 @@ class TestTheSameHoweverItIsCut:
     def test_a_failing_process_is_named(self, rm):
         settings = ["--set", "train-rm.device=cuda:7"]
         done = subprocess.run(
-            [sys.executable, "-m", "irpipe.pipeline.cli", "run", "train-rm", "--processes", "2", *settings],
+            [sys.executable, "-m", "irpipe.cli", "run", "train-rm", "--processes", "2", *settings],
             cwd=rm.root, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
         assert done.returncode == 2 and "cuda:7" in done.stderr and "Traceback" not in done.stderr
@@ -259,7 +259,7 @@ class TestInterrupted:
         flags = [part for setting in settings for part in ("--set", setting)]
         # A shell that runs its jobs in the background leaves Ctrl-C ignored for them, and so for us.
         code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        command = [sys.executable, "-c", code + "from irpipe.pipeline.cli import main; main()", "run", "train-rm", *flags]
+        command = [sys.executable, "-c", code + "from irpipe.cli import main; main()", "run", "train-rm", *flags]
         return subprocess.Popen(command, cwd=rm.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def wait_for_checkpoint(self, rm, process):

@@ -40,7 +40,7 @@ def outputs(folder: Path) -> dict[str, dict[str, Any]]:
     (folder / "irpipe.toml").write_bytes(RECIPE.read_bytes())
     render_pool(folder / "images", 120)
     for target in TARGETS:
-        command = [sys.executable, "-m", "irpipe.pipeline.cli", "run", target, "--quiet"]
+        command = [sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"]
         subprocess.run(command, cwd=folder, check=True, env={**os.environ, "PYTHONWARNINGS": "default"})
     store = Store(folder / "artifacts")
     found = {}

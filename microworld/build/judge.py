@@ -29,7 +29,7 @@ def build(folder: Path, scale: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         pool, prompts = max(round(POOL * scale), FEWEST_POOL), max(round(PROMPTS * scale), FEWEST)
         sizes = (f"simulate-prompts.count={pool}", f"select-prompts.count={prompts}")
-        command = [sys.executable, "-m", "irpipe.pipeline.cli"]
+        command = [sys.executable, "-m", "irpipe.cli"]
         subprocess.run([*command, "init"], cwd=name, check=True)
         flags = [part for setting in (*sizes, *SETTINGS) for part in ("--set", setting)]
         told = subprocess.run(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.pipeline.cli import keep, look, models, work
+from irpipe.cli import keep, look, models, work
 from irpipe.pipeline.interrupt import sigterm_interrupts
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C

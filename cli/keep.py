@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.pipeline.cli.common import IdArgument, JsonOption, find, open_recipe, print_json, print_table
+from irpipe.cli.common import IdArgument, JsonOption, find, open_recipe, print_json, print_table
 
 
 class ExportKind(StrEnum):

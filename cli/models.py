@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irpipe.pipeline.cli.common import JsonOption, find, print_json, print_table
+from irpipe.cli.common import JsonOption, find, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

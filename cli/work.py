@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from irpipe.pipeline.cli.common import (
+from irpipe.cli.common import (
     JsonOption,
     SetOption,
     StageArgument,

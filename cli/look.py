@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irpipe.pipeline.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, planner, print_json, print_table
+from irpipe.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, planner, print_json, print_table
 
 if TYPE_CHECKING:
     from irpipe.pipeline.manifest import Record

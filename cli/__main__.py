@@ -1,0 +1,5 @@
+"""`python -m irpipe.cli`, the same as `irpipe`."""
+
+from irpipe.cli import main
+
+main()
