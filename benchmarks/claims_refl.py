@@ -40,10 +40,16 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.splits import PROMPT_SPLITS
 
 REWARD_MODEL = (
-    "simulate-annotations.annotators_per_prompt=8", "train-rm.batch_pairs=1024", "train-rm.learning_rate=1e-3",
-    "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997", "train-rm.freeze_rate=0.7",
-    "train-rm.frozen_part=recomputed", "train-rm.seed=1",
-)  # fmt: skip
+    "simulate-annotations.annotators_per_prompt=8",
+    "train-rm.batch_pairs=1024",
+    "train-rm.learning_rate=1e-3",
+    "train-rm.epochs=6",
+    "train-rm.grain=0.1",
+    "train-rm.average=0.997",
+    "train-rm.freeze_rate=0.7",
+    "train-rm.frozen_part=recomputed",
+    "train-rm.seed=1",
+)
 TURNS = 2  # images of each test prompt
 ASPECTS = ("utility", "alignment", "fidelity")
 LOOKS = ("monitor_every=10", "monitor_prompts=32", "monitor_images=2", "kept_images=32")
@@ -52,10 +58,22 @@ REFL = ("steps=80", "refresh_every=80", "rollouts=960", *LOOKS)
 # Batch 2 at a high learning rate, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
 FAILING = {
     "learning_rate": "1e-4",
-    "batch_size": "2", "micro_batch": "2", "pretraining": "0.0", "max_slope": "none", "max_grad_norm": "0.0", "average": "0.0",
-    "copies": "0", "refresh_every": "1", "warmup_steps": "0", "on_trip": "note", "steps": "200", "monitor_every": "50",
-    "monitor_prompts": "32", "monitor_images": "2", "kept_images": "32",
-}  # fmt: skip
+    "batch_size": "2",
+    "micro_batch": "2",
+    "pretraining": "0.0",
+    "max_slope": "none",
+    "max_grad_norm": "0.0",
+    "average": "0.0",
+    "copies": "0",
+    "refresh_every": "1",
+    "warmup_steps": "0",
+    "on_trip": "note",
+    "steps": "200",
+    "monitor_every": "50",
+    "monitor_prompts": "32",
+    "monitor_images": "2",
+    "kept_images": "32",
+}
 MENDED: Mapping[str, Mapping[str, str]] = {
     "batch 2, lr 1e-4, nothing else": {},
     "... lr 3e-5": {"learning_rate": "3e-5"},
@@ -160,10 +178,16 @@ def measure(folder: Path, run: Run, base: NDArray[np.float64]) -> dict[str, Any]
     worth = judged(folder, done["content_id"])
     gain = worth - base
     row = {
-        "part": run.part, "name": run.name, "seed": run.seed, "content_id": done["content_id"], "gain": gain.tolist(),
-        "path": done["path"], "key": done["key"], "metrics": done["metrics"],
+        "part": run.part,
+        "name": run.name,
+        "seed": run.seed,
+        "content_id": done["content_id"],
+        "gain": gain.tolist(),
+        "path": done["path"],
+        "key": done["key"],
+        "metrics": done["metrics"],
         "seconds": Store(folder / "artifacts").record(done["key"]).seconds,
-    }  # fmt: skip
+    }
     means = ", ".join(f"{aspect} {value:+.4f}" for aspect, value in zip(ASPECTS, gain.mean(axis=(0, 1)), strict=True))
     print(f"{run.part:<10} {run.name:<46} seed {run.seed}: {means}", flush=True)
     return row
@@ -316,8 +340,12 @@ def trajectory(folder: Path, on: dict[str, Any], stopped: dict[str, Any]) -> str
     """The hacked run, look by look, against the oracle on the looks' own prompts; and where the rule kept it."""
     store = Store(folder / "artifacts")
     artifact = store.open(on["content_id"])
-    texts = {row["prompt_id"]: row["prompt"] for row in SELECTED_PROMPTS.read(
-        newest(store, "select-prompts").table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()}  # fmt: skip
+    texts = {
+        row["prompt_id"]: row["prompt"]
+        for row in SELECTED_PROMPTS.read(
+            newest(store, "select-prompts").table("selected_prompts"), ["prompt_id", "prompt"]
+        ).to_pylist()
+    }
     worth: dict[int, list[float]] = {}
     for row in ImageReader(artifact.table("images")).rows(["prompt_id", "image", "generator"]):
         step = int(row["generator"].rsplit(" ", 1)[1])

@@ -30,10 +30,16 @@ SIZES = (200, 400, 800, 0)  # training prompts; 0 is all of them
 NOISES = (0.05, 0.2)  # besides the recipe's 0.1
 # Every prompt is ranked by all eight people: labels cost nothing here, and a step costs by the image, not by the pair.
 SETTINGS = (
-    "simulate-annotations.annotators_per_prompt=8", "train-rm.batch_pairs=1024", "train-rm.learning_rate=1e-3",
-    "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997", "train-rm.freeze_rate=0.0",
-    "score-images.split=test", "score-images.scorers=['reward-model','random']",
-)  # fmt: skip
+    "simulate-annotations.annotators_per_prompt=8",
+    "train-rm.batch_pairs=1024",
+    "train-rm.learning_rate=1e-3",
+    "train-rm.epochs=6",
+    "train-rm.grain=0.1",
+    "train-rm.average=0.997",
+    "train-rm.freeze_rate=0.0",
+    "score-images.split=test",
+    "score-images.scorers=['reward-model','random']",
+)
 INGREDIENTS_SIZE = "train-rm.max_prompts=400"
 INGREDIENTS = {
     "everything": (),
@@ -111,11 +117,15 @@ def measure(folder: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     picks = pq.read_table(Path(done["path"]) / "best_of.parquet").to_pylist()
     (row,) = (row for row in scorers if row["scorer"] == "reward-model" and row["figure"] == "accuracy")
     return {
-        "accuracy": row["value"], "low": row["low"], "high": row["high"], "pairs": row["count"],
-        "bound": metrics["bayes_bound"], "share": metrics["share_of_the_way"],
+        "accuracy": row["value"],
+        "low": row["low"],
+        "high": row["high"],
+        "pairs": row["count"],
+        "bound": metrics["bayes_bound"],
+        "share": metrics["share_of_the_way"],
         "others": {name.removeprefix("accuracy_"): value for name, value in metrics.items() if name.startswith("accuracy_")},
         "best_of": {f"{pick['scorer']} {pick['n']}": pick["utility"] for pick in picks},
-    }  # fmt: skip
+    }
 
 
 def irpipe(folder: Path, *arguments: str) -> str:

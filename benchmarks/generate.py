@@ -79,6 +79,9 @@ def compare(
     ours = len(prompts) / min(timed(lambda: process.make(shard, lambda _: None))[0] for _ in range(ROUNDS))
     show(
         name,
-        one_at_a_time=f"{one:.2f}/s", bare=f"{rates[best]:.2f}/s at {best}", irpipe=f"{ours:.2f}/s",
-        against_one=f"{ours / one:.1f}x", against_bare=f"{ours / rates[best]:.0%}",
-    )  # fmt: skip
+        one_at_a_time=f"{one:.2f}/s",
+        bare=f"{rates[best]:.2f}/s at {best}",
+        irpipe=f"{ours:.2f}/s",
+        against_one=f"{ours / one:.1f}x",
+        against_bare=f"{ours / rates[best]:.0%}",
+    )

@@ -50,26 +50,38 @@ def _write(folder: Path, rankings: int) -> None:
     prompt_of = np.sort(rng.integers(0, PROMPTS, rankings))
     ranking_ids = rng.integers(0, 1 << 63, rankings, dtype=np.uint64)
     ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": [f"prompt {row}" for row in range(PROMPTS)]})
-    ANNOTATION_IMAGES.write(folder, {
-        "image_id": image_ids.ravel(), "prompt_id": np.repeat(prompt_ids, IMAGES),
-        "path": [f"{row}.png" for row in range(PROMPTS * IMAGES)],
-    })  # fmt: skip
-    ANNOTATIONS.write(folder, {
-        "ranking_id": ranking_ids, "prompt_id": prompt_ids[prompt_of], "source_row": np.arange(rankings),
-        "annotator": [None] * rankings, "split": [None] * rankings,
-    })  # fmt: skip
+    ANNOTATION_IMAGES.write(
+        folder,
+        {
+            "image_id": image_ids.ravel(),
+            "prompt_id": np.repeat(prompt_ids, IMAGES),
+            "path": [f"{row}.png" for row in range(PROMPTS * IMAGES)],
+        },
+    )
+    ANNOTATIONS.write(
+        folder,
+        {
+            "ranking_id": ranking_ids,
+            "prompt_id": prompt_ids[prompt_of],
+            "source_row": np.arange(rankings),
+            "annotator": [None] * rankings,
+            "split": [None] * rankings,
+        },
+    )
     with RANKINGS.writer(folder / "rankings.parquet") as writer:
         for start in range(0, rankings, 10_000):
             rows = slice(start, start + 10_000)
             count = len(ranking_ids[rows])
-            writer.append({
-                "ranking_id": np.repeat(ranking_ids[rows], IMAGES),
-                "prompt_id": np.repeat(prompt_ids[prompt_of[rows]], IMAGES),
-                "image_id": image_ids[prompt_of[rows]].ravel(),
-                "rank": rng.integers(1, 6, count * IMAGES),
-                "annotator": [f"annotator {row % 500}" for row in range(count) for _ in range(IMAGES)],
-                "choice": np.zeros(count * IMAGES, dtype=bool),
-            })  # fmt: skip
+            writer.append(
+                {
+                    "ranking_id": np.repeat(ranking_ids[rows], IMAGES),
+                    "prompt_id": np.repeat(prompt_ids[prompt_of[rows]], IMAGES),
+                    "image_id": image_ids[prompt_of[rows]].ravel(),
+                    "rank": rng.integers(1, 6, count * IMAGES),
+                    "annotator": [f"annotator {row % 500}" for row in range(count) for _ in range(IMAGES)],
+                    "choice": np.zeros(count * IMAGES, dtype=bool),
+                }
+            )
     for table in (PROMPT_LABELS, RATINGS):
         table.write(folder, {column.name: [] for column in table.columns})
 

@@ -36,8 +36,11 @@ LAST = 39
 def main(folder: Path) -> None:
     """Print images a second, their ratio, and peak memory."""
     ways: dict[str, Callable[[Path], tuple[float, dict[str, float]]]] = {
-        "transcription": _plain, "ours": _ours, "ours, four late steps a rollout": _sharing, "ours, rollouts used again": _again,
-    }  # fmt: skip
+        "transcription": _plain,
+        "ours": _ours,
+        "ours, four late steps a rollout": _sharing,
+        "ours, rollouts used again": _again,
+    }
     best: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, way in ways.items():
@@ -89,15 +92,26 @@ def _plain(_: Path) -> tuple[float, dict[str, float]]:
 def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
     denoiser, reward = _loaded()
     config = ReflConfig(
-        model="micro-generator", held_out_model="x", similarity_model="x", trained="unet", batch_size=BATCH, dtype="float32",
-        sample_batch=64, **settings,
-    )  # fmt: skip
+        model="micro-generator",
+        held_out_model="x",
+        similarity_model="x",
+        trained="unet",
+        batch_size=BATCH,
+        dtype="float32",
+        sample_batch=64,
+        **settings,
+    )
     folder.mkdir(exist_ok=True)
     objective = ReflObjective(
-        config, denoiser, denoiser.course(config.num_steps, "ddpm"), denoiser.encode(PROMPTS), reward.tokenise(PROMPTS),
-        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0), Accelerator(cpu=True),
+        config,
+        denoiser,
+        denoiser.course(config.num_steps, "ddpm"),
+        denoiser.encode(PROMPTS),
+        reward.tokenise(PROMPTS),
+        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0),
+        Accelerator(cpu=True),
         Context(folder, Watcher().progress, print, {}),
-    )  # fmt: skip
+    )
     adam = torch.optim.AdamW(denoiser.unet.parameters(), 1e-5, weight_decay=1e-2)
     spent = dict.fromkeys(("rollouts", "losses", "backward", "optimiser"), 0.0)
     number = 0

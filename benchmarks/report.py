@@ -29,9 +29,12 @@ def main(folder: Path) -> None:
     run, _ = timed(lambda: [_quietly([*_IRPIPE, "run", stage], large) for stage in ("select-prompts", "build-pairs")])
     (seconds, written), peak = peak_in_child(_report, large)
     show(
-        f"report, {PROMPTS * IMAGES_EACH:,} images", seconds=f"{seconds:.1f}", peak_gb=f"{peak:.2f}",
-        megabytes=f"{written / 1e6:.1f}", of_the_run=f"{seconds / run:.2f}",
-    )  # fmt: skip
+        f"report, {PROMPTS * IMAGES_EACH:,} images",
+        seconds=f"{seconds:.1f}",
+        peak_gb=f"{peak:.2f}",
+        megabytes=f"{written / 1e6:.1f}",
+        of_the_run=f"{seconds / run:.2f}",
+    )
 
 
 def _quietly(command: list[str], folder: Path) -> None:

@@ -57,9 +57,13 @@ from irpipe.stages.train_rm.run import freeze
 
 VISION = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}
 TEXT = {
-    "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536, "vocab_size": 1000,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "vocab_size": 1000,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 PROMPTS, K, FREEZE_RATE, ROUNDS = 6, 7, 0.7, 3
 PAIRS_A_STEP = 3 * K * (K - 1) // 2  # 63: three prompts, nearest to the paper's 64
 STEPS = 3  # of ours in a round, beside one of the published
@@ -112,9 +116,14 @@ def ranked(prompts: int) -> PairRows:
     count = len(prompt)
     better, worse = (prompt * K + np.tile(ends, prompts) for ends in (better, worse))
     return PairRows(
-        pair_id=np.arange(count, dtype=np.uint64), prompt_id=prompt, ranking_id=prompt, better=better, worse=worse,
-        weight=np.ones(count, np.float32), split=np.full(count, "train"),
-    )  # fmt: skip
+        pair_id=np.arange(count, dtype=np.uint64),
+        prompt_id=prompt,
+        ranking_id=prompt,
+        better=better,
+        worse=worse,
+        weight=np.ones(count, np.float32),
+        split=np.full(count, "train"),
+    )
 
 
 def clouds(count: int, side: int) -> Iterator[NDArray[np.uint8]]:
@@ -260,12 +269,23 @@ def of_published(model: ImageReward, pairs: PairRows, pictures: Tensor, texts: M
 
 
 def trainer_of(
-    model: ImageReward, blocks: int, pairs: PairRows, texts: Mapping[int, str], read: Callable[[Any], Tensor], kept: bool,
-    device: str, dtype: str, work: Path,
-) -> Trainer:  # fmt: skip
+    model: ImageReward,
+    blocks: int,
+    pairs: PairRows,
+    texts: Mapping[int, str],
+    read: Callable[[Any], Tensor],
+    kept: bool,
+    device: str,
+    dtype: str,
+    work: Path,
+) -> Trainer:
     config = TrainRmConfig(
-        model="random", freeze_rate=FREEZE_RATE, frozen_part="kept" if kept else "recomputed", dtype=dtype, device=device,
-    )  # fmt: skip
+        model="random",
+        freeze_rate=FREEZE_RATE,
+        frozen_part="kept" if kept else "recomputed",
+        dtype=dtype,
+        device=device,
+    )
     groups = group(pairs, pairs.images)
     tokens = Texts.of(model, dict(texts), False)
     return Trainer(

@@ -46,9 +46,26 @@ def _commit(root: Path, files: Path) -> float:
 
 def _record(manifest: Manifest) -> Record:
     return Record(
-        "0" * 64, manifest.content_id, "bench", 1, "bench", {}, (), {}, {}, "", {}, None, "", "", (), "", "", 0.0,
+        "0" * 64,
+        manifest.content_id,
+        "bench",
+        1,
+        "bench",
+        {},
+        (),
+        {},
+        {},
+        "",
+        {},
+        None,
+        "",
+        "",
+        (),
+        "",
+        "",
+        0.0,
         {"read": 0, "kept": 0, "rejected": 0},
-    )  # fmt: skip
+    )
 
 
 def _dvc_add(root: Path, files: Path) -> float:

@@ -57,9 +57,9 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
         raise StoreError(f"{identifier!r} is not an id, nor a stage of the recipe{did_you_mean(identifier, recipe.tables)}")
     record = store.newest(recipe.name, identifier) if identifier in recipe.tables else store.resolve(identifier)
     if record is None:
-        raise StoreError(f"{identifier} has no artifact yet", mend=f"irpipe run {identifier}")
+        raise StoreError(f"{identifier} has no artifact yet", fix=f"irpipe run {identifier}")
     if not store.holds(record.content_id):
-        raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", mend=f"irpipe run {record.stage}")
+        raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", fix=f"irpipe run {record.stage}")
     return recipe, store, record
 
 

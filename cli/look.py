@@ -189,7 +189,7 @@ def sql(
         answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
     if json_:
         if len(set(answer.columns)) < len(answer.columns):
-            raise StoreError(f"two columns have one name: {', '.join(answer.columns)}", mend="name them: SELECT a AS b")
+            raise StoreError(f"two columns have one name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")
         print_json([dict(zip(answer.columns, map(_json_value, row), strict=True)) for row in answer.rows])
     else:
         print_table(answer.columns, answer.rows)

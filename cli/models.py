@@ -39,13 +39,13 @@ def score(
 
     try:
         from irpipe.models.imagereward import ImageReward
-        from irpipe.models.loading import pick_device, usable
+        from irpipe.models.loading import device_errors, pick_device
     except ModuleNotFoundError as error:
-        raise ModelError(f"scoring needs the package {error.name}", mend="pip install 'irpipe[train]'") from None
+        raise ModelError(f"scoring needs the package {error.name}", fix="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
     judge = ImageReward.from_pretrained(locate(model))
-    with usable(pick_device(device)):
+    with device_errors(pick_device(device)):
         judge.to(pick_device(device))
     rows = [row for text in prompt for row in scored(judge, text, files)]
     if json_:
@@ -122,11 +122,14 @@ def scored(judge: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, Any
     ranks = {place: rank for rank, place in enumerate(order, 1)}
     return [
         {
-            "image": str(file), "prompt": prompt, "score": scores[place], "raw": scores[place] * judge.card.std + judge.card.mean,
+            "image": str(file),
+            "prompt": prompt,
+            "score": scores[place],
+            "raw": scores[place] * judge.card.std + judge.card.mean,
             "rank": ranks[place],
         }
         for place, file in enumerate(files)
-    ]  # fmt: skip
+    ]
 
 
 COMMANDS = (score,)

@@ -39,7 +39,7 @@ def init(
             file.write(text)
     except FileExistsError:
         raise RecipeError(
-            f"{RECIPE_FILE} is here already", mend=f"edit it, or delete it and run irpipe init --recipe {recipe}"
+            f"{RECIPE_FILE} is here already", fix=f"edit it, or delete it and run irpipe init --recipe {recipe}"
         ) from None
     print(f"{RECIPE_FILE} written: the recipe {recipe!r}. Next: irpipe status, and irpipe plan build-pairs")
 
@@ -115,18 +115,20 @@ def status(json_: JsonOption = False) -> None:
     rows = []
     for standing in survey(examiner):
         record = standing.record
-        rows.append({
-            "stage": standing.stage,
-            "state": standing.state,
-            "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
-            "why": list(standing.why),
-            "process": standing.process,
-            "progress": standing.progress,
-            "content_id": record.content_id if record else None,
-            "size_bytes": store.open(record.content_id).manifest.size if record and store.holds(record.content_id) else None,
-            "seconds": record.seconds if record else None,
-            "ended": record.ended if record else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "stage": standing.stage,
+                "state": standing.state,
+                "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
+                "why": list(standing.why),
+                "process": standing.process,
+                "progress": standing.progress,
+                "content_id": record.content_id if record else None,
+                "size_bytes": store.open(record.content_id).manifest.size if record and store.holds(record.content_id) else None,
+                "seconds": record.seconds if record else None,
+                "ended": record.ended if record else None,
+            }
+        )
     if json_:
         print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows})
         return
@@ -172,7 +174,7 @@ def log(
     recipe.chain(stage)  # so that a stage that is none is named
     key = log_key(store, recipe.name, stage)
     if key is None or not store.log_path(key).exists():
-        raise StoreError(f"{stage} has no log", mend=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
+        raise StoreError(f"{stage} has no log", fix=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
     place, running, seen = 0, True, False
     while running:
         running = follow and store.is_locked(key)  # asked before the read: what is written until then is read

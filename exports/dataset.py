@@ -82,9 +82,12 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
         write_lineage(store, record, draft)
         origin = Origin.of(store, record)
         parts = (
-            summary(exported, record, folder.name), tables(exported), rejections(artifact), leads(store, origin),
+            summary(exported, record, folder.name),
+            tables(exported),
+            rejections(artifact),
+            leads(store, origin),
             left_out(artifact),
-        )  # fmt: skip
+        )
         write_card(draft, front(exported, record), parts, origin)
 
 

@@ -121,8 +121,9 @@ def monitors(artifact: Artifact, card: GeneratorCard) -> str:
     after = {row["measure"]: row for row in looks if row["step"] == card.kept_step}
     rows = [
         (code(name), _figure(before[name]["value"]), _figure(row["value"]), _figure(row["error"]))
-        for name, row in after.items() if name in before
-    ]  # fmt: skip
+        for name, row in after.items()
+        if name in before
+    ]
     if not rows:
         return ""
     return joined(

@@ -42,7 +42,7 @@ def refuse(store: Store, record: Record, to: str) -> StoreError:
         f"{record.stage} writes {kind!r}, which cannot go to {to}",
         where=record.content_id[:12],
         expected=f"an artifact of {', '.join(_fitting(store, to)) or 'another kind'}",
-        mend=" or ".join(f"--to {way}" for way in _ways(kind, store.open(record.content_id))),
+        fix=" or ".join(f"--to {way}" for way in _ways(kind, store.open(record.content_id))),
     )
 
 

@@ -30,8 +30,12 @@ def export_reward_model(store: Store, record: Record, folder: Path) -> None:
         copy_weights(artifact, draft, {name: name for name in files_of(artifact)})
         write_lineage(store, record, draft)
         parts = (summary(folder.name), scores(card), training(card), curves(draft))
-        write_card(draft, {"library_name": "irpipe", "tags": ["irpipe", "reward-model", "human-preference"]}, parts,
-                   Origin.of(store, record))  # fmt: skip
+        write_card(
+            draft,
+            {"library_name": "irpipe", "tags": ["irpipe", "reward-model", "human-preference"]},
+            parts,
+            Origin.of(store, record),
+        )
 
 
 def files_of(artifact: Artifact) -> list[str]:
@@ -43,10 +47,12 @@ def files_of(artifact: Artifact) -> list[str]:
 def summary(folder: str) -> str:
     """What it is, and how to load it."""
     lines = [
-        "from irpipe.models.imagereward import ImageReward", "", f"model = ImageReward.from_pretrained({folder!a})",
+        "from irpipe.models.imagereward import ImageReward",
+        "",
+        f"model = ImageReward.from_pretrained({folder!a})",
         "# higher is better: scores of PIL images for one prompt",
         'scores = model.score("a prompt", images)',
-    ]  # fmt: skip
+    ]
     return joined(
         "# A reward model of human preference",
         "It scores how well people would like an image for a prompt (ImageReward, arXiv 2304.05977).",

@@ -22,14 +22,18 @@ def copy_weights(artifact: Artifact, folder: Path, files: Mapping[str, str]) -> 
     for name in files:
         if name.lower().endswith(_PICKLES):
             raise StoreError(
-                f"{name} is a pickle, which runs code when it is loaded", where=artifact.content_id[:12],
-                expected="weights in safetensors", mend="let the stage write safetensors, or --to files",
-            )  # fmt: skip
+                f"{name} is a pickle, which runs code when it is loaded",
+                where=artifact.content_id[:12],
+                expected="weights in safetensors",
+                fix="let the stage write safetensors, or --to files",
+            )
     if not any(name.endswith(".safetensors") for name in files):
         raise StoreError(
-            "the artifact holds no weights where they should lie", where=artifact.content_id[:12],
-            expected="safetensors", mend="--to files",
-        )  # fmt: skip
+            "the artifact holds no weights where they should lie",
+            where=artifact.content_id[:12],
+            expected="safetensors",
+            fix="--to files",
+        )
     for name, new in files.items():
         (folder / new).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.file(name), folder / new)

@@ -230,6 +230,12 @@ def met(requirement: Requirement, scene: Scene, chosen: Sequence[Seen | None], v
 def _stands(where: str, right: float, down: float, least: float) -> bool:
     """Whether an offset in pixels is one to the left, right, top or bottom."""
     return {
-        "left of": right < -least, "right of": right > least, "above": down < -least, "below": down > least,
-        "left": right < -least, "right": right > least, "top": down < -least, "bottom": down > least,
-    }[where]  # fmt: skip
+        "left of": right < -least,
+        "right of": right > least,
+        "above": down < -least,
+        "below": down > least,
+        "left": right < -least,
+        "right": right > least,
+        "top": down < -least,
+        "bottom": down > least,
+    }[where]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.loading import at_hand, enough_memory, pick_device, quiet, usable
+from irpipe.models.loading import device_errors, load_errors, memory_errors, pick_device, quiet
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
@@ -32,9 +32,12 @@ _SCHEDULERS = {
 _ENCODINGS = {
     "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
     "StableDiffusionXLPipeline": (
-        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         import diffusers
         import torch
     except ImportError:
-        raise ModelError("generating images needs the extra 'generate'", mend="pip install 'irpipe[generate]'") from None
+        raise ModelError("generating images needs the extra 'generate'", fix="pip install 'irpipe[generate]'") from None
     quiet(diffusers)
     with _at_hand(model):
         index = diffusers.DiffusionPipeline.load_config(**model.location)
@@ -181,7 +184,7 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     where = pick_device(device)
-    with usable(where), _enough_memory(1):
+    with device_errors(where), _enough_memory(1):
         return ImageGenerator(pipeline.to(where), sampling)
 
 
@@ -210,10 +213,10 @@ def _check_class(name: object, model: Model) -> None:
 
 def _enough_memory(batch: int) -> AbstractContextManager[None]:
     smaller = f"--set generate-images.batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
-    return enough_memory(
+    return memory_errors(
         f"{batch} images a batch", f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused"
     )
 
 
 def _at_hand(model: Model) -> AbstractContextManager[None]:
-    return at_hand(model, "the generator", "a diffusers folder: model_index.json and safetensors")
+    return load_errors(model, "the generator", "a diffusers folder: model_index.json and safetensors")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from irpipe.models.loading import at_hand
+from irpipe.models.loading import load_errors
 from irpipe.models.noise import Noise, drop_branches, seed_dropouts
-from irpipe.models.pictures import corner, resized, square
+from irpipe.models.pictures import crop_offset, resize_and_crop, resized_size
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CARD, CONFIG, WEIGHTS, ScoreCard
@@ -35,9 +35,16 @@ FORMAT = "irpipe-imagereward"
 # The published sizes (released code, ImageReward/ImageReward.py and med_config.json).
 PUBLISHED_VISION = {"image_size": 224, "patch_size": 16, "width": 1024, "depth": 24, "heads": 16}
 PUBLISHED_TEXT = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 30524,
-    "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0,
-}  # fmt: skip
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30524,
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
 HEAD_SIZES, HEAD_DROPOUTS = (1024, 128, 64, 16), (0.2, 0.2, 0.1, 0.0)
 MAX_LENGTH = 35
 BERT_TOKENIZER = Model("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", None)
@@ -64,16 +71,16 @@ class Preprocessing:
         return self._of_tensor(image) if isinstance(image, Tensor) else self.normalised(self._of_picture(image))
 
     def _of_picture(self, image: Pillow.Image) -> Tensor:
-        return torch.from_numpy(square(image, self.image_size).copy()).permute(2, 0, 1).float().div(255)
+        return torch.from_numpy(resize_and_crop(image, self.image_size).copy()).permute(2, 0, 1).float().div(255)
 
     def _of_tensor(self, image: Tensor) -> Tensor:
         size, (height, width) = self.image_size, image.shape[-2:]
         if min(height, width) != size:
-            width, height = resized(width, height, size)
+            width, height = resized_size(width, height, size)
             image = F.interpolate(
                 image.reshape(-1, *image.shape[-3:]), (height, width), mode="bicubic", antialias=True, align_corners=False
             ).reshape(*image.shape[:-2], height, width)
-        left, top = corner(width, height, size)
+        left, top = crop_offset(width, height, size)
         return self.normalised(image[..., top : top + size, left : left + size])
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -159,7 +166,7 @@ class ImageReward(nn.Module):
         path = Path(location)
         known = Model(str(path), "", path)
         if read_config(known).get("format") == FORMAT:
-            with at_hand(known, "the reward model", f"{CONFIG}, {WEIGHTS}, {CARD} and a tokenizer"):
+            with load_errors(known, "the reward model", f"{CONFIG}, {WEIGHTS}, {CARD} and a tokenizer"):
                 return cls._from_folder(path)
         state = read_checkpoint(path)
         if state is None or not {"mlp.layers.0.weight", "module.mlp.layers.0.weight"} & state.keys():
@@ -167,10 +174,10 @@ class ImageReward(nn.Module):
             raise ModelError(
                 f"{path} {what}",
                 expected="a folder that train-rm wrote, or a published ImageReward.pt",
-                mend="a BLIP has no reward head yet: irpipe run train-rm --set train-rm.model=FOLDER starts from it",
+                fix="a BLIP has no reward head yet: irpipe run train-rm --set train-rm.model=FOLDER starts from it",
             )
         folder = path if path.is_dir() else path.parent
-        with at_hand(known, "the checkpoint", "the weights of an ImageReward model"):
+        with load_errors(known, "the checkpoint", "the weights of an ImageReward model"):
             sizes = sizes_of(from_published_names(state))
         return cls.from_published(state, *sizes, tokenizer or published_tokenizer(folder))
 
@@ -234,11 +241,14 @@ class ImageReward(nn.Module):
             length: l; by default the longest text's. Longer padding changes nothing.
         """
         if self.tokenizer is None:
-            raise ModelError("this reward model came without a tokenizer", mend="from_published(..., tokenizer=...)")
+            raise ModelError("this reward model came without a tokenizer", fix="from_published(..., tokenizer=...)")
         batch = self.tokenizer(
-            list(prompts), padding="max_length" if length else "longest", max_length=length or self.max_length,
-            truncation=True, return_tensors="pt",
-        )  # fmt: skip
+            list(prompts),
+            padding="max_length" if length else "longest",
+            max_length=length or self.max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
         return batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
 
     def lower(self, pixel_values: Tensor, blocks: int) -> Tensor:
@@ -286,14 +296,30 @@ class ImageReward(nn.Module):
 
 
 _VISION_FIELDS = (
-    "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
     "layer_norm_eps",
-)  # fmt: skip
+)
 _TEXT_FIELDS = (
-    "hidden_size", "encoder_hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
-    "layer_norm_eps", "vocab_size", "max_position_embeddings", "pad_token_id", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "is_decoder",
-)  # fmt: skip
+    "hidden_size",
+    "encoder_hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "vocab_size",
+    "max_position_embeddings",
+    "pad_token_id",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "is_decoder",
+)
 _NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "sep_token_id": None}  # of no use to an encoder
 
 
@@ -306,7 +332,7 @@ def read_config(model: Model) -> dict[str, Any]:
     path = (model.folder or Path()) / CONFIG
     if not path.is_file():
         return {}
-    with at_hand(model, "the model", "config.json"):
+    with load_errors(model, "the model", "config.json"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -315,17 +341,27 @@ def configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[BlipVis
     width = vision["width"]
     return (
         BlipVisionConfig(
-            image_size=vision["image_size"], patch_size=vision["patch_size"], hidden_size=width, intermediate_size=4 * width,
-            num_hidden_layers=vision["depth"], num_attention_heads=vision["heads"], hidden_act="gelu", layer_norm_eps=1e-6,
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=vision["depth"],
+            num_attention_heads=vision["heads"],
+            hidden_act="gelu",
+            layer_norm_eps=1e-6,
             initializer_range=0.02,  # transformers' own is 1e-10: all images would score alike until weights are loaded
         ),
-        BlipTextConfig(**{
-            **{name: value for name, value in {**PUBLISHED_TEXT, **text}.items() if name in _TEXT_FIELDS},
-            "encoder_hidden_size": width, "hidden_dropout_prob": _TEXT_DROPOUT, "attention_probs_dropout_prob": _TEXT_DROPOUT,
-            "is_decoder": True,  # it has cross attention; it attends both ways
-            **_NO_ENDS,
-        }),
-    )  # fmt: skip
+        BlipTextConfig(
+            **{
+                **{name: value for name, value in {**PUBLISHED_TEXT, **text}.items() if name in _TEXT_FIELDS},
+                "encoder_hidden_size": width,
+                "hidden_dropout_prob": _TEXT_DROPOUT,
+                "attention_probs_dropout_prob": _TEXT_DROPOUT,
+                "is_decoder": True,  # it has cross attention; it attends both ways
+                **_NO_ENDS,
+            }
+        ),
+    )
 
 
 # Names of the released code and of transformers; every other part of a name is the same (docs/reward_model.md).
@@ -376,15 +412,19 @@ def sizes_of(weights: Mapping[str, Tensor], image_size: int | None = None) -> tu
 
     vision = {
         "image_size": image_size or round((positions.shape[1] - 1) ** 0.5) * patches.shape[-1],
-        "patch_size": patches.shape[-1], "width": patches.shape[0],
-        "depth": count("vision.encoder.layers."), "heads": max(1, patches.shape[0] // 64),
-    }  # fmt: skip
+        "patch_size": patches.shape[-1],
+        "width": patches.shape[0],
+        "depth": count("vision.encoder.layers."),
+        "heads": max(1, patches.shape[0] // 64),
+    }
     text = {
-        "hidden_size": words.shape[1], "vocab_size": words.shape[0], "num_hidden_layers": count("text.encoder.layer."),
+        "hidden_size": words.shape[1],
+        "vocab_size": words.shape[0],
+        "num_hidden_layers": count("text.encoder.layer."),
         "num_attention_heads": max(1, words.shape[1] // 64),
         "intermediate_size": weights["text.encoder.layer.0.intermediate.dense.weight"].shape[0],
         "max_position_embeddings": weights["text.embeddings.position_embeddings.weight"].shape[0],
-    }  # fmt: skip
+    }
     return vision, text
 
 
@@ -417,7 +457,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor] | None:
         return read_checkpoint(found[0]) if len(found) == 1 else None
     if not path.is_file():
         return None
-    with at_hand(Model(path.name, "", path), "the checkpoint", "a file that torch.save or safetensors wrote"):
+    with load_errors(Model(path.name, "", path), "the checkpoint", "a file that torch.save or safetensors wrote"):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -446,7 +486,7 @@ def published_tokenizer(folder: Path) -> Any:
 
     here = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     source = Model(str(folder), "", folder) if here else BERT_TOKENIZER
-    with at_hand(source, "the tokenizer", "tokenizer.json or vocab.txt of bert-base-uncased"):
+    with load_errors(source, "the tokenizer", "tokenizer.json or vocab.txt of bert-base-uncased"):
         tokenizer = BertTokenizerFast.from_pretrained(**source.location)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer

@@ -34,7 +34,7 @@ def quiet(*libraries: Any) -> None:
 
 
 @contextmanager
-def usable(device: str) -> Iterator[None]:
+def device_errors(device: str) -> Iterator[None]:
     """A device that is not there is the user's error.
 
     Raises:
@@ -48,7 +48,7 @@ def usable(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
+def load_errors(model: Model, what: str, expected: str) -> Iterator[None]:
     """Turn what the hub and the loaders raise into one error that says what to do.
 
     Args:
@@ -71,7 +71,7 @@ def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
         if any(isinstance(cause, GatedRepoError) for cause in chain):
             raise ModelError(
                 f"{model.name} is given only to those who accept its licence",
-                mend=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
+                fix=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
             ) from None
         where = str(model.folder) if model.folder else None
         get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
@@ -82,7 +82,7 @@ def at_hand(model: Model, what: str, expected: str) -> Iterator[None]:
             f"{what} {model.name} cannot be loaded: {told}",
             where=where,
             expected=expected if where else None,
-            mend=None if where else get,
+            fix=None if where else get,
         ) from None
 
 
@@ -96,14 +96,14 @@ def files_of(model: Model) -> Path:
         return model.folder
     from huggingface_hub import snapshot_download
 
-    with at_hand(model, "the model", "safetensors"):
+    with load_errors(model, "the model", "safetensors"):
         return Path(
             snapshot_download(model.name, revision=model.revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx"])
         )
 
 
 @contextmanager
-def enough_memory(work: str, mend: str) -> Iterator[None]:
+def memory_errors(work: str, fix: str) -> Iterator[None]:
     """Running out of memory names the settings that lower it.
 
     Args:
@@ -121,4 +121,4 @@ def enough_memory(work: str, mend: str) -> Iterator[None]:
         if not is_memory:
             raise
         told = (str(error).splitlines() or ["no more is known"])[0][:200]
-        raise StageError(f"out of memory with {work}: {told}", mend=mend) from None
+        raise StageError(f"out of memory with {work}: {told}", fix=fix) from None

@@ -54,22 +54,22 @@ def decode(data: bytes) -> Pillow.Image:
     return image
 
 
-def resized(width: int, height: int, size: int) -> tuple[int, int]:
+def resized_size(width: int, height: int, size: int) -> tuple[int, int]:
     """Width and height once the shorter side is `size`, the longer one cut to a whole number as torchvision does."""
     other = int(size * max(width, height) / min(width, height))
     return (size, other) if width <= height else (other, size)
 
 
-def corner(width: int, height: int, size: int) -> tuple[int, int]:
+def crop_offset(width: int, height: int, size: int) -> tuple[int, int]:
     """Left and top of the central square."""
     return round((width - size) / 2), round((height - size) / 2)
 
 
-def square(image: Pillow.Image, size: int) -> NDArray[np.uint8]:
+def resize_and_crop(image: Pillow.Image, size: int) -> NDArray[np.uint8]:
     """(size, size, 3): the shorter side resized (bicubic), the centre cropped, then converted to RGB, as published."""
     if min(image.size) != size:
-        image = image.resize(resized(*image.size, size), Pillow.Resampling.BICUBIC)
-    left, top = corner(*image.size, size)
+        image = image.resize(resized_size(*image.size, size), Pillow.Resampling.BICUBIC)
+    left, top = crop_offset(*image.size, size)
     return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
@@ -94,7 +94,7 @@ class PictureFile:
             for picture, row in zip(pictures, rows, strict=True):
                 file.seek(int(row) * self.bytes_each)
                 if file.readinto(picture.data.cast("B")) != self.bytes_each:
-                    raise StageError(f"{self.path.name} ends before picture {row}", mend="run the same command again")
+                    raise StageError(f"{self.path.name} ends before picture {row}", fix="run the same command again")
         return pictures
 
 
@@ -185,7 +185,7 @@ def _decode_job(job: Sequence[tuple[int, int]]) -> dict[int, str]:
             try:
                 if row["fault"] is not None:
                     raise InputError(row["fault"])
-                picture = square(decode(row["image"]["bytes"]), pictures.size)
+                picture = resize_and_crop(decode(row["image"]["bytes"]), pictures.size)
             except InputError as error:
                 faults[identity] = error.what
                 continue
@@ -214,7 +214,7 @@ def need_room(path: Path, wanted: int, what: str) -> None:
         raise StageError(
             f"{shown_size(wanted)} of {what} do not fit on the disk, which has {shown_size(free)} free",
             where=str(folder),
-            mend="irpipe gc, or put the store on a larger disk: store = ... in irpipe.toml",
+            fix="irpipe gc, or put the store on a larger disk: store = ... in irpipe.toml",
         )
 
 
@@ -270,7 +270,7 @@ def _decode_chunk(place: int, chunk: int) -> tuple[Pictures, dict[int, str]]:
             if row["fault"] is not None:
                 raise InputError(row["fault"])
             image = decode(row["image"]["bytes"])
-            pictures.append(square(image, target.size) if target.size else np.asarray(image.convert("RGB")))
+            pictures.append(resize_and_crop(image, target.size) if target.size else np.asarray(image.convert("RGB")))
         except InputError as error:
             faults[number] = error.what
             pictures.append(np.zeros((target.size or 1, target.size or 1, 3), dtype=np.uint8))

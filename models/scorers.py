@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from irpipe.models.imagereward import ImageReward, Preprocessing, read_checkpoint
-from irpipe.models.loading import at_hand, files_of, pick_device, usable
-from irpipe.models.pictures import square
+from irpipe.models.loading import device_errors, files_of, load_errors, pick_device
+from irpipe.models.pictures import resize_and_crop
 from irpipe.pipeline.errors import ModelError, RecipeError, did_you_mean
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Model
@@ -72,7 +72,7 @@ def make_scorers(
         ModelError: a model is not at hand, or of another kind.
     """
     place = pick_device(device)
-    with usable(place):
+    with device_errors(place):
         torch.empty(1, device=place)
     return {name: _make_scorer(name, seed, models, reward, place, getattr(torch, dtype)) for name in dict.fromkeys(names)}
 
@@ -87,7 +87,7 @@ def _make_scorer(
         return ClipScorer(models["clip_model"][0], device, dtype)
     if name == "aesthetic":
         if "aesthetic_model" not in models:
-            raise ModelError("the scorer aesthetic needs its head", mend="set aesthetic_model to the folder that holds it")
+            raise ModelError("the scorer aesthetic needs its head", fix="set aesthetic_model to the folder that holds it")
         return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
     if name == "blip":
         return BlipScorer(models["blip_model"][0], device, dtype)
@@ -107,7 +107,7 @@ def judge_pictures(judge: Scorer, prompts: Sequence[str], pictures: Pictures, ba
     for start in range(0, len(pictures), batch_size):
         part = list(pictures[start : start + batch_size])
         if judge.image_size is not None:
-            part = [square(Image.fromarray(picture), judge.image_size) for picture in part]
+            part = [resize_and_crop(Image.fromarray(picture), judge.image_size) for picture in part]
         found.append(np.asarray(judge(prompts[start : start + batch_size], part), dtype=np.float64))
     return np.concatenate(found)
 
@@ -147,7 +147,9 @@ class ClipScorer:
         from transformers import CLIPModel, CLIPTokenizerFast
 
         folder = files_of(model)
-        with at_hand(model, "the CLIP", "a Hugging Face CLIP: config.json, safetensors, tokenizer and preprocessor_config.json"):
+        with load_errors(
+            model, "the CLIP", "a Hugging Face CLIP: config.json, safetensors, tokenizer and preprocessor_config.json"
+        ):
             self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             self._model.to(device).eval()
             self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -178,7 +180,7 @@ class BlipScorer:
         from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
         folder = files_of(model)
-        with at_hand(model, "the BLIP", "a Hugging Face BlipForImageTextRetrieval: config.json, safetensors, tokenizer"):
+        with load_errors(model, "the BLIP", "a Hugging Face BlipForImageTextRetrieval: config.json, safetensors, tokenizer"):
             self._model = BlipForImageTextRetrieval.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=dtype
             )
@@ -240,7 +242,8 @@ def aesthetic_head(model: Model) -> nn.Module:
     fits = all(one.out_features == other.in_features for one, other in pairwise(layers))
     if not layers or not fits or layers[-1].out_features != 1:
         raise ModelError(
-            f"{model.name} holds no aesthetic head", where=str(folder),
+            f"{model.name} holds no aesthetic head",
+            where=str(folder),
             expected="aesthetic.safetensors, or one .pth with linear layers that end in one number",
-        )  # fmt: skip
+        )
     return nn.Sequential(*layers)

@@ -28,7 +28,7 @@ from irpipe.models.imagereward import (
     read_config,
     sizes_of,
 )
-from irpipe.models.loading import at_hand, files_of
+from irpipe.models.loading import files_of, load_errors
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CONFIG
@@ -70,10 +70,10 @@ def start(model: Model, head: Head, seed: int, image_size: int | None = None) ->
     generator = torch.Generator().manual_seed(seed)
     layers = towers.model.head_layers
     if chosen == "kept":
-        raise ModelError(f"{model.name} has no reward head to keep", mend="--set train-rm.head=auto")
+        raise ModelError(f"{model.name} has no reward head to keep", fix="--set train-rm.head=auto")
     if chosen == "matching":
         if towers.matching is None:
-            raise ModelError(f"{model.name} has no head for image-text matching", mend="--set train-rm.head=random")
+            raise ModelError(f"{model.name} has no head for image-text matching", fix="--set train-rm.head=random")
         weight, bias = towers.matching
         initialise_head(layers, weight[1] - weight[0], float(bias[1] - bias[0]), generator)
     elif chosen == "published":
@@ -130,7 +130,7 @@ def _blip(model: Model, folder: Path) -> _Towers:
     if told.get("model_type") != "blip" or "BlipForImageTextRetrieval" not in (told.get("architectures") or ()):
         kind = (told.get("architectures") or [told.get("model_type")])[0]
         raise ModelError(f"{model.name} is a {kind}", where=str(folder), expected=expected)
-    with at_hand(model, "the start", expected):
+    with load_errors(model, "the start", expected):
         return _of_hugging_face(folder)
 
 
@@ -167,9 +167,13 @@ def _of_hugging_face(folder: Path) -> _Towers:
     blip = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     config: BlipConfig = blip.config
     image = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    text = BlipTextConfig(**{
-        **config.text_config.to_dict(), "encoder_hidden_size": config.vision_config.hidden_size, "is_decoder": True,
-    })  # fmt: skip
+    text = BlipTextConfig(
+        **{
+            **config.text_config.to_dict(),
+            "encoder_hidden_size": config.vision_config.hidden_size,
+            "is_decoder": True,
+        }
+    )
     blank = ImageReward(
         config.vision_config,
         text,

@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from irpipe.models.loading import pick_device, usable
+from irpipe.models.loading import device_errors, pick_device
 from irpipe.pipeline.errors import ModelError, StageError
 
 _PATIENCE = timedelta(days=2)  # the first process encodes, looks and draws while the others wait
@@ -24,9 +24,14 @@ _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def make_accelerator(
-    stage: str, device: str, dtype: str, trackers: Sequence[str] = (), track_to: str = "runs", title: str = "",
+    stage: str,
+    device: str,
+    dtype: str,
+    trackers: Sequence[str] = (),
+    track_to: str = "runs",
+    title: str = "",
     settings: Mapping[str, Any] | None = None,
-) -> Accelerator:  # fmt: skip
+) -> Accelerator:
     """Device, precision and processes of a training.
 
     Args:
@@ -47,20 +52,23 @@ def make_accelerator(
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         if dtype == "float16":
-            raise ModelError("float16 needs a GPU", mend=f"--set {stage}.dtype=float32")
+            raise ModelError("float16 needs a GPU", fix=f"--set {stage}.dtype=float32")
     missing = sorted(set(trackers) - {str(tracker.value) for tracker in get_available_trackers()})
     if missing:
-        raise StageError(f"the tracker {missing[0]} is not installed", mend=f"pip install {missing[0]}")
-    with usable(device):
+        raise StageError(f"the tracker {missing[0]} is not installed", fix=f"pip install {missing[0]}")
+    with device_errors(device):
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.empty(1, device=device)
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=_PRECISION[dtype], log_with=list(trackers) or None,
-            project_dir=track_to if trackers else None, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-        )  # fmt: skip
+            cpu=on_cpu,
+            mixed_precision=_PRECISION[dtype],
+            log_with=list(trackers) or None,
+            project_dir=track_to if trackers else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
     if trackers:
         accelerator.init_trackers(title, {name: str(value) for name, value in (settings or {}).items()})
     return accelerator

@@ -1,4 +1,4 @@
-"""One root and few leaves. Every message says what is wrong, where, what was expected, and what mends it."""
+"""One root and few leaves. Every message says what is wrong, where, what was expected, and what fixes it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class IrpipeError(Exception):
         *,
         where: str | None = None,
         expected: str | None = None,
-        mend: str | None = None,
+        fix: str | None = None,
     ) -> None:
         lines = [what]
         lines += [f"  where:    {where}"] if where else []
         lines += [f"  expected: {expected}"] if expected else []
-        lines += [f"  mend:     {mend}"] if mend else []
+        lines += [f"  fix:      {fix}"] if fix else []
         super().__init__("\n".join(lines))
         self.what = what
-        self.mend = mend
+        self.fix = fix
 
 
 class RecipeError(IrpipeError):

@@ -39,7 +39,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         StoreError: the folder exists already.
     """
     if folder.exists():
-        raise StoreError(f"{folder} exists already", mend="name a folder that does not exist yet")
+        raise StoreError(f"{folder} exists already", fix="name a folder that does not exist yet")
     draft = folder.with_name(f".{folder.name}.irpipe-draft")  # a name that is nobody's: what has it is removed
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

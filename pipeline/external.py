@@ -50,7 +50,7 @@ class _Source:
 
 def resolve(
     stage: str, config: Config, root: Path, store: Store, watcher: Watcher, *, remember: bool, most_bytes: int | None = None
-) -> Externals:  # fmt: skip
+) -> Externals:
     """Digest everything from outside that a stage's settings name.
 
     Args:
@@ -106,7 +106,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
             f"{where} = {value!r} is neither a local folder, a shipped model, nor a hub id with a pinned revision"
             + (did_you_mean(value, shipped_models()) if "/" not in value else ""),
             expected="name/model@<40 hex digits of a commit>, or a folder with the model's files",
-            mend="take the commit from the model page's history, or give the folder that holds the weights",
+            fix="take the commit from the model page's history, or give the folder that holds the weights",
         )
     return Model(name, revision, None), ["hub", name, revision]
 
@@ -128,7 +128,7 @@ def shipped_folder(name: str) -> Path:
     places = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(places[0], *point.attr.split(".")) if places else None
     if folder is None or not folder.is_dir():
-        raise ModelError(f"the package that ships {point.name!r} has no folder {point.value!r}", mend="install it again")
+        raise ModelError(f"the package that ships {point.name!r} has no folder {point.value!r}", fix="install it again")
     return folder
 
 
@@ -146,13 +146,13 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
     try:
         artifact = store.open(store.resolve(value).content_id)
     except IrpipeError:
-        raise InputError(f"{value} does not exist", where=where, mend="give a path relative to irpipe.toml's folder") from None
+        raise InputError(f"{value} does not exist", where=where, fix="give a path relative to irpipe.toml's folder") from None
     return _Source(artifact.content_id, artifact.path, artifact.content_id)
 
 
 def _refuse_store(path: Path, value: str, store: Store, where: str) -> None:
     if store.root.is_relative_to(path.resolve()):
-        raise InputError(f"{value} holds the store itself", where=where, mend="name a folder beside it, or inside it a file")
+        raise InputError(f"{value} holds the store itself", where=where, fix="name a folder beside it, or inside it a file")
 
 
 def _artifact_of(path: Path, store: Store, where: str) -> str | None:
@@ -165,7 +165,7 @@ def _artifact_of(path: Path, store: Store, where: str) -> str | None:
         return None
     parts = path.resolve().relative_to(store.root).parts
     if len(parts) < 3 or parts[0] != "objects":
-        raise InputError(f"{path} is a part of the store and no artifact", where=where, mend="name an artifact by its id")
+        raise InputError(f"{path} is a part of the store and no artifact", where=where, fix="name an artifact by its id")
     return parts[2]
 
 
@@ -263,7 +263,7 @@ def _walk(folder: Path, store: Path) -> list[tuple[str, bytes]]:
             for entry in entries:
                 name = f"{below}{entry.name}"
                 if entry.is_symlink() and Path(entry.path).resolve().is_relative_to(store):
-                    raise InputError(f"{entry.path} leads into the store", mend="name the artifact by its id")
+                    raise InputError(f"{entry.path} leads into the store", fix="name the artifact by its id")
                 if not entry.is_dir():
                     dangling = entry.is_symlink() and not Path(entry.path).exists()
                     found.append((name, _stat(entry.stat(follow_symlinks=not dangling))))
@@ -280,4 +280,4 @@ def _refuse(path: Path, where: str) -> None:
     if not head:
         raise InputError(f"{path} is empty", where=where)
     if head == _LFS_POINTER:
-        raise InputError(f"{path} is a Git LFS pointer, not the data", where=where, mend=f"git lfs pull --include {path.name}")
+        raise InputError(f"{path} is a Git LFS pointer, not the data", where=where, fix=f"git lfs pull --include {path.name}")

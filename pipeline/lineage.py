@@ -55,7 +55,7 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     wanted = set(content_ids)
     unknown = wanted - {record.content_id for record in records.values()}
     if unknown:
-        raise StoreError(f"no record says what made {min(unknown)[:12]}", mend="make it again, or copy it out of the store")
+        raise StoreError(f"no record says what made {min(unknown)[:12]}", fix="make it again, or copy it out of the store")
     made = [key for key, record in records.items() if record.content_id in wanted]
     behind = [records[key] for start in made for key in {start, *_reach(start, up)}]
     # A parent whose own record is gone is still named by those who read it.

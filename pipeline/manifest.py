@@ -195,4 +195,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, why: object) -> DamageError:
-    return DamageError(f"{path.name} cannot be read: {why}", where=str(path), mend="irpipe verify")
+    return DamageError(f"{path.name} cannot be read: {why}", where=str(path), fix="irpipe verify")

@@ -48,10 +48,14 @@ class Step:
     def told(self) -> dict[str, Any]:
         """As a program reads it."""
         return {
-            "stage": self.name, "state": self.state, "key": self.key, "reasons": list(self.reasons),
-            "content_id": self.record.content_id if self.record else None, "notes": list(self.notes),
+            "stage": self.name,
+            "state": self.state,
+            "key": self.key,
+            "reasons": list(self.reasons),
+            "content_id": self.record.content_id if self.record else None,
+            "notes": list(self.notes),
             "expected_seconds": self.expected_seconds,
-        }  # fmt: skip
+        }
 
     @property
     def lines(self) -> list[str]:
@@ -132,9 +136,14 @@ class Planner:
         name = node.name
         if again or name not in self._externals:
             self._externals[name] = resolve(
-                node.stage.name, node.config, self.recipe.root, self.store, self.watcher, remember=self.remember,
+                node.stage.name,
+                node.config,
+                self.recipe.root,
+                self.store,
+                self.watcher,
+                remember=self.remember,
                 most_bytes=self.most_bytes,
-            )  # fmt: skip
+            )
         return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:

@@ -51,20 +51,26 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
         _PARENT: str(os.getpid()),
-    }  # fmt: skip
+    }
     before = dict(os.environ)
     command = [sys.executable, "-m", "irpipe.cli", *arguments]
     with tempfile.TemporaryFile("w+") as errors:
         others = [
             subprocess.Popen(
-                command, env={**before, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
-                stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+                command,
+                env={**before, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
             )
             for number in range(1, processes)
-        ]  # fmt: skip
+        ]
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         over = threading.Event()
         threading.Thread(target=_watch, args=(others, errors, over), daemon=True).start()
@@ -75,7 +81,7 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
             told = _failure(others, errors)
             if told is None:
                 raise
-            raise StageError(f"{told}: {error}"[:400], mend="the same command goes on") from None
+            raise StageError(f"{told}: {error}"[:400], fix="the same command goes on") from None
         finally:
             over.set()
             for other in others:
@@ -100,7 +106,7 @@ def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: thr
     """End a run whose other processes failed: the first one may be waiting for them where nothing can interrupt it."""
     while not over.wait(1):
         if any(other.poll() not in (None, 0) for other in others) and not over.wait(_GRACE_SECONDS):
-            print(f"error: {_failure(others, errors)}\n  mend: the same command goes on", file=sys.stderr, flush=True)
+            print(f"error: {_failure(others, errors)}\n  fix: the same command goes on", file=sys.stderr, flush=True)
             for other in others:
                 other.kill()
             os._exit(2)

@@ -36,7 +36,7 @@ def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
     Raises:
         StoreError: DuckDB cannot answer.
     """
-    return _answer(store, dict(views(store, records)), query, lambda error: _mend(error, store, records))
+    return _answer(store, dict(views(store, records)), query, lambda error: _fix(error, store, records))
 
 
 def ask_files(store: Store, tables: Mapping[str, Sequence[Path]], query: str) -> Answer:
@@ -48,7 +48,7 @@ def ask_files(store: Store, tables: Mapping[str, Sequence[Path]], query: str) ->
     return _answer(store, {name: [str(path) for path in files] for name, files in tables.items()}, query, lambda _: None)
 
 
-def _answer(store: Store, tables: Mapping[str, list[str]], query: str, mend: Callable[[Exception], str | None]) -> Answer:
+def _answer(store: Store, tables: Mapping[str, list[str]], query: str, fix: Callable[[Exception], str | None]) -> Answer:
     import duckdb
 
     questions = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
@@ -70,7 +70,7 @@ def _answer(store: Store, tables: Mapping[str, list[str]], query: str, mend: Cal
                 for row in answer.fetchall()
             ]
         except duckdb.Error as error:
-            raise StoreError(str(error).strip(), where=query, mend=mend(error)) from None
+            raise StoreError(str(error).strip(), where=query, fix=fix(error)) from None
     return Answer(tuple(column[0] for column in description), rows)
 
 
@@ -83,7 +83,7 @@ def _add_view(connection: Any, name: str, files: Sequence[str]) -> None:
     connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
 
 
-def _mend(error: Exception, store: Store, records: Sequence[Record]) -> str | None:
+def _fix(error: Exception, store: Store, records: Sequence[Record]) -> str | None:
     if "UINT64" in str(error) or "UBIGINT" in str(error):
         return "write a row id as row_id('0123456789abcdef')"
     if "does not exist" in str(error):

@@ -90,8 +90,8 @@ class Recipe:
             RecipeError: the recipe lacks a stage, has two for one kind, or runs in a circle.
         """
         if target not in self.tables:
-            mend = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
-            raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", mend=mend)
+            fix = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
+            raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", fix=fix)
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
         visited = {node.stage.name for node in nodes.values()}
@@ -101,7 +101,7 @@ class Recipe:
                 name, known = _field(setting), self.stages[stage].config.model_fields
                 if name not in known:
                     raise RecipeError(f"{stage} has no setting {name!r}{did_you_mean(name, known)}")
-                raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", mend="leave it out")
+                raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", fix="leave it out")
         return list(nodes.values())
 
     def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...], laid_over: Mapping[str, Any] | None = None) -> str:
@@ -121,7 +121,7 @@ class Recipe:
             for settings in stage.trials.of(config):
                 upstream[trial_name(stage.trials.kind, settings)] = self._visit(tried, nodes, (*path, name), settings)
         ancestors = _ancestors(upstream.values(), nodes)
-        for kind in stage.reads_at_hand:
+        for kind in stage.reads_if_upstream:
             if kind in self.tables[name].get(WIRING, {}):
                 upstream[kind] = self._producer(stage, kind)
                 self._visit(upstream[kind], nodes, (*path, name))
@@ -133,7 +133,7 @@ class Recipe:
         if knowing and not stage.evaluation:
             raise RecipeError(
                 f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
-                mend=f"let {name} read another stage, or declare it with evaluation=True if it trains and selects nothing",
+                fix=f"let {name} read another stage, or declare it with evaluation=True if it trains and selects nothing",
             )
         nodes[node_name] = Node(node_name, stage, config, upstream, stage.truth or bool(knowing))
         return node_name
@@ -148,18 +148,18 @@ class Recipe:
         if not producers:
             raise RecipeError(
                 f"{stage.name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
-                mend=_instead(stage, kind) or f"irpipe cite {stage.name}",
+                fix=_instead(stage, kind) or f"irpipe cite {stage.name}",
             )
         raise RecipeError(
             f"{stage.name} reads {kind!r}, which {' and '.join(producers)} write",
-            mend=f"name one: --set {stage.name}.{WIRING}.{kind}={producers[0]}, or in {RECIPE_FILE}:"
+            fix=f"name one: --set {stage.name}.{WIRING}.{kind}={producers[0]}, or in {RECIPE_FILE}:"
             f' [{stage.name}.{WIRING}] {kind} = "{producers[0]}"',
         )
 
     def _check_wiring(self, stage: Stage) -> None:
         wiring = self.tables[stage.name].get(WIRING, {})
         tried = (stage.trials.kind,) if stage.trials else ()
-        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_at_hand, *tried)
+        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_if_upstream, *tried)
         if not isinstance(wiring, Mapping):
             raise RecipeError(f"[{stage.name}.{WIRING}] must be a table of kind = stage")
         for kind in wiring:
@@ -225,7 +225,7 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"there is no {RECIPE_FILE} in {root}", mend="irpipe init") from None
+        raise RecipeError(f"there is no {RECIPE_FILE} in {root}", fix="irpipe init") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}", where=str(path)) from None
     tables = {name: dict(value) for name, value in document.items() if isinstance(value, dict)}

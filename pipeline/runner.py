@@ -71,7 +71,7 @@ class Runner:
     def _refuse_alone(self, target: str) -> None:
         if not self.recipe.stages[target].processes:
             raise RecipeError(
-                f"{target} is work for one process", mend="leave out --processes; irpipe cite names num_processes or num_workers"
+                f"{target} is work for one process", fix="leave out --processes; irpipe cite names num_processes or num_workers"
             )
 
     def run(self, target: str, *, only: bool = False) -> Record:
@@ -96,16 +96,21 @@ class Runner:
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
                         f"{target} reads {step.name}, which is not at hand: {'; '.join(step.reasons)}",
-                        mend=f"irpipe run {step.name}, or leave out --only",
+                        fix=f"irpipe run {step.name}, or leave out --only",
                     )
                 record = self._reuse(step) if step.record else self._make(step)
                 if not node.is_trial:
                     self.store.point(self.recipe.name, record)
                 made[step.name] = InputEntry(node.stage.name, record.key, record.content_id)
         self.planner.watcher.event(
-            "done", stage=target, key=record.key, content_id=record.content_id, metrics=dict(record.metrics),
-            rows=dict(record.rows), path=str(self.store.object_path(record.content_id)),
-        )  # fmt: skip
+            "done",
+            stage=target,
+            key=record.key,
+            content_id=record.content_id,
+            metrics=dict(record.metrics),
+            rows=dict(record.rows),
+            path=str(self.store.object_path(record.content_id)),
+        )
         return record
 
     def _tell_plan(self, steps: Sequence[Step]) -> None:
@@ -179,9 +184,14 @@ class Runner:
     def _run(self, step: Step, key: str) -> Record:
         stage, watcher = step.node.stage, Journal(self.store.log_path(key), self.planner.watcher)
         watcher.event(
-            "started", stage=step.name, key=key, reasons=list(step.reasons), notes=list(step.notes), pid=os.getpid(),
+            "started",
+            stage=step.name,
+            key=key,
+            reasons=list(step.reasons),
+            notes=list(step.notes),
+            pid=os.getpid(),
             command=["irpipe", *sys.argv[1:]],
-        )  # fmt: skip
+        )
         watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
@@ -206,9 +216,14 @@ class Runner:
             raise
         rows = report.rows
         watcher.event(
-            "ended", stage=step.name, key=key, content_id=record.content_id,
-            rows=dict(record.rows), metrics=dict(record.metrics), seconds=record.seconds,
-        )  # fmt: skip
+            "ended",
+            stage=step.name,
+            key=key,
+            content_id=record.content_id,
+            rows=dict(record.rows),
+            metrics=dict(record.metrics),
+            seconds=record.seconds,
+        )
         if before is not None and before.content_id != record.content_id:
             watcher.say(f"  the same key gave another result before: {before.content_id[:12]}")
         written = self.store.open(record.content_id).manifest.size
@@ -239,7 +254,7 @@ class Runner:
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed while it was read would give an artifact under a wrong key."""
         if self.planner.externals(step.node, again=True).digests != step.externals.digests:
-            raise InputError(f"a file that {step.name} reads changed while it ran", mend="run the same command again")
+            raise InputError(f"a file that {step.name} reads changed while it ran", fix="run the same command again")
 
     def _record(self, step: Step, key: str, report: Report, started: str, clock: float, code: str, manifest: Manifest) -> Record:
         rows = report.rows

@@ -191,7 +191,7 @@ class Stage:
         name: as in the recipe and on the command line, ``build-pairs``.
         version: raised whenever the same settings and inputs would give another result.
         reads: kinds of artifact it reads; a function where that depends on its settings.
-        reads_at_hand: kinds it reads only where another of its inputs was made from them.
+        reads_if_upstream: kinds it reads only where another of its inputs was made from them.
         trials: runs of another stage that it reads, each under the kind `kind[settings]`.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
@@ -207,7 +207,7 @@ class Stage:
     name: str
     version: int
     reads: Reads = ()
-    reads_at_hand: Sequence[str] = ()
+    reads_if_upstream: Sequence[str] = ()
     trials: Trials | None = None
     extra: str | None = None
     processes: bool = False
@@ -239,7 +239,7 @@ class Stage:
             if self.extra is None or str(error.name).startswith(module.partition(".")[0]):
                 raise
             raise StageError(
-                f"{self.name} needs the package {error.name}, which is not installed", mend=f"pip install 'irpipe[{self.extra}]'"
+                f"{self.name} needs the package {error.name}, which is not installed", fix=f"pip install 'irpipe[{self.extra}]'"
             ) from None
         return run
 
@@ -267,7 +267,7 @@ def find_stage(name: str) -> Stage:
     if name not in points:
         raise RecipeError(
             f"there is no stage {name!r}{did_you_mean(name, points)}",
-            mend=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
+            fix=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
         )
     try:
         stage = points[name].load()

@@ -98,7 +98,7 @@ def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
 
 def _standing(
     planner: Planner, name: str, step: Step | None, error: IrpipeError | None, attempts: Mapping[str, _Attempt]
-) -> Standing:  # fmt: skip
+) -> Standing:
     store = planner.store
     record = store.newest(planner.recipe.name, name)
     trials = [node for kind, node in step.node.upstream.items() if kind.endswith("]")] if step is not None else []
@@ -128,7 +128,7 @@ def _standing(
 
 def _why(error: IrpipeError | None) -> Sequence[str]:
     assert error is not None
-    return (error.what, *((f"mend: {error.mend}",) if error.mend else ()))
+    return (error.what, *((f"fix: {error.fix}",) if error.fix else ()))
 
 
 def log_key(store: Store, recipe: str, stage: str) -> str | None:

@@ -24,9 +24,18 @@ from irpipe.pipeline.errors import DamageError, InputError, StoreError
 from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, to_json
 
 _DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EISDIR,
-    errno.ENOTDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True)
@@ -129,13 +138,13 @@ class Store:
             StoreError: nothing starts so, or several different artifacts do.
         """
         if len(prefix) < 4 or any(digit not in "0123456789abcdef" for digit in prefix):
-            raise StoreError(f"{prefix!r} is not an id", expected="at least 4 of its hex digits", mend="irpipe status")
+            raise StoreError(f"{prefix!r} is not an id", expected="at least 4 of its hex digits", fix="irpipe status")
         found = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
         if not found:
-            raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", mend="irpipe status")
+            raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", fix="irpipe status")
         if len({record.content_id for record in found}) > 1:
             listed = ", ".join(f"{record.content_id[:12]} ({record.stage})" for record in found)
-            raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", mend="give more digits")
+            raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", fix="give more digits")
         return max(found, key=lambda record: record.ended)
 
     @contextmanager
@@ -181,7 +190,7 @@ class Store:
         """
 
         def refuse() -> None:
-            raise StoreError("a run is using this store", where=str(self.root), mend="wait for it to end, then again")
+            raise StoreError("a run is using this store", where=str(self.root), fix="wait for it to end, then again")
 
         with ExitStack() as held:
             try:
@@ -250,5 +259,5 @@ def disk_errors(store: Path) -> Iterator[None]:
         raise StoreError(
             f"the store cannot be written: {error.strerror or error}",
             where=str(error.filename or store),
-            mend="free space or mend the permissions, then run the same command again: finished work is kept",
+            fix="free space or fix the permissions, then run the same command again: finished work is kept",
         ) from error

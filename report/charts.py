@@ -22,10 +22,13 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
     """The specification of one panel, with the columns that it draws and no others."""
     drawn = [name for name in (chart.x, chart.y, chart.colour, chart.low, chart.high, chart.detail) if name]
     spec: dict[str, Any] = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "description": chart.alt, "width": "container",
-        "background": None, "autosize": {"type": "fit-x", "contains": "padding"},
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "description": chart.alt,
+        "width": "container",
+        "background": None,
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": [{name: row[name] for name in drawn} for row in data]},
-    }  # fmt: skip
+    }
     tooltip = [{"field": name, "type": _type(data, name), "title": name} for name in drawn]
     colour = (
         {"color": {"field": chart.colour, "type": "nominal", "legend": {"orient": "top", "title": None}}} if chart.colour else {}

@@ -77,9 +77,15 @@ class Page:
 
 
 def make_page(
-    store: Store, recipe: str, records: Sequence[Record], standings: Sequence[Standing], bar: Progress, refresh: int = 0,
-    title: str = "", most_image_bytes: int = MOST_IMAGE_BYTES,
-) -> str:  # fmt: skip
+    store: Store,
+    recipe: str,
+    records: Sequence[Record],
+    standings: Sequence[Standing],
+    bar: Progress,
+    refresh: int = 0,
+    title: str = "",
+    most_image_bytes: int = MOST_IMAGE_BYTES,
+) -> str:
     """The page of some runs, in the order given.
 
     Args:
@@ -247,8 +253,31 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     functions = (
-        anchor, as_png, as_webp, best, choices, command, duration, few, finite, first, headlines, is_number, kind_name,
-        local_time, number, numeric, packages, panels, recipe_text, rows_of, scored, size, tags, visible, words,
-    )  # fmt: skip
+        anchor,
+        as_png,
+        as_webp,
+        best,
+        choices,
+        command,
+        duration,
+        few,
+        finite,
+        first,
+        headlines,
+        is_number,
+        kind_name,
+        local_time,
+        number,
+        numeric,
+        packages,
+        panels,
+        recipe_text,
+        rows_of,
+        scored,
+        size,
+        tags,
+        visible,
+        words,
+    )
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template("page.html")

@@ -58,9 +58,7 @@ def ends(chart: Chart) -> tuple[list[str], list[list[Any]]]:
     return names, [[row[name] for name in names] for row in chart.data]
 
 
-def _print_grid(
-    print_table: PrintTable, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str
-) -> None:  # fmt: skip
+def _print_grid(print_table: PrintTable, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str) -> None:
     print(f"\n{visible(title)}{f' ({visible(note)})' if note else ''}")
     print_table(columns, [[number(cell) for cell in row] for row in rows[:_MOST_ROWS]])
     if len(rows) > _MOST_ROWS:

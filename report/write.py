@@ -29,22 +29,27 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
     try:
         from irpipe.report.page import make_page
     except ModuleNotFoundError as error:
-        raise StoreError(f"reports need the package {error.name}", mend="pip install 'irpipe[report]'") from None
+        raise StoreError(f"reports need the package {error.name}", fix="pip install 'irpipe[report]'") from None
 
     if out.is_dir():
-        raise InputError(f"{out} is a folder", mend=f"--out {out / 'report.html'}")
+        raise InputError(f"{out} is a folder", fix=f"--out {out / 'report.html'}")
     first = True
     while True:
         standings = [] if focus and not watch else survey(planner)
         going_on = watch and any(standing.state == "running" for standing in standings)
         records = runs_of(planner, standings, focus)
         if not records and not going_on:
-            raise StoreError(f"the recipe {planner.recipe.name!r} has made nothing yet", mend=f"irpipe run {standings[-1].stage}")
+            raise StoreError(f"the recipe {planner.recipe.name!r} has made nothing yet", fix=f"irpipe run {standings[-1].stage}")
         with watcher.progress("reporting", len(records), "runs") as bar:
             text = make_page(
-                planner.store, planner.recipe.name, records, [] if focus else standings, bar, REFRESH_SECONDS if going_on else 0,
+                planner.store,
+                planner.recipe.name,
+                records,
+                [] if focus else standings,
+                bar,
+                REFRESH_SECONDS if going_on else 0,
                 f"{focus.stage} {focus.content_id[:12]}" if focus else "",
-            )  # fmt: skip
+            )
         write_durably(out, text)
         if not going_on:
             if watch and first:

@@ -67,12 +67,14 @@ class FeatureFile:
         """
         card = self.card
         for name, theirs, ours in (
-            ("model", card.model, model), ("freeze_rate", card.blocks, blocks), ("image_size", card.image_size, image_size),
-        ):  # fmt: skip
+            ("model", card.model, model),
+            ("freeze_rate", card.blocks, blocks),
+            ("image_size", card.image_size, image_size),
+        ):
             if theirs != ours:
                 raise InputError(
                     f"encode-images kept what another {name} made: {theirs}, where train-rm has {ours}",
-                    mend=f"set encode-images.{name} and train-rm.{name} alike, or --set train-rm.frozen_part=recomputed",
+                    fix=f"set encode-images.{name} and train-rm.{name} alike, or --set train-rm.frozen_part=recomputed",
                 )
 
     @cached_property
@@ -106,6 +108,6 @@ class FeatureFile:
             for place, row in enumerate(rows.tolist()):
                 file.seek(row * card.bytes_each)
                 if file.readinto(memoryview(raw[place])) != card.bytes_each:
-                    raise DamageError(f"{DATA} ends before row {row}", mend="irpipe verify")
+                    raise DamageError(f"{DATA} ends before row {row}", fix="irpipe verify")
         dtype = torch.bfloat16 if card.dtype == "bfloat16" else torch.float32
         return torch.from_numpy(raw).view(dtype).view(len(rows), card.tokens, card.width)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from irpipe.pipeline.errors import InputError
 from irpipe.schemas.table import Column, Table
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 EDGES = Table(
     "edges",
@@ -29,8 +24,6 @@ EDGES = Table(
 )
 
 VERTICES = Table("vertices", "The set of each vertex, in the order of vertices.", (Column("set", pa.int32(), "Its set."),))
-
-MAX_NETWORKX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,34 +68,3 @@ def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[ND
         for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
             if len(batch):
                 yield batch[columns[0]].to_numpy(), batch[columns[-1]].to_numpy()
-
-
-def to_networkx(edge_files: Sequence[Path], vertices: Sequence[int] | None = None) -> nx.DiGraph[Any]:
-    """The graph, or the part of it among some vertices, for networkx.
-
-    Raises:
-        InputError: it would have more than a million edges.
-    """
-    import networkx as nx
-
-    chosen = None if vertices is None else pa.array(list(vertices), type=pa.int32())
-    filters = None if chosen is None else (pq_field("source").isin(chosen) & pq_field("target").isin(chosen))
-    count = sum(pq.read_metadata(file).num_rows for file in edge_files) if filters is None else None
-    table = None if count is not None and count > MAX_NETWORKX_EDGES else pq.read_table(list(edge_files), filters=filters)
-    if table is None or table.num_rows > MAX_NETWORKX_EDGES:
-        raise InputError(
-            f"the graph has {count if table is None else table.num_rows:,} edges; networkx takes {MAX_NETWORKX_EDGES:,} at most",
-            mend="name a subset of vertices",
-        )
-    graph: nx.DiGraph[Any] = nx.DiGraph()
-    graph.add_nodes_from(vertices or ())
-    rows = zip(*(table[name].to_pylist() for name in ("source", "target", "similarity")), strict=True)
-    graph.add_weighted_edges_from(rows, weight="similarity")
-    return graph
-
-
-def pq_field(name: str) -> Any:
-    """A column, in a filter on reading Parquet."""
-    import pyarrow.compute as pc
-
-    return pc.field(name)

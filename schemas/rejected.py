@@ -94,7 +94,7 @@ class Rejections:
         raise RejectedError(
             f"{what}: {rows}" if rows else what,
             where=self._where,
-            mend="mend the input" + (", or raise the stage's max_rejected if these rows are known to be bad" if kept else ""),
+            fix="fix the input" + (", or raise the stage's max_rejected if these rows are known to be bad" if kept else ""),
         )
 
     def write(self, folder: Path) -> int:
@@ -104,10 +104,12 @@ class Rejections:
         with REJECTED.writer(folder / "rejected.parquet") as writer:
             for start in range(0, len(order), ROW_GROUP):
                 places = order[start : start + ROW_GROUP]
-                writer.append({
-                    "row": [self._rows[place] for place in places],
-                    "reason": [names[self._codes[place]] for place in places],
-                    "detail": [self._detail(place) for place in places],
-                    "bad": [bool(self._bad[place]) for place in places],
-                })  # fmt: skip
+                writer.append(
+                    {
+                        "row": [self._rows[place] for place in places],
+                        "reason": [names[self._codes[place]] for place in places],
+                        "detail": [self._detail(place) for place in places],
+                        "bad": [bool(self._bad[place]) for place in places],
+                    }
+                )
         return len(order)

@@ -13,9 +13,13 @@ from irpipe.models.imagereward import ImageReward
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 3, "heads": 2}
 TEXT = {
-    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 64,
     "max_position_embeddings": 40,
-}  # fmt: skip
+}
 
 
 def golden(shared: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

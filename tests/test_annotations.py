@@ -108,9 +108,15 @@ def test_hps_choices(project):
 
 def pickapic(project, labels, has_label=True):
     columns = {
-        "caption": "a cat", "image_0_uid": "a", "image_1_uid": "b", "label_0": labels[0], "label_1": labels[1],
-        "has_label": has_label, "ranking_id": 9, "user_id": 4,
-    }  # fmt: skip
+        "caption": "a cat",
+        "image_0_uid": "a",
+        "image_1_uid": "b",
+        "label_0": labels[0],
+        "label_1": labels[1],
+        "has_label": has_label,
+        "ranking_id": 9,
+        "user_id": 4,
+    }
     path = project.root / "train-00000.parquet"
     pq.write_table(pa.table({name: [value] for name, value in columns.items()}), path)
     return path

@@ -135,8 +135,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        check=False, cwd=REPOSITORY, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -199,8 +203,12 @@ def test_what_the_pages_run_runs(tmp_path):
                 (tmp_path / RECIPE_FILE).unlink()
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", block.text],
-                check=False, cwd=tmp_path, env=environment, capture_output=True, text=True,
-            )  # fmt: skip
+                check=False,
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
             assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{block.text}\n{done.stdout}\n{done.stderr}"
             if starts:
                 assert (tmp_path / RECIPE_FILE).read_text(encoding="utf-8") == shipped_recipe("micro")

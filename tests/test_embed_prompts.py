@@ -74,21 +74,23 @@ def test_every_format_gives_the_same_prompts(project, kind):
 def diffusiondb(project):
     """Metadata as DiffusionDB publishes it: one row per image, 13 columns."""
     rows = 7
-    table = pa.table({
-        "image_name": [f"{row}.png" for row in range(rows)],
-        "prompt": ["a cat", "a cat", "a dog", "a dog", "a nude", "a bird", None],
-        "part_id": pa.array([1] * rows, pa.uint16()),
-        "seed": pa.array(range(rows), pa.uint32()),
-        "step": pa.array([50] * rows, pa.uint16()),
-        "cfg": pa.array([7.0] * rows, pa.float32()),
-        "sampler": pa.array([8] * rows, pa.uint8()),
-        "width": pa.array([512] * rows, pa.uint16()),
-        "height": pa.array([512] * rows, pa.uint16()),
-        "user_name": ["deleted_account", None, "u", "u", "u", "u", "u"],
-        "timestamp": pa.array([None] * rows, pa.timestamp("ms", tz="UTC")),
-        "image_nsfw": pa.array([0.1, 2.0, 0.2, None, 0.1, 0.1, 0.1], pa.float32()),
-        "prompt_nsfw": pa.array([0.1, 0.1, 0.1, 0.1, 0.9, None, 0.1], pa.float32()),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "image_name": [f"{row}.png" for row in range(rows)],
+            "prompt": ["a cat", "a cat", "a dog", "a dog", "a nude", "a bird", None],
+            "part_id": pa.array([1] * rows, pa.uint16()),
+            "seed": pa.array(range(rows), pa.uint32()),
+            "step": pa.array([50] * rows, pa.uint16()),
+            "cfg": pa.array([7.0] * rows, pa.float32()),
+            "sampler": pa.array([8] * rows, pa.uint8()),
+            "width": pa.array([512] * rows, pa.uint16()),
+            "height": pa.array([512] * rows, pa.uint16()),
+            "user_name": ["deleted_account", None, "u", "u", "u", "u", "u"],
+            "timestamp": pa.array([None] * rows, pa.timestamp("ms", tz="UTC")),
+            "image_nsfw": pa.array([0.1, 2.0, 0.2, None, 0.1, 0.1, 0.1], pa.float32()),
+            "prompt_nsfw": pa.array([0.1, 0.1, 0.1, 0.1, 0.9, None, 0.1], pa.float32()),
+        }
+    )
     path = project.root / "metadata.parquet"
     pq.write_table(table, path)
     return path
@@ -325,9 +327,13 @@ def tiny_sentence_model(folder):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     tokenizer = MPNetTokenizerFast(vocab=str(folder / "vocab.txt"))
     config = MPNetConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     MPNetModel(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     word = Transformer(str(folder / "base"), max_seq_length=32)

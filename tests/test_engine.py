@@ -253,7 +253,7 @@ def test_sql_errors_say_what_mends_them(project, shouting):
         assert "is not one question" in project("sql", query, status=2).err
     assert project("sql", "SHOW ALL TABLES").status == 0
     assert "there are no tables yet" in project("sql", "SELECT * FROM pairs", status=2).err
-    assert "mend" not in project("sql", "SELCT 1", status=2).err
+    assert "fix" not in project("sql", "SELCT 1", status=2).err
     wrong_id = "SELECT 1 WHERE 1::UBIGINT = '735c8ccefd61e2e4'"
     assert "row_id('0123456789abcdef')" in project("sql", wrong_id, status=2).err
 

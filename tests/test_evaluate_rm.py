@@ -252,8 +252,14 @@ class TestTheStages:
         assert f"the pairs have no {missing} split" in error
 
     def test_scores_of_other_images(self, rm):
-        error = rm.run("evaluate-rm", "evaluate-rm.split=test", "score-images.split=train",
-                       "score-images.scorers=['random']", "evaluate-rm.truth=false", status=2).err  # fmt: skip
+        error = rm.run(
+            "evaluate-rm",
+            "evaluate-rm.split=test",
+            "score-images.split=train",
+            "score-images.scorers=['random']",
+            "evaluate-rm.truth=false",
+            status=2,
+        ).err
         assert "no pair has scores" in error
 
     def test_generators_against_people(self, rm):

@@ -38,9 +38,14 @@ def selecting(project, layout, root, *settings, prompts=(CAT, DOG)):
     (project.root / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
     few = () if any("min_images" in setting for setting in settings) else ("import-images.min_images=1",)
     return (
-        "embed-prompts.path=prompts.txt", "select-prompts.method=random", f"select-prompts.count={len(prompts)}",
-        f"import-images.layout={layout}", f"import-images.image_root={root}", *few, *settings,
-    )  # fmt: skip
+        "embed-prompts.path=prompts.txt",
+        "select-prompts.method=random",
+        f"select-prompts.count={len(prompts)}",
+        f"import-images.layout={layout}",
+        f"import-images.image_root={root}",
+        *few,
+        *settings,
+    )
 
 
 def importing(project, *arguments, **more):
@@ -86,9 +91,13 @@ def of_cat(*names):
 @pytest.mark.parametrize("packed", [folder_of, zip_of])
 def test_a_folder_a_prompt(project, packed):
     images = {
-        f"{id_of(CAT)}/0.png": unlike(0), f"{id_of(CAT)}/1.JPG": picture("blue", kind="JPEG"), f"{id_of(DOG)}/0.webp": unlike(2),
-        f"{id_of(CAT)}/notes.txt": b"no image", f"{id_of('another')}/0.png": unlike(3), "0.png": unlike(4),
-    }  # fmt: skip
+        f"{id_of(CAT)}/0.png": unlike(0),
+        f"{id_of(CAT)}/1.JPG": picture("blue", kind="JPEG"),
+        f"{id_of(DOG)}/0.webp": unlike(2),
+        f"{id_of(CAT)}/notes.txt": b"no image",
+        f"{id_of('another')}/0.png": unlike(3),
+        "0.png": unlike(4),
+    }
     root = project.root / ("images" if packed is folder_of else "images.zip")
     packed(root, images)
     done = importing(project, "folder", root.name)
@@ -104,9 +113,12 @@ def test_a_folder_a_prompt(project, packed):
 def test_bad_images_are_refused_each_with_its_reason(project):
     root, good = project.root / "images", unlike(0)
     bad = {
-        "empty.png": b"", "cut.png": good[: len(good) // 2], "text.png": b"<script>alert(1)</script>",
-        "huge.png": png_header(30_000, 30_000), "heavy.png": good + b"\0" * 5000,
-    }  # fmt: skip
+        "empty.png": b"",
+        "cut.png": good[: len(good) // 2],
+        "text.png": b"<script>alert(1)</script>",
+        "huge.png": png_header(30_000, 30_000),
+        "heavy.png": good + b"\0" * 5000,
+    }
     folder_of(root / id_of(CAT), {"good.png": good, **bad})
     (project.root / "secret.png").write_bytes(good)
     (root / id_of(CAT) / "link.png").symlink_to(project.root / "secret.png")
@@ -119,10 +131,14 @@ def test_bad_images_are_refused_each_with_its_reason(project):
     found = {path.rpartition("/")[2]: reason for path, reason in faults(project).items()}
     assert found.pop("cut.png").startswith(("cannot be decoded", "no image"))
     assert found == {
-        "empty.png": "empty", "text.png": "no image of a known format", "huge.png": "too many pixels",
-        "heavy.png": "file too large", "link.png": "path leaves the root", "nowhere.png": "missing",
+        "empty.png": "empty",
+        "text.png": "no image of a known format",
+        "huge.png": "too many pixels",
+        "heavy.png": "file too large",
+        "link.png": "path leaves the root",
+        "nowhere.png": "missing",
         "x.png": "path leaves the root",
-    }  # fmt: skip
+    }
 
 
 def test_a_whole_image_of_900_million_pixels_is_never_decoded(project, monkeypatch):
@@ -350,8 +366,11 @@ def test_rows_of_a_table_that_tell_no_image(project):
     done = importing(project, "table", "data")
     assert done["rows"] == {"read": 7, "kept": 1, "rejected": 6}
     assert done["metrics"]["rejected_for"] == {
-        "no field 'prompt' or 'path'": 2, "not JSON": 1, "path is no text": 1, "prompt is no text": 2,
-    }  # fmt: skip
+        "no field 'prompt' or 'path'": 2,
+        "not JSON": 1,
+        "path is no text": 1,
+        "prompt is no text": 2,
+    }
     (root / "images.jsonl").unlink()
     (root / "images.csv").write_text(f'prompt,path\n"{CAT}",0.png\n{CAT},0.png,surplus\n{CAT}\n')
     assert importing(project, "table", "data")["metrics"]["rejected_for"] == {"more cells than columns": 1, "path is no text": 1}
@@ -429,12 +448,15 @@ def test_diffusiondb(project, packed):
         "part-000002/dd.webp": (prompt_id(CAT), unlike(4)),
     }
     assert {name: found["part-000001/bb.png"][name] for name in ("generator", "revision", "seed", "settings")} == {
-        "generator": "diffusiondb", "revision": None, "seed": 3312523388,
+        "generator": "diffusiondb",
+        "revision": None,
+        "seed": 3312523388,
         "settings": '{"guidance": 7.0, "sampler": "k_lms", "steps": 50}',
-    }  # fmt: skip
+    }
     assert faults(project) == {
-        "part-000002/ee.webp": "missing", "part-000002/../part-000001/aa.png": "path leaves the root",
-    }  # fmt: skip
+        "part-000002/ee.webp": "missing",
+        "part-000002/../part-000001/aa.png": "path leaves the root",
+    }
 
 
 @pytest.mark.parametrize("root", ["part-000001", "part-000001.zip"])
@@ -475,8 +497,11 @@ def test_a_broken_zip_and_no_part(project):
 def test_what_a_part_tells_of_an_image_is_not_trusted(project):
     told = {
         "aa.png": {"p": CAT, "se": -1, "c": float("nan"), "st": [50], "sa": None},
-        "bb.png": {"p": CAT, "se": "7"}, "cc.png": {"p": 7}, "dd.png": 7, "ee.png": {"p": CAT, "se": 1 << 64},
-    }  # fmt: skip
+        "bb.png": {"p": CAT, "se": "7"},
+        "cc.png": {"p": 7},
+        "dd.png": 7,
+        "ee.png": {"p": CAT, "se": 1 << 64},
+    }
     files = {name: unlike(place) for place, name in enumerate(told)}
     folder_of(project.root / "db" / "part-000001", {"part-000001.json": json.dumps(told).encode(), **files})
     assert importing(project, "diffusiondb", "db")["rows"] == {"read": 5, "kept": 3, "rejected": 2}
@@ -505,8 +530,9 @@ def test_imagerewarddb(project):
         )
     assert importing(project, "imagerewarddb", "db")["rows"] == {"read": 4, "kept": 2, "rejected": 2}
     assert {path: row["prompt_id"] for path, row in stored(project).items()} == {
-        "images/train/train_7/x.webp": prompt_id(CAT), "images/test/test_1/z.webp": prompt_id(DOG),
-    }  # fmt: skip
+        "images/train/train_7/x.webp": prompt_id(CAT),
+        "images/test/test_1/z.webp": prompt_id(DOG),
+    }
     assert faults(project) == {"images/train/train_7/y.webp": "empty", "images/../../x.webp": "path leaves the root"}
 
 
@@ -540,8 +566,11 @@ def test_parquet_with_images_in_it(project, column):
     kept = {row["image_digest"]: row for row in project.rows("SELECT image_digest, image.path AS path, prompt_id FROM images")}
     digests = {hashlib.sha256(unlike(number)).hexdigest(): number for number in range(9)}
     assert {digests[digest]: row["path"] for digest, row in kept.items()} == {
-        0: "0.png", 1: "0.png", 2: "deep/0.parquet/2", 6: "1.parquet/70",
-    }  # fmt: skip
+        0: "0.png",
+        1: "0.png",
+        2: "deep/0.parquet/2",
+        6: "1.parquet/70",
+    }
     assert {digests[digest]: row["prompt_id"] for digest, row in kept.items()} == {
         number: id_of(prompt) for number, prompt in {0: CAT, 1: DOG, 2: DOG, 6: CAT}.items()
     }

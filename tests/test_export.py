@@ -27,10 +27,29 @@ from irpipe.schemas.generator import GeneratorCard
 from tests.paired import RECIPE
 
 HOSTILE = [
-    "---", "\n---\n", "a\n---\nb: [", "`", "```\ncode", "<script>alert(1)</script>", "a | b", "line\r\nline",
-    "\x00\x1b[31m\x7f\x85", "\u2028\u2029\ufeff", '"quoted" \\ back', "# heading", "![x](javascript:y)",
-    "*bold* _it_ ~~no~~ $x$", "  spaces  ", "", "😀 é Köln", "{a: b}", "- item", "&amp; &#60;", "%TAG ! x", "!!python/object:x",
-]  # fmt: skip
+    "---",
+    "\n---\n",
+    "a\n---\nb: [",
+    "`",
+    "```\ncode",
+    "<script>alert(1)</script>",
+    "a | b",
+    "line\r\nline",
+    "\x00\x1b[31m\x7f\x85",
+    "\u2028\u2029\ufeff",
+    '"quoted" \\ back',
+    "# heading",
+    "![x](javascript:y)",
+    "*bold* _it_ ~~no~~ $x$",
+    "  spaces  ",
+    "",
+    "😀 é Köln",
+    "{a: b}",
+    "- item",
+    "&amp; &#60;",
+    "%TAG ! x",
+    "!!python/object:x",
+]
 
 # A stage of somebody's own, whose tables and texts are as unlike ours as they may be.
 ODD = {
@@ -527,19 +546,21 @@ class TestReproduction:
 
     def test_what_reads_from_where_is_told_where_two_write_a_kind(self):
         runs = [
-            self.run("generate-images", {}), self.run("import-images", {}),
+            self.run("generate-images", {}),
+            self.run("import-images", {}),
             self.run("simulate-annotations", {}, [("images", "generate-images")]),
             self.run("build-pairs", {}, [("images", "import-images"), ("annotations", "load-annotations")]),
-        ]  # fmt: skip
+        ]
         told = tomllib.loads(recipe_of(runs))
         assert told["build-pairs"] == {"reads": {"images": "import-images"}}
         assert told["simulate-annotations"] == {"reads": {"images": "generate-images"}}
 
     def test_what_trials_differ_in_is_left_to_the_stage_that_tries(self):
         runs = [
-            self.run("train-rm", {"seed": 1, "learning_rate": 0.1}), self.run("train-rm", {"seed": 1, "learning_rate": 0.2}),
+            self.run("train-rm", {"seed": 1, "learning_rate": 0.1}),
+            self.run("train-rm", {"seed": 1, "learning_rate": 0.2}),
             self.run("sweep-rm", {"learning_rates": [0.1, 0.2], "note": None}, [("reward-model[learning_rate=0.1]", "train-rm")]),
-        ]  # fmt: skip
+        ]
         told = tomllib.loads(recipe_of(runs))
         assert told["train-rm"] == {"seed": 1} and told["sweep-rm"] == {"learning_rates": [0.1, 0.2]}
 

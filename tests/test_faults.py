@@ -31,9 +31,15 @@ image_root = "images"
 [build-pairs]
 """
 STAGES = [
-    "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "import-images", "simulate-annotations",
-    "load-annotations", "build-pairs",
-]  # fmt: skip
+    "simulate-prompts",
+    "embed-prompts",
+    "prompt-graph",
+    "select-prompts",
+    "import-images",
+    "simulate-annotations",
+    "load-annotations",
+    "build-pairs",
+]
 
 # Runs the command line and kills the process at the n-th call of anything that changes the disk during a commit.
 KILL_AT_WRITE = """
@@ -221,7 +227,7 @@ def test_a_missing_object_is_named(project):
     done = project.last("simulate-prompts")
     subprocess.run(["rm", "-rf", str(project.store.object_path(done["content_id"]))], check=True)
     assert "simulate-prompts" in project("verify", status=1).out
-    assert "mend:     irpipe run simulate-prompts" in project("show", "simulate-prompts", status=2).err
+    assert "fix:      irpipe run simulate-prompts" in project("show", "simulate-prompts", status=2).err
     project.run("simulate-prompts")
     whole(project)
 
@@ -279,7 +285,7 @@ def test_an_empty_attempt_blocks_nothing(project):
         project(*command)
 
 
-def test_status_forgets_a_failure_that_was_mended(project):
+def test_status_forgets_a_failure_that_was_fixed(project):
     project.recipe(SMALL)
     project.run("select-prompts", "select-prompts.count=99999", status=2)
     assert "99,999 prompts are asked for" in project("status").out

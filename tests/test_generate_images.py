@@ -101,9 +101,12 @@ def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(small, tiny):
     files = small.store.open(small.store.newest("small", "generate-images").content_id).table("images")
     for row in pq.read_table(files[0]).to_pylist()[:6]:
         made = pipeline(
-            texts[row["prompt_id"]], negative_prompt="blue", num_inference_steps=2,
-            generator=torch.Generator("cpu").manual_seed(row["seed"]), output_type="np",
-        ).images[0]  # fmt: skip
+            texts[row["prompt_id"]],
+            negative_prompt="blue",
+            num_inference_steps=2,
+            generator=torch.Generator("cpu").manual_seed(row["seed"]),
+            output_type="np",
+        ).images[0]
         ours = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).astype(int)
         assert np.abs(ours - np.rint(made * 255)).max() <= 2
 
@@ -136,9 +139,12 @@ def test_several_models_share_a_prompts_images_evenly(small, tmp_path):
     counts = small.rows("SELECT prompt_id, generator, count(*) AS n FROM images GROUP BY ALL")
     assert len(counts) == 12 and {row["n"] for row in counts} == {2}
     assert list(done["metrics"]["images_by_model"].values()) == [12, 12]
-    assert done["content_id"] == small("run", "generate-images", "--force", "--json", *[
-        part for flag in flags for part in ("--set", flag)
-    ]).events[-1]["content_id"]  # fmt: skip
+    assert (
+        done["content_id"]
+        == small("run", "generate-images", "--force", "--json", *[part for flag in flags for part in ("--set", flag)]).events[-1][
+            "content_id"
+        ]
+    )
 
 
 def test_stable_diffusion_xl_runs_through_the_same_code(small, tmp_path):
@@ -202,10 +208,17 @@ def test_prompts_over_the_encoders_length_are_cut_counted_and_listed(small):
 def test_an_empty_prompt_makes_no_images(tmp_path, context, tiny):
     prompts = [{"prompt_id": 1, "prompt": "a red circle"}, {"prompt_id": 2, "prompt": "  "}]
     table = tmp_path / "selected"
-    SELECTED_PROMPTS.write(table, {
-        "pick": [0, 1], "prompt_id": [1, 2], "prompt": [row["prompt"] for row in prompts], "source_row": [0, 1],
-        "vote_score": [None, None], "set": [None, None],
-    })  # fmt: skip
+    SELECTED_PROMPTS.write(
+        table,
+        {
+            "pick": [0, 1],
+            "prompt_id": [1, 2],
+            "prompt": [row["prompt"] for row in prompts],
+            "source_row": [0, 1],
+            "vote_score": [None, None],
+            "set": [None, None],
+        },
+    )
     artifact = SimpleNamespace(table=lambda name: [table / f"{name}.parquet"])
     config = GenerateImagesConfig(models=("tiny",), num_steps=1, dtype="float32")
     here = Context(context.work, context.progress, context.say, {}, {"models": (Model("tiny", "0", tiny),)})
@@ -292,9 +305,13 @@ class TestModelsThatCannotBeUsed:
         model = "generate-images.models=['some/model@" + "1" * 40 + "']"
         command = [sys.executable, "-m", "irpipe.cli", "run", "generate-images", "--set", model]
         env = {
-            **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(small.root), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-        }  # fmt: skip
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(small.root),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
         done = subprocess.run(command, check=False, cwd=small.root, capture_output=True, text=True, env=env, timeout=300)
         server.shutdown()
         server.server_close()
@@ -302,9 +319,15 @@ class TestModelsThatCannotBeUsed:
         assert "only to those who accept its licence" in done.stderr and "hf auth login" in done.stderr
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+    ],
+)
 def test_out_of_memory_says_which_setting_helps(small, monkeypatch, error):
     def forward(*arguments, **settings):
         raise error

@@ -52,9 +52,12 @@ def test_a_folder(project):
     assert done["rows"] == {"read": 3, "kept": 3, "rejected": 0}
     rows = imported(project)
     assert rows["deep/b.webp"] == {
-        "path": "deep/b.webp", "image_digest": hashlib.sha256(files["deep/b.webp"]).hexdigest(),
-        "width": 5, "height": 7, "format": "WEBP",
-    }  # fmt: skip
+        "path": "deep/b.webp",
+        "image_digest": hashlib.sha256(files["deep/b.webp"]).hexdigest(),
+        "width": 5,
+        "height": 7,
+        "format": "WEBP",
+    }
     table = pq.read_table(project.store.open(done["content_id"]).table("images")[0])
     assert [row["bytes"] for row in table["image"].to_pylist()] == list(files.values()), "bytes are kept as they are"
 
@@ -98,9 +101,13 @@ def png_header(width: int, height: int) -> bytes:
     body = b"IDAT" + data
     return (
         b"\x89PNG\r\n\x1a\n"
-        + len(head).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-        + len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
-    )  # fmt: skip
+        + len(head).to_bytes(4, "big")
+        + chunk
+        + zlib.crc32(chunk).to_bytes(4, "big")
+        + len(data).to_bytes(4, "big")
+        + body
+        + zlib.crc32(body).to_bytes(4, "big")
+    )
 
 
 def test_zips_as_imagerewarddb_publishes_them(project):
@@ -233,10 +240,17 @@ def test_parquet_in_the_hugging_face_layout(project):
 
 def test_parquet_as_pickapic_publishes_it(project):
     columns = {
-        "caption": ["a cat"], "image_0_uid": ["u0"], "image_1_uid": ["u1"], "jpg_0": [picture(kind="JPEG")],
-        "jpg_1": [picture("blue", kind="JPEG")], "label_0": [1.0], "label_1": [0.0], "has_label": [True],
-        "ranking_id": [1], "user_id": [1],
-    }  # fmt: skip
+        "caption": ["a cat"],
+        "image_0_uid": ["u0"],
+        "image_1_uid": ["u1"],
+        "jpg_0": [picture(kind="JPEG")],
+        "jpg_1": [picture("blue", kind="JPEG")],
+        "label_0": [1.0],
+        "label_1": [0.0],
+        "has_label": [True],
+        "ranking_id": [1],
+        "user_id": [1],
+    }
     pq.write_table(pa.table(columns), project.root / "train.parquet")
     flags = ("load-annotations.path=train.parquet", "load-annotations.format=pickapic")
     project.last("import-images", *flags, "import-images.image_root=train.parquet")

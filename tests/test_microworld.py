@@ -76,9 +76,14 @@ class TestGrammar:
         _, requirements = parse(sentence)
         told = {(r.kind, r.thing): " ".join(sentence.split()[word] for word in r.words) for r in requirements}
         assert told == {
-            ("size", 0): "huge", ("colour", 0): "red", ("shape", 0): "circle", ("relation", None): "to the left of",
-            ("colour", 1): "blue", ("shape", 1): "square", ("background", None): "dark",
-        }  # fmt: skip
+            ("size", 0): "huge",
+            ("colour", 0): "red",
+            ("shape", 0): "circle",
+            ("relation", None): "to the left of",
+            ("colour", 1): "blue",
+            ("shape", 1): "square",
+            ("background", None): "dark",
+        }
 
     @pytest.mark.parametrize("text", ["", "a cat", "a red circle and a dog", "red circle", "a red circle on a pink background"])
     def test_other_sentences_are_refused(self, text):
@@ -249,7 +254,7 @@ def test_no_filter_raises_the_score(world, name, kind):
         sentences = sentences[1:] + sentences[:1]
     before, after = scores(sentences, images), scores(sentences, [TRANSFORMATIONS[name](image) for image in images])
     if name == "median" and kind == "damaged":
-        pytest.skip("a median filter mends scratches")
+        pytest.skip("a median filter fixes scratches")
     assert (after - before).mean(axis=0).max() < 0.01
 
 
@@ -265,8 +270,9 @@ def test_what_the_oracle_sees():
     view = look(render(scene, np.random.default_rng(0))[0])
     assert view.background == "brown" and view.fidelity > 0.95
     assert [(thing.size, thing.colour, thing.shape) for thing in view.things] == [
-        ("large", "red", "cross"), ("small", "cyan", "triangle"),
-    ]  # fmt: skip
+        ("large", "red", "cross"),
+        ("small", "cyan", "triangle"),
+    ]
 
 
 def people(count=6, noise=0.1, lean=0.05):

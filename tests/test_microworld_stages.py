@@ -205,9 +205,12 @@ class TestShippedModels:
         pipeline = DiffusionPipeline.from_pretrained(WEIGHTS / "generator")
         assert type(pipeline).__name__ == "StableDiffusionPipeline"
         assert {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None} == {
-            "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
-            "unet": "UNet2DConditionModel", "scheduler": "DDPMScheduler",
-        }  # fmt: skip
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "tokenizer": "CLIPTokenizer",
+            "unet": "UNet2DConditionModel",
+            "scheduler": "DDPMScheduler",
+        }
         assert len(pipeline.tokenizer("a large red circle on a dark background").input_ids) == 8 + 2, "a token a word"
         BlipForImageTextRetrieval.from_pretrained(WEIGHTS / "blip")
         assert AutoTokenizer.from_pretrained(WEIGHTS / "blip")("a red circle").input_ids[0] == 2, "[CLS] comes first"
@@ -266,7 +269,14 @@ def test_the_micro_recipe_as_shipped(project):
         shutil.move(project.root / "artifacts", project.root / f"artifacts-{len(made)}")
     assert made[0] == made[1]
     assert {name for name, content in made[0].items() if content} == {
-        "simulate-prompts", "embed-prompts", "prompt-graph", "select-prompts", "generate-images", "simulate-annotations",
-        "load-annotations", "build-pairs", "oracle-truth",
-    }  # fmt: skip
+        "simulate-prompts",
+        "embed-prompts",
+        "prompt-graph",
+        "select-prompts",
+        "generate-images",
+        "simulate-annotations",
+        "load-annotations",
+        "build-pairs",
+        "oracle-truth",
+    }
     assert 0.4 < truth["alignment"] < 0.9 and 0.4 < truth["fidelity"] < 0.95, "mediocre: neither hopeless nor done"

@@ -101,9 +101,12 @@ class TestLog:
         time.sleep(0.2)
         places = os.pathsep.join(place for place in sys.path if "site" in place)
         follower = subprocess.Popen(
-            [sys.executable, "-m", "irpipe.cli", "log", "count", "-f"], cwd=project.root, text=True,
-            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": places},
-        )  # fmt: skip
+            [sys.executable, "-m", "irpipe.cli", "log", "count", "-f"],
+            cwd=project.root,
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": places},
+        )
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

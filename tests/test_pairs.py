@@ -71,9 +71,17 @@ def test_pairs_are_those_of_a_plain_double_loop(rankings):
 def plain_facts() -> Facts:
     one = np.zeros(1, dtype=np.uint64)
     return Facts(
-        one, np.zeros(1, np.int8), np.zeros(1, np.int32), np.zeros(1, bool), np.full(1, -1), pa.array([], pa.string()),
-        np.empty(0, np.uint64), None, {}, np.zeros(1, np.int64),
-    )  # fmt: skip
+        one,
+        np.zeros(1, np.int8),
+        np.zeros(1, np.int32),
+        np.zeros(1, bool),
+        np.full(1, -1),
+        pa.array([], pa.string()),
+        np.empty(0, np.uint64),
+        None,
+        {},
+        np.zeros(1, np.int64),
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -91,9 +99,13 @@ def test_blocks_hold_whole_rankings(tmp_path_factory, sizes, block):
     folder = tmp_path_factory.mktemp("rankings")
     ids = np.repeat(np.arange(len(sizes)), sizes)
     columns = {
-        "ranking_id": ids, "prompt_id": ids, "image_id": np.arange(len(ids)), "rank": np.arange(len(ids)),
-        "annotator": [f"u{row % 3}" if row % 5 else None for row in range(len(ids))], "choice": [False] * len(ids),
-    }  # fmt: skip
+        "ranking_id": ids,
+        "prompt_id": ids,
+        "image_id": np.arange(len(ids)),
+        "rank": np.arange(len(ids)),
+        "annotator": [f"u{row % 3}" if row % 5 else None for row in range(len(ids))],
+        "choice": [False] * len(ids),
+    }
     RANKINGS.write(folder, columns)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("irpipe.stages.build_pairs.expand._ROWS_PER_BLOCK", block)
@@ -201,9 +213,10 @@ def test_joint_rankings(project, method):
     """Rank sums 4, 5, 9: a before b before c. A circle of votes ties all."""
     build(project, three((1, 2, 3), (1, 2, 3), (2, 1, 3)), f"build-pairs.aggregate={method}")
     assert {(row["better"][-1], row["worse"][-1]) for row in made(project)} == {("a", "b"), ("a", "c"), ("b", "c")}
-    assert "none of 3 candidate pairs" in build(
-        project, three((1, 2, 3), (3, 1, 2), (2, 3, 1)), f"build-pairs.aggregate={method}", status=2
-    ).err  # fmt: skip
+    assert (
+        "none of 3 candidate pairs"
+        in build(project, three((1, 2, 3), (3, 1, 2), (2, 3, 1)), f"build-pairs.aggregate={method}", status=2).err
+    )
 
 
 def test_aggregation_joins_only_the_same_images(project):
@@ -385,9 +398,13 @@ def test_images_at_hand(project, import_recipe):
 
     root = project.root / "images"
     for name, data in {
-        "a cat/a": picture("red"), "a cat/b": picture("blue"), "a cat/c": picture("blue"), "a cat/d": b"broken",
-        "a dog/a": picture("red"), "a dog/b": picture("green"),
-    }.items():  # fmt: skip
+        "a cat/a": picture("red"),
+        "a cat/b": picture("blue"),
+        "a cat/c": picture("blue"),
+        "a cat/d": b"broken",
+        "a dog/a": picture("red"),
+        "a dog/b": picture("green"),
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     records = [ranking(images="abcd", ranks=(1, 2, 3, 4)), ranking("a dog", "ab", (1, 2))]

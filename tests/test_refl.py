@@ -120,8 +120,9 @@ class TestStage:
         assert done["metrics"]["prompts"] == counts["train"]
         reasons = world.rows("SELECT reason, count(*) AS n FROM refl.rejected GROUP BY reason")
         assert {row["reason"]: row["n"] for row in reasons} == {
-            "only looked at": counts["validation"], "kept for evaluation": counts["test"],
-        }  # fmt: skip
+            "only looked at": counts["validation"],
+            "kept for evaluation": counts["test"],
+        }
 
     def test_evaluation_prompts_among_the_training_prompts(self, world):
         (row,) = world.rows(
@@ -220,8 +221,11 @@ class TestInterrupted:
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         told = []
         for owner, name, number in (
-            (ReflObjective, "prepare", 2), (Tuner, "_learn", 1), (Monitor, "look", 1), (Tuner, "_judge", 1),
-        ):  # fmt: skip
+            (ReflObjective, "prepare", 2),
+            (Tuner, "_learn", 1),
+            (Monitor, "look", 1),
+            (Tuner, "_judge", 1),
+        ):
             with monkeypatch.context() as patched:
                 patched.setattr(owner, name, disturbed(getattr(owner, name), number))
                 told.append(world.run("refl", *laid, status=130).err)

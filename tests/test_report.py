@@ -35,11 +35,17 @@ from tests.paired import RECIPE
 from tests.test_images import picture
 
 HOSTILE = (
-    "<script>alert(1)</script> a cat", '"><img src=x onerror=alert(2)> a dog', "</script><script>alert(3)</script> a fox",
-    "{{ 7 * 7 }} ${7 * 7} a template", "قطة على سجادة حمراء", "\u202egnihtyna yas thgim sihT a reversal",
-    "\U0001f469\u200d\U0001f469\u200d\U0001f467 a family, 家族の写真", "a bell \x07 and an escape \x1b[31m red",
-    "a' OR '1'='1 -- query", "x" * 10_000,
-)  # fmt: skip
+    "<script>alert(1)</script> a cat",
+    '"><img src=x onerror=alert(2)> a dog',
+    "</script><script>alert(3)</script> a fox",
+    "{{ 7 * 7 }} ${7 * 7} a template",
+    "قطة على سجادة حمراء",
+    "\u202egnihtyna yas thgim sihT a reversal",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 a family, 家族の写真",
+    "a bell \x07 and an escape \x1b[31m red",
+    "a' OR '1'='1 -- query",
+    "x" * 10_000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +118,13 @@ class TestShow:
         scores = {row["image_id"]: row["score"] for row in seen.rows("SELECT * FROM scores WHERE scorer = 'reward-model'")}
         count = {(row["better"], row["worse"]): row["people"] for row in votes}
         wrong = sorted(
-            (scores[worse] - scores[better] for (better, worse), people in count.items()
-             if people > count.get((worse, better), 0) and scores[worse] > scores[better]), reverse=True,
-        )  # fmt: skip
+            (
+                scores[worse] - scores[better]
+                for (better, worse), people in count.items()
+                if people > count.get((worse, better), 0) and scores[worse] > scores[better]
+            ),
+            reverse=True,
+        )
         told = [card.images[0].score - card.images[1].score for card in gallery.cards]
         assert told == pytest.approx(wrong[: len(told)]) and len(told) == min(12, len(wrong))
 
@@ -305,9 +315,13 @@ class TestBadInput:
         card = Card(hostile, [Thumbnail(thumbnail(picture((1, 2, 3))), hostile, 1.0)], {"category": hostile})
         other = Card("b", [Thumbnail(thumbnail(picture((1, 2, 3))), "b")], {"category": "b"})
         blocks = [
-            Text(hostile), Grid(hostile, (hostile, "n"), [(hostile, 1), ({hostile: hostile}, 2)], hostile), chart, panels,
-            Gallery(hostile, [card, other], hostile), Picture(hostile, hostile, tmp_path / "none.png"),
-        ]  # fmt: skip
+            Text(hostile),
+            Grid(hostile, (hostile, "n"), [(hostile, 1), ({hostile: hostile}, 2)], hostile),
+            chart,
+            panels,
+            Gallery(hostile, [card, other], hostile),
+            Picture(hostile, hostile, tmp_path / "none.png"),
+        ]
         monkeypatch.setattr(page_module, "seen", lambda shown: (blocks, ""))
         record = seen.store.newest("micro", "simulate-prompts")
         with Watcher().progress("", 1, "") as bar:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irpipe.schemas.graph import Graph, read_graph, to_networkx
+from irpipe.schemas.graph import Graph, read_graph
 from irpipe.stages.prompt_graph import PromptGraphConfig
 from irpipe.stages.prompt_graph.run import divide, search
 from irpipe.stages.prompt_graph.search import Points
@@ -77,20 +77,6 @@ def test_sets_are_searched_apart(project):
     assert dict(enumerate(neighbours_of(graph))) == expected, "every vertex has its own edges, whatever the order of sets"
     assert np.bincount(divide(10, 4, 0)).tolist() == [3, 2, 3, 2]
     assert (divide(10, 4, 0) != divide(10, 4, 1)).any()
-
-
-def test_the_graph_opens_in_networkx(project, monkeypatch):
-    project.last("prompt-graph", "prompt-graph.k=5")
-    artifact = project.store.open(project.store.newest("micro", "prompt-graph").content_id)
-    graph = to_networkx(artifact.table("edges"))
-    plain = read_graph(artifact.table("edges"), artifact.table("vertices"))
-    assert graph.number_of_edges() == len(plain.targets)
-    assert {target for _, target in graph.out_edges(7)} == set(neighbours_of(plain)[7])
-    part = to_networkx(artifact.table("edges"), range(100))
-    assert set(part.nodes) == set(range(100)) and part.number_of_edges() < graph.number_of_edges()
-    monkeypatch.setattr("irpipe.schemas.graph.MAX_NETWORKX_EDGES", 100)
-    with pytest.raises(Exception, match="name a subset of vertices"):
-        to_networkx(artifact.table("edges"))
 
 
 # Vote-k

@@ -63,11 +63,14 @@ def close(one, other) -> bool:
 def rows_of(prompts, better, worse, **columns) -> PairRows:
     count = len(prompts)
     given = {
-        "pair_id": np.arange(count, dtype=np.uint64), "prompt_id": np.array(prompts, dtype=np.uint64),
-        "ranking_id": np.array(prompts, dtype=np.uint64) + 100, "better": np.array(better, dtype=np.uint64),
-        "worse": np.array(worse, dtype=np.uint64), "weight": np.ones(count, dtype=np.float32),
+        "pair_id": np.arange(count, dtype=np.uint64),
+        "prompt_id": np.array(prompts, dtype=np.uint64),
+        "ranking_id": np.array(prompts, dtype=np.uint64) + 100,
+        "better": np.array(better, dtype=np.uint64),
+        "worse": np.array(worse, dtype=np.uint64),
+        "weight": np.ones(count, dtype=np.float32),
         "split": np.array(["train"] * count),
-    }  # fmt: skip
+    }
     return PairRows(**{**given, **columns})
 
 
@@ -77,8 +80,14 @@ class TestTraining:
         metrics, folder = done["metrics"], Path(done["path"])
         assert metrics["head"] == "matching" and metrics["steps"] > 24
         assert {path.name for path in folder.iterdir()} >= {
-            "config.json", "model.safetensors", "score_card.json", "tokenizer.json", "curves.parquet", "curves.png", "last",
-        }  # fmt: skip
+            "config.json",
+            "model.safetensors",
+            "score_card.json",
+            "tokenizer.json",
+            "curves.parquet",
+            "curves.png",
+            "last",
+        }
         curves = pq.read_table(folder / "curves.parquet").to_pylist()
         validation = [row for row in curves if row["split"] == "validation"]
         assert validation[0]["step"] == 0 and len(validation) == 1 + 6 * 4
@@ -104,9 +113,13 @@ class TestTraining:
         before = pq.read_table(Path(done["path"]) / "curves.parquet").to_pylist()[0]
         model, _ = start(MICRO, "auto", 1234)
         pairs = rm.rows("SELECT prompt_id, better, worse, weight FROM pairs WHERE split = 'validation'")
-        images = {row["image_id"]: row["image"]["bytes"] for path in Path(rm.store.open(
-            rm.store.newest("micro", "generate-images").content_id).path, "images").glob("*.parquet")
-            for row in pq.read_table(path, partitioning=None).to_pylist()}  # fmt: skip
+        images = {
+            row["image_id"]: row["image"]["bytes"]
+            for path in Path(rm.store.open(rm.store.newest("micro", "generate-images").content_id).path, "images").glob(
+                "*.parquet"
+            )
+            for row in pq.read_table(path, partitioning=None).to_pylist()
+        }
         prompts = {int(row["prompt_id"], 16): row["prompt"] for row in rm.rows("SELECT * FROM annotated_prompts")}
         pairs = [{**pair, **{name: int(pair[name], 16) for name in ("prompt_id", "better", "worse")}} for pair in pairs]
         from irpipe.models.pictures import decode
@@ -196,8 +209,12 @@ class TestTheSameHoweverItIsCut:
         settings = ["--set", "train-rm.device=cuda:7"]
         done = subprocess.run(
             [sys.executable, "-m", "irpipe.cli", "run", "train-rm", "--processes", "2", *settings],
-            cwd=rm.root, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+            cwd=rm.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         assert done.returncode == 2 and "cuda:7" in done.stderr and "Traceback" not in done.stderr
 
     def test_the_kept_frozen_part_is_the_recomputed_one(self, rm):
@@ -233,9 +250,16 @@ def test_gradients_of_k_times_b_are_those_of_kb(tmp_path, monkeypatch):
 
     def gradients(micro_batch: int, recomputed: bool) -> dict[str, torch.Tensor]:
         config = TrainRmConfig(
-            model="x", micro_batch=micro_batch, checkpoint_activations=recomputed, batch_pairs=1000, freeze_rate=0.0, shift=1,
-            mirror=True, grain=0.1, weight_decay=0.1,
-        )  # fmt: skip
+            model="x",
+            micro_batch=micro_batch,
+            checkpoint_activations=recomputed,
+            batch_pairs=1000,
+            freeze_rate=0.0,
+            shift=1,
+            mirror=True,
+            grain=0.1,
+            weight_decay=0.1,
+        )
         model, _ = start(MICRO, "random", 0)
         texts = Texts.of(
             model, {number: f"a {'large ' * (number % 3)}red circle left of a cross" for number in range(1, 7)}, True
@@ -270,8 +294,13 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
     def test_goes_on_bit_by_bit(self, rm, sign):
-        settings = ("train-rm.epochs=4", "train-rm.checkpoint_minutes=0", "train-rm.shift=2", "train-rm.freeze_rate=0.4",
-                    "train-rm.average=0.9")  # fmt: skip
+        settings = (
+            "train-rm.epochs=4",
+            "train-rm.checkpoint_minutes=0",
+            "train-rm.shift=2",
+            "train-rm.freeze_rate=0.4",
+            "train-rm.average=0.9",
+        )
         process = self.start(rm, *settings, "train-rm.frozen_part='recomputed'")
         self.wait_for_checkpoint(rm, process)
         process.send_signal(sign)
@@ -338,9 +367,10 @@ class TestFaults:
 
         real = Trainer._scores
         monkeypatch.setattr(
-            Trainer, "_scores",
+            Trainer,
+            "_scores",
             lambda self, *given: real(self, *given) * (math.nan if self.state.step == 12 and self.model.training else 1),
-        )  # fmt: skip
+        )
         error = rm.run("train-rm", "train-rm.checkpoint_minutes=0", status=2).err
         assert "not finite in step 13" in error
         (path,) = (rm.root / "artifacts" / "work").glob("*/scratch/checkpoint.pt")
@@ -476,8 +506,9 @@ class TestFreezing:
         blocks, published = self.frozen("published", 0.67)
         assert blocks == 2
         assert published - layers == {
-            "vision.encoder.layers.2.layer_norm1.weight", "text.encoder.layer.2.attention.self.query.weight",
-        }  # fmt: skip
+            "vision.encoder.layers.2.layer_norm1.weight",
+            "text.encoder.layer.2.attention.self.query.weight",
+        }
         assert {name.split(".")[1] for name in layers} == {"embeddings", "encoder"}
         assert all(not name.startswith("head") for name in published)
 

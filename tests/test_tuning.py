@@ -41,9 +41,15 @@ def objective_of(world, tmp_path, denoiser=None, **settings) -> ReflObjective:
     ids, mask = reward.tokenise(PROMPTS)
     slope = RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain)
     return ReflObjective(
-        config, denoiser, denoiser.course(config.num_steps, config.scheduler), denoiser.encode(PROMPTS), (ids, mask), slope,
-        Accelerator(cpu=True), Context(tmp_path, Watcher().progress, print, {}),
-    )  # fmt: skip
+        config,
+        denoiser,
+        denoiser.course(config.num_steps, config.scheduler),
+        denoiser.encode(PROMPTS),
+        (ids, mask),
+        slope,
+        Accelerator(cpu=True),
+        Context(tmp_path, Watcher().progress, print, {}),
+    )
 
 
 def gradients(objective, micro_batch) -> dict[str, torch.Tensor]:
@@ -75,9 +81,12 @@ class TestDenoiser:
         plain.set_progress_bar_config(disable=True)
         plain.scheduler = DDPMScheduler.from_config(plain.scheduler.config, clip_sample=False)
         theirs = plain(
-            PROMPTS, num_inference_steps=6, guidance_scale=guidance, output_type="pt",
+            PROMPTS,
+            num_inference_steps=6,
+            guidance_scale=guidance,
+            output_type="pt",
             generator=[torch.Generator().manual_seed(seed) for seed in (1, 2, 3)],
-        ).images  # fmt: skip
+        ).images
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

@@ -41,8 +41,9 @@ def judgements(shown: Shown) -> Sequence[Block]:
         "SELECT 'ties within a ranking' AS what, count(*) AS found FROM (SELECT ranking_id, rank FROM rankings GROUP BY ALL"
         " HAVING count(*) > 1) UNION ALL SELECT 'rankings', count(DISTINCT ranking_id) FROM rankings UNION ALL"
         " SELECT 'ranks that contradict the ratings', count(*) FROM contradictions",
-        rankings=artifact.table("rankings"), contradictions=artifact.table("contradictions"),
-    )  # fmt: skip
+        rankings=artifact.table("rankings"),
+        contradictions=artifact.table("contradictions"),
+    )
     blocks.append(Grid("Counts", ("what", "found"), [(row["what"], row["found"]) for row in counts]))
     if "agreement.json" in {file.path for file in artifact.manifest.files}:
         blocks += _agreement(read_json(artifact.file("agreement.json")))
@@ -96,8 +97,9 @@ def pairs(shown: Shown) -> Sequence[Block]:
     leaks = shown.ask(
         "SELECT count(*) AS prompts FROM (SELECT prompt_id FROM pairs GROUP BY prompt_id HAVING count(DISTINCT split) > 1)"
         " UNION ALL SELECT count(*) FROM (SELECT component FROM splits GROUP BY component HAVING count(DISTINCT split) > 1)",
-        pairs=artifact.table("pairs"), splits=artifact.table("prompt_splits"),
-    )  # fmt: skip
+        pairs=artifact.table("pairs"),
+        splits=artifact.table("prompt_splits"),
+    )
     gaps = shown.ask(
         "SELECT split::VARCHAR AS split, rank_worse - rank_better AS gap, count(*) AS pairs FROM pairs GROUP BY ALL ORDER BY gap",
         pairs=artifact.table("pairs"),
@@ -107,8 +109,13 @@ def pairs(shown: Shown) -> Sequence[Block]:
         Grid("From rankings to pairs", ("what", "pairs"), kept),
         Grid("By split", ("split", "pairs", "prompts", "annotators"), [tuple(row.values()) for row in split]),
         Chart(
-            "Pairs by gap of ranks", "number of pairs by the gap of the two images' ranks, a colour for each split", "bars", gaps,
-            "gap", "pairs", colour="split",
+            "Pairs by gap of ranks",
+            "number of pairs by the gap of the two images' ranks, a colour for each split",
+            "bars",
+            gaps,
+            "gap",
+            "pairs",
+            colour="split",
         ),
         Grid("Leaks, checked", ("what", "found"), checked),
-    ]  # fmt: skip
+    ]

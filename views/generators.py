@@ -39,14 +39,23 @@ def tuned(shown: Shown) -> Sequence[Block]:
             "Monitors at every look",
             "each measure on held-out prompts over the steps: the reward that is trained for, judges that nothing is trained on,"
             " the denoising loss on real pairs, and statistics of the images",
-            "line", looks, "step", "value", panel="measure",
+            "line",
+            looks,
+            "step",
+            "value",
+            panel="measure",
         ),
         Chart(
-            "The course of training", "figures of the training steps", "line",
-            [row for rows in by_figure.values() for row in thinned(rows)], "step", "value", panel="figure",
+            "The course of training",
+            "figures of the training steps",
+            "line",
+            [row for rows in by_figure.values() for row in thinned(rows)],
+            "step",
+            "value",
+            panel="figure",
         ),
         _before_and_after(shown, card),
-    ]  # fmt: skip
+    ]
 
 
 def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
@@ -84,18 +93,26 @@ def comparison(shown: Shown) -> Sequence[Block]:
     judge = "oracle" if "oracle" in judges else next(iter(judges), "")
     told = ", ".join(
         f"{row['generator']} {row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
-        for row in gains if row["judge"] == judge
-    )  # fmt: skip
+        for row in gains
+        if row["judge"] == judge
+    )
     columns = ("judge", "generator", "wins", "win_rate", "gain", "gain_low", "gain_high", "images_made")
     return [
         Text(f"Gain over the base by {judge}, with 95 % intervals: {told}.", headline=bool(gains)),
         Chart(
-            "Gain over the base, with 95 % intervals", "each judge's mean gain of every generator over the base",
-            "intervals", gains, "generator", "gain", low="gain_low", high="gain_high", panel="judge",
+            "Gain over the base, with 95 % intervals",
+            "each judge's mean gain of every generator over the base",
+            "intervals",
+            gains,
+            "generator",
+            "gain",
+            low="gain_low",
+            high="gain_high",
+            panel="judge",
         ),
         Grid("The paper's table 4", columns, [tuple(row[name] for name in columns) for row in rows]),
         _side_by_side(shown),
-    ]  # fmt: skip
+    ]
 
 
 def _side_by_side(shown: Shown) -> Gallery:

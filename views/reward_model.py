@@ -81,9 +81,15 @@ def evaluation(shown: Shown) -> Sequence[Block]:
         Chart(
             f"Accuracy on pairs of the {shown.record.config.get('split', 'test')} split, with 95 % intervals",
             f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in held.items())}",
-            "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=held,
+            "intervals",
+            accuracy,
+            "scorer",
+            "accuracy",
+            low="low",
+            high="high",
+            references=held,
         ),
-    ]  # fmt: skip
+    ]
     others = shown.ask(
         "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' ORDER BY scorer, figure",
         scorers=shown.artifact.table("scorers"),
@@ -124,8 +130,9 @@ def _seen(shown: Shown) -> list[Block]:
         JOIN s b ON b.image_id = better AND b.scorer::VARCHAR = {text(name)}
         JOIN s w ON w.image_id = worse AND w.scorer::VARCHAR = {text(name)}
         WHERE w.score > b.score ORDER BY w.score - b.score DESC, better LIMIT {_MISTAKES}""",
-        pairs=pairs.table("pairs"), s=scores_.table("scores"),
-    )  # fmt: skip
+        pairs=pairs.table("pairs"),
+        s=scores_.table("scores"),
+    )
     ranked = shown.ask(
         f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {text(split)}
             ORDER BY prompt_id LIMIT {_PROMPTS})
@@ -133,19 +140,26 @@ def _seen(shown: Shown) -> list[Block]:
             min(score) AS least
         FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(name)} GROUP BY prompt_id HAVING count(*) > 1
         ORDER BY prompt_id""",
-        pairs=pairs.table("pairs"), s=scores_.table("scores"),
-    )  # fmt: skip
+        pairs=pairs.table("pairs"),
+        s=scores_.table("scores"),
+    )
     texts = prompt_texts(shown, {row["prompt_id"] for row in (*mistaken, *ranked)})
     mistakes = [
-        (row["prompt_id"], Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
-         Wanted(int(row["better"], 16), f"preferred by {row['agreed']} of {row['people']}", row["score_better"]))
+        (
+            row["prompt_id"],
+            Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
+            Wanted(int(row["better"], 16), f"preferred by {row['agreed']} of {row['people']}", row["score_better"]),
+        )
         for row in mistaken
-    ]  # fmt: skip
+    ]
     extremes = [
-        (row["prompt_id"], Wanted(int(row["best"], 16), "highest score", row["most"]),
-         Wanted(int(row["worst"], 16), "lowest score", row["least"]))
+        (
+            row["prompt_id"],
+            Wanted(int(row["best"], 16), "highest score", row["most"]),
+            Wanted(int(row["worst"], 16), "lowest score", row["least"]),
+        )
         for row in ranked
-    ]  # fmt: skip
+    ]
     note = f"scores by {name}, prompts of the {split} split"
     return [
         Gallery("Best and worst image of a prompt, by score", _cards(images.table("images"), extremes, texts), note),

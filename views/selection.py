@@ -33,11 +33,13 @@ def selected(shown: Shown) -> Sequence[Block]:
         against = [(name, told[name], told.get(f"random_{name}")) for name in names]
         blocks.append(
             Grid(
-                "Coverage against a random selection", ("figure", "selected", "random"), against,
+                "Coverage against a random selection",
+                ("figure", "selected", "random"),
+                against,
                 "similarity of every prompt to its nearest selected one: mean and 5th percentile (higher is better); redundancy:"
                 " of every selected one to its nearest other (lower is better)",
             )
-        )  # fmt: skip
+        )
     embeddings = shown.near("embeddings")
     if embeddings is not None:
         picked = shown.ask("SELECT source_row FROM selected", selected=files)
@@ -70,17 +72,25 @@ def _map(shown: Shown, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart
     plane = plane_of(unit_rows(open_vectors(embeddings.file(VECTORS_FILE)), places))
     data = [
         {
-            "x": round(float(x), 4), "y": round(float(y), 4), "prompt": texts[int(source_rows[place])][:200],
+            "x": round(float(x), 4),
+            "y": round(float(y), 4),
+            "prompt": texts[int(source_rows[place])][:200],
             "is": "selected" if is_picked[place] else "in the pool",
         }
         for place, (x, y) in zip(places, plane, strict=True)
-    ]  # fmt: skip
+    ]
     count, every, others = int(is_picked[places].sum()), int(is_picked.sum()), int((~is_picked).sum())
     return Chart(
         f"Map of the prompts ({count:,} of {every:,} selected, {len(places) - count:,} of {others:,} others)",
         f"{len(data):,} prompts as points in the plane in which their vectors vary most, {count:,} of them selected",
-        "points", data, "x", "y", colour="is", detail="prompt", axes=False,
-    )  # fmt: skip
+        "points",
+        data,
+        "x",
+        "y",
+        colour="is",
+        detail="prompt",
+        axes=False,
+    )
 
 
 def _some(places: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -36,9 +36,9 @@ def build(folder: Path, scale: float) -> dict[str, float]:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     square = {"height": 32, "width": 32}
-    CLIPImageProcessor(
-        size=square, crop_size=square, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3
-    ).save_pretrained(folder)  # fmt: skip
+    CLIPImageProcessor(size=square, crop_size=square, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3).save_pretrained(
+        folder
+    )
     save_file({"weight": weight, "bias": bias}, folder / "aesthetic.safetensors")
     return {"caption_among_batch": round(accuracy, 3), "aesthetic_correlation": round(correlation, 3)}
 
@@ -58,9 +58,13 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
         "projection_dim": _WIDTH,
     }
     text = CLIPTextConfig(
-        **shared, vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        **shared,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     vision = CLIPVisionConfig(**shared, image_size=32, patch_size=4)
     model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=_WIDTH))
     optimizer, recent = torch.optim.AdamW(model.parameters(), weight_decay=1e-2), 0.0

@@ -38,9 +38,15 @@ def build(folder: Path, scale: float) -> dict[str, float]:
         tokenizer, data, mean * vae.config.scaling_factor, spread * vae.config.scaling_factor, math.ceil(UNET_STEPS * scale)
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     return {"unet_loss": round(loss, 4)}
 
@@ -66,10 +72,17 @@ def train_vae(count: int, shown: int) -> Any:
     """
     torch.manual_seed(1)
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8,
-        sample_size=32, mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
     vae.quant_conv.bias.data[4:] = -5.0  # begin with little noise in the latent
     images = to_tensor(pictures(shown, seed=6, wrong_captions=0, damaged=0.1).pixels)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0)
@@ -127,16 +140,30 @@ def train_denoiser(
     torch.manual_seed(2)
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=_WIDTH,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 96), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=_WIDTH, attention_head_dim=4, norm_num_groups=16,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
     noise_schedule = scheduler()
     ids, _ = token_ids(tokenizer, data.captions)
     nothing = token_ids(tokenizer, [""])[0]

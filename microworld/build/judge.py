@@ -18,10 +18,17 @@ from safetensors.torch import load_file, save_file
 POOL, PROMPTS = 10_000, 2000
 FEWEST_POOL, FEWEST = 200, 40  # with fewer, no prompt may fall to validation
 SETTINGS = (
-    "simulate-annotations.seed=7", "simulate-annotations.annotators_per_prompt=8", "train-rm.batch_pairs=1024",
-    "train-rm.learning_rate=1e-3", "train-rm.epochs=6", "train-rm.grain=0.1", "train-rm.average=0.997",
-    "train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed", "train-rm.seed=2",
-)  # fmt: skip
+    "simulate-annotations.seed=7",
+    "simulate-annotations.annotators_per_prompt=8",
+    "train-rm.batch_pairs=1024",
+    "train-rm.learning_rate=1e-3",
+    "train-rm.epochs=6",
+    "train-rm.grain=0.1",
+    "train-rm.average=0.997",
+    "train-rm.freeze_rate=0.7",
+    "train-rm.frozen_part=recomputed",
+    "train-rm.seed=2",
+)
 
 
 def build(folder: Path, scale: float) -> dict[str, float]:

@@ -56,10 +56,18 @@ def new_model(tokenizer: Any) -> Any:
     shared = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_attention_heads": 4, "projection_dim": _WIDTH}
     vision = BlipVisionConfig(**shared, num_hidden_layers=3, image_size=32, patch_size=4)
     text = BlipTextConfig(
-        **shared, num_hidden_layers=3, encoder_hidden_size=_WIDTH, vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id, pad_token_id=tokenizer.pad_token_id, sep_token_id=tokenizer.sep_token_id,
-    )  # fmt: skip
+        **shared,
+        num_hidden_layers=3,
+        encoder_hidden_size=_WIDTH,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_TOKENS,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+    )
     return BlipForImageTextRetrieval(
         BlipConfig(
             text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=_WIDTH, image_text_hidden_size=_WIDTH

@@ -51,12 +51,19 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
     rng = np.random.default_rng(3)
     model = MPNetModel(
         MPNetConfig(
-            vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS + 2,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS + 2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
     optimizer, recent = torch.optim.AdamW(model.parameters(), weight_decay=1e-2), 0.0
     for _ in steps("sentence encoder", count, optimizer, Schedule(peak=2e-3, warmup=50, floor=1e-5)):
         scenes = [sample_scene(rng, "train") for _ in range(BATCH)]

@@ -15,20 +15,24 @@ _CODE = "released code, ReFL.py"
 
 class TuneConfig(Config):
     model: str = setting(
-        STABLE_DIFFUSION, role="model", meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
+        STABLE_DIFFUSION,
+        role="model",
+        meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
         source="ImageReward 4.2: SD v1.4",
-    )  # fmt: skip
+    )
     trained: Literal["lora", "unet"] = setting(
-        "lora", meaning="What is trained. lora: low-rank additions to the attention. unet: the whole network, as published.",
+        "lora",
+        meaning="What is trained. lora: low-rank additions to the attention. unet: the whole network, as published.",
         source="HPS 7.2 for lora; ImageReward tunes the whole UNet",
-    )  # fmt: skip
+    )
     rank: int = setting(32, ge=1, le=1024, meaning="Rank of the additions (lora).", source="HPS 7.2: 32")
     lora_layers: Literal["attention", "attention+convolutions"] = setting(
         "attention", meaning="Which layers get additions (lora).", source="HPS 7.2: query, key, value and output projections"
     )
     steps: int = setting(100, ge=1, le=1_000_000, meaning="Optimiser steps.", source=_CODE + ": 100")
-    batch_size: int = setting(64, ge=1, le=65_536, meaning="Samples of the objective a step, whatever the micro-batch.",
-                              source="ImageReward 4.2: 64")  # fmt: skip
+    batch_size: int = setting(
+        64, ge=1, le=65_536, meaning="Samples of the objective a step, whatever the micro-batch.", source="ImageReward 4.2: 64"
+    )
     learning_rate: float = setting(1e-5, gt=0, le=1, meaning="Of AdamW, once warmed up; constant.", source="ImageReward 4.2")
     warmup_steps: int = setting(0, ge=0, meaning="Steps over which the learning rate rises to its value.", source=_CODE + ": 0")
     adam_beta2: float = setting(0.999, ge=0, lt=1, meaning="AdamW's second decay.", source=_CODE)
@@ -38,22 +42,29 @@ class TuneConfig(Config):
     )
     max_grad_norm: float = setting(1.0, ge=0, meaning="Longest gradient; longer ones are scaled down. 0: any.", source=_CODE)
     average: float = setting(
-        0.99, ge=0, lt=1, meaning="Decay, a step, of a running average of the weights, which is judged and kept. 0: none.",
+        0.99,
+        ge=0,
+        lt=1,
+        meaning="Decay, a step, of a running average of the weights, which is judged and kept. 0: none.",
         source=_CODE + ": on, with diffusers' own decay",
-    )  # fmt: skip
+    )
     guidance_scale: float = setting(
         1.0, ge=0, le=100, meaning="Classifier-free guidance in training; 1 and less is none.", source=_CODE + ": none"
     )
     pretraining: float = setting(
-        1.0, ge=0, le=1e6, meaning="Weight of the denoising loss on real pairs. 0: none, which is how published code made images"
-        " worse.", source="ImageReward, algorithm 1",
-    )  # fmt: skip
+        1.0,
+        ge=0,
+        le=1e6,
+        meaning="Weight of the denoising loss on real pairs. 0: none, which is how published code made images worse.",
+        source="ImageReward, algorithm 1",
+    )
     pretraining_batch: int = setting(64, ge=1, le=65_536, meaning="Real pairs a step.", source="ImageReward 4.2: 64")
     pretraining_data: FilePath | None = setting(
-        None, role="external",
+        None,
+        role="external",
         meaning="Real pairs instead of the recipe's: a folder with metadata.jsonl or metadata.csv (file_name, text), or a Parquet"
         " file or folder with the columns image and text, as `datasets` saves them.",
-    )  # fmt: skip
+    )
     max_pretraining: int = setting(
         20_000, ge=1, meaning="Real pairs that are used, the first ones.", source="ImageReward E: 20,000"
     )
@@ -61,7 +72,7 @@ class TuneConfig(Config):
         "sequential",
         meaning="sequential: a step on real pairs, then one on the objective, as in algorithm 1. together: one on their sum.",
         source="ImageReward, algorithm 1",
-    )  # fmt: skip
+    )
     exclude: Sources = setting(
         (),
         role="external",
@@ -70,36 +81,43 @@ class TuneConfig(Config):
     width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "bfloat16", meaning="Precision of the arithmetic and of what is not trained; what is trained stays float32.",
+        "bfloat16",
+        meaning="Precision of the arithmetic and of what is not trained; what is trained stays float32.",
         source="ImageReward 4.2: half precision",
-    )  # fmt: skip
+    )
     safety_checker: bool = setting(True, meaning="Leave out images that the model's own safety checker blackens, if it has one.")
     seed: int = setting(0, ge=0, meaning="Seed of order, noise and initial additions.")
     # -- monitors and the stop rule
     monitor_every: int = setting(10, ge=1, meaning="Steps between looks at held-out prompts.")
     monitor_prompts: int = setting(64, ge=2, le=10_000, meaning="Held-out prompts that are looked at, of the validation split.")
     monitor_images: int = setting(
-        2, ge=2, le=16, role="neutral",
+        2,
+        ge=2,
+        le=16,
+        role="neutral",
         meaning="Images of each. The fewer prompts, the more it takes to tell a gain from chance.",
-    )  # fmt: skip
+    )
     monitor_steps: int = setting(40, ge=1, le=1000, meaning="Denoising steps of monitored images.")
     monitor_guidance: float = setting(
         1.0, ge=0, le=100, meaning="Classifier-free guidance of monitored images; 1 and less is none."
     )
     monitor_pairs: int = setting(128, ge=1, le=10_000, meaning="Real pairs, never trained on, of the watched denoising loss.")
     held_out_model: str = setting(
-        BLIP, role="model",
+        BLIP,
+        role="model",
         meaning="The judge that nothing is trained on: a reward model of other annotations, or a BLIP with a matching head.",
-    )  # fmt: skip
+    )
     similarity_model: str = setting(CLIP, role="model", meaning="The CLIP of prompt-image similarity.")
     max_denoising_rise: float = setting(
         0.3, gt=0, meaning="Stop rule: the denoising loss on real pairs may rise by this share of its start (docs/LOG.md)."
     )
     max_statistic_change: float = setting(2.0, gt=1, meaning="Stop rule: an image statistic may grow or shrink by this factor.")
     max_held_out_fall: float = setting(
-        3.0, gt=0, meaning="Stop rule: a held-out judge may fall below its best by so many standard errors over prompts while the"
+        3.0,
+        gt=0,
+        meaning="Stop rule: a held-out judge may fall below its best by so many standard errors over prompts while the"
         " trained reward has risen.",
-    )  # fmt: skip
+    )
     on_trip: Literal["stop", "note"] = setting(
         "stop",
         meaning="What the rule does. stop: end, and keep the best look before it. note: only say so, and keep the last step.",

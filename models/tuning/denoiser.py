@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from irpipe.models.generators import ImageGenerator, Sampling, load
-from irpipe.models.loading import enough_memory
+from irpipe.models.loading import memory_errors
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
@@ -180,9 +180,15 @@ class Denoiser:
 
 
 def load_denoiser(
-    model: Model, device: str, dtype: Literal["float32", "bfloat16", "float16"], *, guidance_scale: float = 1.0,
-    width: int | None = None, height: int | None = None, safety_checker: bool = False,
-) -> Denoiser:  # fmt: skip
+    model: Model,
+    device: str,
+    dtype: Literal["float32", "bfloat16", "float16"],
+    *,
+    guidance_scale: float = 1.0,
+    width: int | None = None,
+    height: int | None = None,
+    safety_checker: bool = False,
+) -> Denoiser:
     """Load a text-to-image pipeline to be tuned.
 
     Args:
@@ -212,9 +218,15 @@ def rows_of(conditions: Conditions, rows: Sequence[int] | Tensor, device: torch.
 
 
 def roll(
-    denoiser: Denoiser, course: Course, conditions: Conditions, seeds: Sequence[int], *, stop: int, keep_from: int,
+    denoiser: Denoiser,
+    course: Course,
+    conditions: Conditions,
+    seeds: Sequence[int],
+    *,
+    stop: int,
+    keep_from: int,
     guidance: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Sample without gradients up to a step, and keep the latents that the last steps begin with.
 
     Args:
@@ -246,7 +258,7 @@ def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any
 def sampling_memory(batch: int) -> AbstractContextManager[None]:
     """Running out of memory while sampling names what lowers it."""
     half = f"sample_batch={batch // 2} (half of it)" if batch > 1 else "a smaller width and height"
-    return enough_memory(f"{batch} images sampled at a time", f"{half}, or dtype=bfloat16; what was done so far is kept")
+    return memory_errors(f"{batch} images sampled at a time", f"{half}, or dtype=bfloat16; what was done so far is kept")
 
 
 def as_pixels(pictures: Tensor) -> list[Any]:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from irpipe.models.loading import enough_memory
+from irpipe.models.loading import memory_errors
 from irpipe.models.training import Checkpoints, Weights, used_gigabytes
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Course, Denoiser
@@ -207,17 +207,17 @@ class Tuner:
 
     def _backward(self, objective: Objective, step: int, places: Sequence[int], told: dict[str, list[float]]) -> None:
         smaller = max(1, len(places) // 2)
-        mend = (
+        fix = (
             f"--set {self.stage}.micro_batch={smaller} (activations of half the samples), checkpoint_activations=true (of one"
             " layer at a time), trained=lora (no optimiser state of the whole network), or a smaller width and height"
         )
-        with enough_memory(f"{len(places)} samples a backward pass", mend):
+        with memory_errors(f"{len(places)} samples a backward pass", fix):
             with self.accelerator.autocast():
                 losses, figures = objective.losses(step, places)
             loss = losses.float().sum() * (objective.weight / objective.batch_size)
             if not math.isfinite(loss.item()):
                 raise TrainingError(
-                    f"{objective.name} is not finite in step {step + 1:,}", mend=f"the last good state is kept; {_LOWER}"
+                    f"{objective.name} is not finite in step {step + 1:,}", fix=f"the last good state is kept; {_LOWER}"
                 )
             self.accelerator.backward(loss)
         for name, values in figures.items():
@@ -226,7 +226,7 @@ class Tuner:
     def _update(self, step: int, whose: str) -> None:
         self.weights.add_up(self.accelerator)
         if self.accelerator.scaler is None and not self.weights.gradients_finite():
-            raise TrainingError(f"a gradient is not finite in step {step + 1:,}", mend=f"the last good state is kept; {_LOWER}")
+            raise TrainingError(f"a gradient is not finite in step {step + 1:,}", fix=f"the last good state is kept; {_LOWER}")
         longest = self.config.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), longest)
         self.state.rows.append((step + 1, f"{whose}gradient_norm", float(norm)))
@@ -276,7 +276,7 @@ class Tuner:
             self._write_look(look)
             fault = self.rule.fault(look)
             if fault and not state.step:
-                raise TrainingError(f"before the first step {fault}", mend="another generator or judge, or dtype=float32")
+                raise TrainingError(f"before the first step {fault}", fix="another generator or judge, or dtype=float32")
             if fault:
                 state.noted.append(f"step {state.step:,}: {fault}")
                 self.context.say(f"  {'stopped' if self.config.on_trip == 'stop' else 'noted'} at step {state.step:,}: {fault}")
@@ -319,11 +319,18 @@ class Tuner:
             return
         names = ("step", "looked", "best_step", "best", "stopped_for", "noted", "micro_batches", "rows")
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        self.checkpoints.write("checkpoint.pt", {
-            "state": {name: getattr(self.state, name) for name in names}, "looks": [look.step for look in self.looks],
-            "weights": self.weights.on_cpu(), "average": self.weights.average, "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler, "carried": {objective.name: objective.carried for objective in self.objectives},
-        })  # fmt: skip
+        self.checkpoints.write(
+            "checkpoint.pt",
+            {
+                "state": {name: getattr(self.state, name) for name in names},
+                "looks": [look.step for look in self.looks],
+                "weights": self.weights.on_cpu(),
+                "average": self.weights.average,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler,
+                "carried": {objective.name: objective.carried for objective in self.objectives},
+            },
+        )
         self.checkpoints.keep_only("best-*.pt", [f"best-{self.state.best_step}.pt"])
 
     def _resume(self) -> None:
@@ -361,13 +368,16 @@ def make_optimizer(config: TuneConfig, parameters: Iterable[Any]) -> torch.optim
         TrainingError: bitsandbytes is not installed.
     """
     settings: dict[str, Any] = {
-        "lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay, "eps": 1e-8,
-    }  # fmt: skip
+        "lr": config.learning_rate,
+        "betas": (0.9, config.adam_beta2),
+        "weight_decay": config.weight_decay,
+        "eps": 1e-8,
+    }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise TrainingError("adamw8bit needs bitsandbytes, which is not installed", mend="pip install bitsandbytes") from None
+        raise TrainingError("adamw8bit needs bitsandbytes, which is not installed", fix="pip install bitsandbytes") from None
     made: torch.optim.Optimizer = AdamW8bit(parameters, **settings)
     return made

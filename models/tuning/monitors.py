@@ -136,9 +136,14 @@ class Monitor:
             rows, seeds = zip(*order[start : start + config.sample_batch], strict=True)
             conditions = rows_of(self._conditions, rows, self.denoiser.device)
             latents = roll(
-                self.denoiser, self.course, conditions, seeds, stop=config.monitor_steps, keep_from=config.monitor_steps,
+                self.denoiser,
+                self.course,
+                conditions,
+                seeds,
+                stop=config.monitor_steps,
+                keep_from=config.monitor_steps,
                 guidance=config.monitor_guidance,
-            )[:, -1]  # fmt: skip
+            )[:, -1]
             with torch.autocast(latents.device.type, enabled=False):
                 found += as_pixels(self.denoiser.decode(latents))
         return np.stack(found).reshape(len(self.prompts), config.monitor_images, *found[0].shape)

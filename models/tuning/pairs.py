@@ -50,9 +50,7 @@ class RealPairs:
         return rows_of(found, range(len(rows)), device)
 
 
-def denoising_losses(
-    denoiser: Denoiser, course: Course, pairs: RealPairs, rows: Sequence[int], seeds: Sequence[int]
-) -> Tensor:  # fmt: skip
+def denoising_losses(denoiser: Denoiser, course: Course, pairs: RealPairs, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """The loss that generators are pre-trained with, (n,): mean squared error of the network's answer at a random noise level.
 
     Source: ImageReward, section 3.2, L_pre; DDPM, equation 14.
@@ -82,9 +80,14 @@ def fitted(picture: Pillow.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def encode_pairs(
-    denoiser: Denoiser, captions: Sequence[str], pictures: Callable[[], Iterator[Pillow.Image]], what: str, folder: Path,
-    batch_size: int, advance: Callable[[int], None],
-) -> RealPairs:  # fmt: skip
+    denoiser: Denoiser,
+    captions: Sequence[str],
+    pictures: Callable[[], Iterator[Pillow.Image]],
+    what: str,
+    folder: Path,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> RealPairs:
     """Encode pictures and captions into files of a folder; what an earlier attempt finished is used again.
 
     Args:
@@ -169,9 +172,10 @@ def _of_folder(path: Path, most: int) -> LocalPairs:
         rows = [cells for _, cells in read_csv(table, ["file_name", "text"])]
     else:
         raise InputError(
-            f"{path} holds no real pairs", where="pretraining_data",
+            f"{path} holds no real pairs",
+            where="pretraining_data",
             expected="metadata.jsonl or metadata.csv with file_name and text, or Parquet with image and text",
-        )  # fmt: skip
+        )
     rows = rows[:most]
     if any(not isinstance(row, dict) or not is_text(row.get("file_name")) for row in rows):
         raise InputError("a row names no picture", where=str(path), expected="file_name and text in every row")
@@ -203,4 +207,4 @@ def decoded(data: Iterator[bytes | None]) -> Iterator[Pillow.Image]:
         try:
             yield decode(one or b"")
         except InputError as error:
-            raise InputError(f"row {row} of the real pairs: {error.what}", mend="drop that row from the data set") from None
+            raise InputError(f"row {row} of the real pairs: {error.what}", fix="drop that row from the data set") from None

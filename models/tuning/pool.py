@@ -82,9 +82,14 @@ class PoolObjective:
                 seeds = [noise_seed(config.seed, "pool", step, number * each + image) for number, image in part]
                 with sampling_memory(config.sample_batch), torch.no_grad(), session.accelerator.autocast():
                     found = roll(
-                        session.denoiser, self._course, rows_of(self._conditions, rows, device), seeds, stop=config.num_steps,
-                        keep_from=config.num_steps, guidance=config.guidance_scale,
-                    )[:, -1]  # fmt: skip
+                        session.denoiser,
+                        self._course,
+                        rows_of(self._conditions, rows, device),
+                        seeds,
+                        stop=config.num_steps,
+                        keep_from=config.num_steps,
+                        guidance=config.guidance_scale,
+                    )[:, -1]
                 with torch.no_grad():
                     pictures = session.denoiser.decode(found)
                 scores = judge_pictures(judge, [self._texts[row] for row in rows], as_pixels(pictures))
@@ -97,13 +102,16 @@ class PoolObjective:
         score = np.concatenate(rewards).reshape(count, each)
         chosen = self._choose(score)
         if not chosen:
-            raise StageError(f"of {count * each:,} images none was chosen", mend="a larger pool_prompts or images_per_prompt")
+            raise StageError(f"of {count * each:,} images none was chosen", fix="a larger pool_prompts or images_per_prompt")
         every = torch.cat(latents).view(count, each, *session.denoiser.shape)
         kept = {
             "latents": torch.stack([every[one.prompt, one.image] for one in chosen]),
-            "prompts": [prompts[one.prompt] for one in chosen], "weights": [one.weight for one in chosen],
-            "bad": [one.bad for one in chosen], "drawn": count * each, "blackened": blackened,
-        }  # fmt: skip
+            "prompts": [prompts[one.prompt] for one in chosen],
+            "weights": [one.weight for one in chosen],
+            "bad": [one.bad for one in chosen],
+            "drawn": count * each,
+            "blackened": blackened,
+        }
         good = [float(score[one.prompt, one.image]) for one in chosen if not one.bad]
         self._checkpoints.write(f"pool-{step}.pt", kept)
         session.context.say(

@@ -87,5 +87,5 @@ def no_gradient(why: str) -> TrainingError:
     """The error of a reward that does not reach what is trained."""
     return TrainingError(
         f"no gradient of the reward reaches the trained weights: {why}",
-        mend="another reward model: irpipe run train-rm; or dtype=float32",
+        fix="another reward model: irpipe run train-rm; or dtype=float32",
     )

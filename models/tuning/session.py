@@ -78,9 +78,14 @@ class Session:
         rejections = Rejections(1.0, "selected-prompts")
         prompts, monitored, read = read_prompts(config, inputs, context, rejections)
         accelerator = make_accelerator(
-            stage, config.device, config.dtype, config.trackers, config.track_to,
-            f"{stage} {context.work.parent.name[:12]}", config.model_dump(mode="json"),
-        )  # fmt: skip
+            stage,
+            config.device,
+            config.dtype,
+            config.trackers,
+            config.track_to,
+            f"{stage} {context.work.parent.name[:12]}",
+            config.model_dump(mode="json"),
+        )
         denoiser = load_trainee(config, context, str(accelerator.device))
         reward = ImageReward.from_pretrained(inputs["reward-model"].path).to(accelerator.device).requires_grad_(False)
         if config.checkpoint_activations:
@@ -91,14 +96,30 @@ class Session:
             pairs = read_pairs(config, inputs, context, denoiser)
         attach(denoiser, config)
         monitor = Monitor(
-            config, denoiser, list(monitored.values()), make_judges(stage, reward, config, context, str(accelerator.device)),
-            pairs.part(slice(config.monitor_pairs)), accelerator.autocast,
-        )  # fmt: skip
+            config,
+            denoiser,
+            list(monitored.values()),
+            make_judges(stage, reward, config, context, str(accelerator.device)),
+            pairs.part(slice(config.monitor_pairs)),
+            accelerator.autocast,
+        )
         course = denoiser.course(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
         return cls(
-            stage, config, context, inputs, accelerator, denoiser, course, prompts, reward, pairs, monitor, monitored,
-            rejections, read,
-        )  # fmt: skip
+            stage,
+            config,
+            context,
+            inputs,
+            accelerator,
+            denoiser,
+            course,
+            prompts,
+            reward,
+            pairs,
+            monitor,
+            monitored,
+            rejections,
+            read,
+        )
 
     def pretraining(self) -> list[Objective]:
         """The objective on real pairs, unless it is switched off."""
@@ -133,10 +154,16 @@ class Session:
         tuner.weights.load(weights)
         save_generator(self.denoiser, config, out)
         GeneratorCard(
-            self.context.models["model"][0].name, self.context.models["model"][0].revision, self.stage, config.trained,
-            state.step, state.best_step, state.stopped_for,
-            {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())}, negative_prompt,
-        ).write(out)  # fmt: skip
+            self.context.models["model"][0].name,
+            self.context.models["model"][0].revision,
+            self.stage,
+            config.trained,
+            state.step,
+            state.best_step,
+            state.stopped_for,
+            {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())},
+            negative_prompt,
+        ).write(out)
         TUNING_STEPS.write(out, dict(zip(("step", "figure", "value"), map(list, zip(*state.rows, strict=True)), strict=True)))
         MONITORS.write(out, tabulated(tuner.looks))
         write_looks(tuner.looks, list(self.monitored.items())[: config.kept_images], self.stage, out)
@@ -171,15 +198,16 @@ def read_prompts(
         raise LeakError(
             f"{len(leaked):,} evaluation prompts are among the {len(parts['train']):,} training prompts, such as"
             f" {show_row_id(leaked[0])}: {parts['train'][leaked[0]]!r}",
-            mend="--set 'select-prompts.exclude=[...]' with the same files, and run the pipeline again",
+            fix="--set 'select-prompts.exclude=[...]' with the same files, and run the pipeline again",
         )
     held_out = [(identity, text) for identity, text in parts["validation"].items() if normalise(text) not in forbidden]
     if not parts["train"] or len(held_out) < 2:
         raise InputError(
-            f"there are {len(parts['train']):,} prompts to train on and {len(held_out):,} to look at", where="pairs",
+            f"there are {len(parts['train']):,} prompts to train on and {len(held_out):,} to look at",
+            where="pairs",
             expected="selected prompts in the train split and at least 2 in the validation split",
-            mend="--set select-prompts.count=... or a larger build-pairs.validation_share",
-        )  # fmt: skip
+            fix="--set select-prompts.count=... or a larger build-pairs.validation_share",
+        )
     return parts["train"], dict(held_out[: config.monitor_prompts]), len(chosen)
 
 
@@ -191,10 +219,14 @@ def excluded(context: Context) -> set[str]:
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
     """The generator: in float32 if all of the UNet is trained, else in the training's precision (see `attach`)."""
     return load_denoiser(
-        context.models["model"][0], device, "float32" if config.trained == "unet" else config.dtype,
-        guidance_scale=max(config.monitor_guidance, config.guidance_scale), width=config.width, height=config.height,
+        context.models["model"][0],
+        device,
+        "float32" if config.trained == "unet" else config.dtype,
+        guidance_scale=max(config.monitor_guidance, config.guidance_scale),
+        width=config.width,
+        height=config.height,
         safety_checker=config.safety_checker,
-    )  # fmt: skip
+    )
 
 
 def attach(denoiser: Denoiser, config: TuneConfig) -> None:
@@ -209,7 +241,7 @@ def attach(denoiser: Denoiser, config: TuneConfig) -> None:
     try:
         from peft import LoraConfig
     except ImportError:
-        raise StageError("low-rank additions need the extra 'tune'", mend="pip install 'irpipe[tune]'") from None
+        raise StageError("low-rank additions need the extra 'tune'", fix="pip install 'irpipe[tune]'") from None
     targets = _ATTENTION + (_CONVOLUTIONS if config.lora_layers == "attention+convolutions" else [])
     torch.manual_seed(config.seed)  # peft draws from the global stream
     additions = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets, init_lora_weights="gaussian")
@@ -254,7 +286,7 @@ def make_judges(stage: str, reward: ImageReward, config: TuneConfig, context: Co
     ):
         raise ModelError(
             "the held-out judge is the reward model that is tuned for: it could not tell hacking",
-            mend=f"--set {stage}.held_out_model=... of other annotations, or a BLIP with a matching head",
+            fix=f"--set {stage}.held_out_model=... of other annotations, or a BLIP with a matching head",
         )
     return {
         REWARD: NormalisedScorer(reward, device, torch.float32),
@@ -278,14 +310,15 @@ def read_pairs(config: TuneConfig, inputs: Mapping[str, Artifact], context: Cont
     least = config.monitor_pairs + (1 if config.pretraining else 0)
     if len(given.captions) < least:
         raise InputError(
-            f"there are {len(given.captions):,} real pairs, and {config.monitor_pairs:,} are only looked at", where="real pairs",
+            f"there are {len(given.captions):,} real pairs, and {config.monitor_pairs:,} are only looked at",
+            where="real pairs",
             expected=f"at least {least:,}",
-        )  # fmt: skip
+        )
     forbidden = excluded(context)
     leaked = [text for text in given.captions if normalise(text) in forbidden]
     if leaked:
         raise LeakError(
-            f"{len(leaked):,} evaluation prompts are captions of real pairs, such as {leaked[0]!r}", mend="drop those pairs"
+            f"{len(leaked):,} evaluation prompts are captions of real pairs, such as {leaked[0]!r}", fix="drop those pairs"
         )
     with context.progress("encoding real pairs", len(given.captions), "pairs") as bar:
         return encode_pairs(
@@ -325,17 +358,22 @@ def figures(tuner: Tuner, session: Session) -> dict[str, Any]:
     """What people want to see of a tuning."""
     state, first = tuner.state, tuner.looks[0]
     told: dict[str, Any] = {
-        "steps": state.step, "kept_step": state.best_step, "stopped_for": state.stopped_for, "noted": state.noted,
-        "prompts": len(session.prompts), "real_pairs": len(session.pairs) - session.config.monitor_pairs,
+        "steps": state.step,
+        "kept_step": state.best_step,
+        "stopped_for": state.stopped_for,
+        "noted": state.noted,
+        "prompts": len(session.prompts),
+        "real_pairs": len(session.pairs) - session.config.monitor_pairs,
         "trainable_parameters": sum(value.numel() for value in tuner.weights.trained.values()),
         "pretraining_loss": "on" if session.config.pretraining else "left out",
-    }  # fmt: skip
+    }
     kept = next(look for look in tuner.looks if look.step == state.best_step)
     for name in (REWARD, HELD_OUT, SIMILARITY, DENOISING):
         told[name] = {
-            "before": round(first.mean(name), 4), "after": round(kept.mean(name), 4),
+            "before": round(first.mean(name), 4),
+            "after": round(kept.mean(name), 4),
             "error": round(standard_error(kept.measures[name] - first.measures[name]), 4),
-        }  # fmt: skip
+        }
     black = [value for _, name, value in state.rows if name == "blackened_share"]
     if any(black):
         told["blackened_share"] = round(float(np.mean(black)), 4)

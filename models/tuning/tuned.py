@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from irpipe.models.generators import ImageGenerator, Sampling, load
-from irpipe.models.loading import at_hand
+from irpipe.models.loading import load_errors
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.generator import ADDITIONS, WHOLE, GeneratorCard
 
@@ -20,6 +20,6 @@ def load_tuned(base: Model, folder: Path, card: GeneratorCard, sampling: Samplin
     if card.trained == "unet":
         return load(replace(base, name=card.stage, folder=folder / WHOLE), sampling, device)
     generator = load(base, sampling, device)
-    with at_hand(Model(card.stage, "", folder), "the tuned generator", f"{ADDITIONS}/pytorch_lora_weights.safetensors"):
+    with load_errors(Model(card.stage, "", folder), "the tuned generator", f"{ADDITIONS}/pytorch_lora_weights.safetensors"):
         generator.pipeline.load_lora_weights(folder / ADDITIONS)
     return generator

@@ -50,10 +50,15 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
             if method == "majority":
                 signs.update(_majority(votes, done))
         count = len(images)
-        parts.append({
-            "rankings": np.full(count, ranking, dtype=np.uint64), "prompts": np.full(count, prompt, dtype=np.uint64),
-            "images": images, "ranks": ranks, "choices": np.full(count, all(rankings.choices[rows.start] for rows in members)),
-        })  # fmt: skip
+        parts.append(
+            {
+                "rankings": np.full(count, ranking, dtype=np.uint64),
+                "prompts": np.full(count, prompt, dtype=np.uint64),
+                "images": images,
+                "ranks": ranks,
+                "choices": np.full(count, all(rankings.choices[rows.start] for rows in members)),
+            }
+        )
         names += [annotator] * count
         done += count
     columns = {

@@ -149,7 +149,7 @@ def near_links(
         if config.near_duplicate != "off" and given(config, "near_duplicate"):
             raise RecipeError(
                 "build-pairs.near_duplicate has no effect: the annotations come from no embedded prompts",
-                mend="--set build-pairs.near_duplicate=off, or in the recipe [build-pairs.reads] embeddings = 'embed-prompts'",
+                fix="--set build-pairs.near_duplicate=off, or in the recipe [build-pairs.reads] embeddings = 'embed-prompts'",
             )
         return [], {"prompts_with_vector": 0}
     embeddings = inputs["embeddings"]
@@ -174,7 +174,7 @@ def given_splits(annotations: Artifact, place: Mapping[int, int], texts: Sequenc
         if known != split:
             raise LeakError(
                 f"the prompt {texts[place[prompt]][:80]!r} stands in the splits {known} and {split}",
-                mend="mend the source's splits, or leave them out and let build-pairs cut",
+                fix="fix the source's splits, or leave them out and let build-pairs cut",
             )
     return given
 
@@ -206,10 +206,12 @@ def images_with(annotations: Artifact, problems: Sequence[str]) -> NDArray[np.ui
     if not problems:
         return np.empty(0, dtype=np.uint64)
     table = RATINGS.read(annotations.table("ratings"), ["image_id", "problems"])
-    flat = pa.table({
-        "image_id": table["image_id"].combine_chunks().take(pc.list_parent_indices(table["problems"].combine_chunks())),
-        "problem": pc.list_flatten(table["problems"].combine_chunks()),
-    })  # fmt: skip
+    flat = pa.table(
+        {
+            "image_id": table["image_id"].combine_chunks().take(pc.list_parent_indices(table["problems"].combine_chunks())),
+            "problem": pc.list_flatten(table["problems"].combine_chunks()),
+        }
+    )
     hit = flat.filter(pc.is_in(flat["problem"], value_set=pa.array(problems)))
     found: NDArray[np.uint64] = np.unique(hit["image_id"].to_numpy())
     return found

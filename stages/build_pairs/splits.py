@@ -139,5 +139,5 @@ def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.
 def _leak(texts: Sequence[str], one: int, two: int, given: dict[int, str], why: str) -> LeakError:
     return LeakError(
         f"the splits {given[one]} and {given[two]} leak: {texts[one][:80]!r} and {texts[two][:80]!r} are {why}",
-        mend="mend the source's splits, or leave them out and let build-pairs cut",
+        fix="fix the source's splits, or leave them out and let build-pairs cut",
     )

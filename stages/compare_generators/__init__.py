@@ -52,9 +52,10 @@ class CompareGeneratorsConfig(Config):
     width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
-        ("reward-model", "clip", "blip"), min_length=1,
+        ("reward-model", "clip", "blip"),
+        min_length=1,
         meaning="Who judges: reward-model, clip, aesthetic, blip, random, or what installed packages declare as irpipe.scorers.",
-    )  # fmt: skip
+    )
     clip_model: str = setting(CLIP, role="model", meaning="The CLIP of the scorers clip and aesthetic.")
     aesthetic_model: str | None = setting(None, role="model", meaning="The folder with the aesthetic head's weights.")
     blip_model: str = setting(BLIP, role="model", meaning="The BLIP of the scorer blip.")

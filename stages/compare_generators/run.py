@@ -79,9 +79,7 @@ def run(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], out: Pa
     return Report(Rows(len(prompts), len(kept), rejections.write(out)), figures(rows))
 
 
-def read_prompts(
-    config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], context: Context
-) -> list[tuple[int, str]]:  # fmt: skip
+def read_prompts(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], context: Context) -> list[tuple[int, str]]:
     """Id and text of the evaluation prompts.
 
     Raises:
@@ -97,9 +95,11 @@ def read_prompts(
         found = [(row["prompt_id"], row["prompt"]) for row in chosen if row["prompt_id"] in test]
     if len(found) < 2:
         raise InputError(
-            f"there are {len(found)} evaluation prompts", where="prompts", expected="at least 2",
-            mend="--set build-pairs.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
-        )  # fmt: skip
+            f"there are {len(found)} evaluation prompts",
+            where="prompts",
+            expected="at least 2",
+            fix="--set build-pairs.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
+        )
     return found
 
 
@@ -112,16 +112,21 @@ def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
     card, base = GeneratorCard.read(artifact.path), context.models["model"][0]
     if card.revision != base.revision:
         raise InputError(
-            f"{card.stage} tuned {card.base}, and the base here is {base.name}", where=artifact.content_id[:12],
-            mend=f"--set compare-generators.model={card.base}",
-        )  # fmt: skip
+            f"{card.stage} tuned {card.base}, and the base here is {base.name}",
+            where=artifact.content_id[:12],
+            fix=f"--set compare-generators.model={card.base}",
+        )
     return card
 
 
 def make_all(
-    config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], cards: Mapping[str, GeneratorCard],
-    inputs: Mapping[str, Artifact], context: Context, reward: ImageReward | None,
-) -> dict[str, Made]:  # fmt: skip
+    config: CompareGeneratorsConfig,
+    prompts: Sequence[tuple[int, str]],
+    cards: Mapping[str, GeneratorCard],
+    inputs: Mapping[str, Artifact],
+    context: Context,
+    reward: ImageReward | None,
+) -> dict[str, Made]:
     """Every generator's images, those of one before the next."""
     count, best = len(prompts) * config.images_per_prompt, max(config.best_of, default=1)
     made: dict[str, Made] = {}
@@ -151,15 +156,26 @@ def make_all(
 
 def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
     return Sampling(
-        config.num_steps, config.guidance_scale, config.scheduler, config.width, config.height, negative_prompt, config.dtype,
+        config.num_steps,
+        config.guidance_scale,
+        config.scheduler,
+        config.width,
+        config.height,
+        negative_prompt,
+        config.dtype,
         config.safety_checker,
-    )  # fmt: skip
+    )
 
 
 def make(
-    generator: ImageGenerator, config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], pool: int, name: str,
-    context: Context, advance: Any,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:  # fmt: skip
+    generator: ImageGenerator,
+    config: CompareGeneratorsConfig,
+    prompts: Sequence[tuple[int, str]],
+    pool: int,
+    name: str,
+    context: Context,
+    advance: Any,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """One generator's images, kept through a kill. Noise is made of seed, prompt and turn, whoever draws."""
     path = context.work / f"{name}.npz"
     order = [(row, turn) for row in range(len(prompts)) for turn in range(config.images_per_prompt)]
@@ -187,9 +203,11 @@ def make(
 
 
 def best_of(
-    pools: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]], prompts: Sequence[tuple[int, str]],
-    config: CompareGeneratorsConfig, reward: ImageReward,
-) -> Made:  # fmt: skip
+    pools: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    prompts: Sequence[tuple[int, str]],
+    config: CompareGeneratorsConfig,
+    reward: ImageReward,
+) -> Made:
     """For each image the best of n by the reward model."""
     texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
     judge = RewardModelScorer(reward, pick_device(config.device), torch.float32)
@@ -216,9 +234,12 @@ def refuse_blackened(
 
 
 def judge_all(
-    judges: Mapping[str, Scorer], config: CompareGeneratorsConfig, kept: Mapping[int, tuple[int, str]],
-    made: Mapping[str, Made], context: Context,
-) -> Worths:  # fmt: skip
+    judges: Mapping[str, Scorer],
+    config: CompareGeneratorsConfig,
+    kept: Mapping[int, tuple[int, str]],
+    made: Mapping[str, Made],
+    context: Context,
+) -> Worths:
     """What every judge says, (prompts, images_per_prompt), by judge and generator."""
     each = config.images_per_prompt
     rows = [place * each + turn for place in kept for turn in range(each)]
@@ -249,7 +270,7 @@ def truth_of(prompt: str, picture: NDArray[np.uint8]) -> tuple[float, float, flo
     try:
         verdict = verdict_on(prompt, buffer.getvalue())
     except NotOfThisWorldError as error:
-        raise InputError(f"the oracle has no verdict: {error}", mend="--set compare-generators.truth=false") from None
+        raise InputError(f"the oracle has no verdict: {error}", fix="--set compare-generators.truth=false") from None
     return verdict.utility, verdict.alignment, verdict.fidelity
 
 

@@ -28,17 +28,22 @@ def compare(worths: Worths, made: Mapping[str, int], draws: int, seed: int) -> l
         for name, worth in by_generator.items():
             others = [won(worth, other).sum() for other_name, other in by_generator.items() if other_name != name]
             row: dict[str, Any] = {
-                "judge": judge, "generator": name, "wins": float(sum(others)), "mean": float(worth.mean()), "images": worth.size,
+                "judge": judge,
+                "generator": name,
+                "wins": float(sum(others)),
+                "mean": float(worth.mean()),
+                "images": worth.size,
                 "images_made": made[name],
-            }  # fmt: skip
+            }
             for figure, values in (("win_rate", won(worth, base)), ("gain", worth - base)):
                 by_prompt = values.mean(axis=1)
                 low, high = interval(by_prompt, draws, seed)
                 of_base = name == BASE
                 row |= {
-                    figure: None if of_base else float(by_prompt.mean()), f"{figure}_low": None if of_base else low,
+                    figure: None if of_base else float(by_prompt.mean()),
+                    f"{figure}_low": None if of_base else low,
                     f"{figure}_high": None if of_base else high,
-                }  # fmt: skip
+                }
             rows.append(row)
     return rows
 

@@ -47,9 +47,11 @@ class EmbedPromptsConfig(Config):
         "sentence-transformers", meaning="lexical: hashed character n-grams; needs no weights.", source="ImageReward A.1"
     )
     model: str = setting(
-        MPNET, role="model", meaning="Sentence model: hub/name@revision, or a local folder.",
+        MPNET,
+        role="model",
+        meaning="Sentence model: hub/name@revision, or a local folder.",
         source="the paper cites Sentence-BERT and MPNet and names no model",
-    )  # fmt: skip
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "bfloat16", meaning="Precision of the sentence model. Vectors are float16 at rest."
     )

@@ -60,7 +60,7 @@ def guess_format(path: Path) -> str:
     if kind is None:
         raise InputError(
             f"the format of {path.name} cannot be guessed from its ending",
-            mend="--set embed-prompts.format=jsonl (or csv, parquet, text, diffusiondb)",
+            fix="--set embed-prompts.format=jsonl (or csv, parquet, text, diffusiondb)",
         )
     if kind == "parquet" and set(open_parquet(path).schema_arrow.names) >= _DIFFUSIONDB:
         return "diffusiondb"

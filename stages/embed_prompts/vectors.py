@@ -136,7 +136,7 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
     except ImportError:
         raise ModelError(
             "embedder = 'sentence-transformers' needs the extra 'embed'",
-            mend="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
+            fix="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
     disable_progress_bar()  # loading takes a second; our own bar comes after it
     named = context.models["model"][0]
@@ -151,7 +151,7 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the sentence model {config.model} cannot be loaded: {str(error).splitlines()[0]}",
-            mend=f"hf download {named.name} --revision {named.revision}, or give a local folder:"
+            fix=f"hf download {named.name} --revision {named.revision}, or give a local folder:"
             " --set embed-prompts.model=FOLDER; without weights: --set embed-prompts.embedder=lexical",
         ) from None
 

@@ -18,13 +18,18 @@ from irpipe.pipeline.stage import Config, Stage, setting
 
 class EncodeImagesConfig(Config):
     model: str = setting(
-        BLIP, role="model",
-        meaning="The model that train-rm starts from.", source="ImageReward 3.1: BLIP",
-    )  # fmt: skip
+        BLIP,
+        role="model",
+        meaning="The model that train-rm starts from.",
+        source="ImageReward 3.1: BLIP",
+    )
     image_size: int | None = setting(
-        224, ge=8, le=1024, meaning="Pixels of the vision tower's square, as in train-rm. Unset: the model's own.",
+        224,
+        ge=8,
+        le=1024,
+        meaning="Pixels of the vision tower's square, as in train-rm. Unset: the model's own.",
         source="ImageReward: 224",
-    )  # fmt: skip
+    )
     freeze_rate: float = setting(
         0.7, gt=0, le=1, meaning="Share of the blocks that stay, as in train-rm.", source="ImageReward 4.1"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.loading import enough_memory, pick_device, usable
+from irpipe.models.loading import device_errors, memory_errors, pick_device
 from irpipe.models.pictures import decode_stream, need_room, put_in_place
 from irpipe.models.starts import start
 from irpipe.pipeline.errors import StageError
@@ -35,7 +35,7 @@ def run(config: EncodeImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
     need_room(context.work / DATA, len(reader) * card.bytes_each, "features")
     context.say(f"{shown_size(len(reader) * card.bytes_each)} on the disk: {shown_size(card.bytes_each)} an image")
     device = pick_device(config.device)
-    with usable(device):
+    with device_errors(device):
         model.to(device)
     faults = encode(model, card, reader, inputs["images"].table("images"), config, context)
     rejections = Rejections(config.max_rejected, "images")
@@ -60,7 +60,7 @@ def card_of(model: ImageReward, revision: str, config: EncodeImagesConfig) -> Fe
     if not blocks:
         raise StageError(
             f"at freeze_rate = {config.freeze_rate} no block of {vision.num_hidden_layers} is frozen: there is nothing to keep",
-            mend="--set train-rm.frozen_part=recomputed",
+            fix="--set train-rm.frozen_part=recomputed",
         )
     tokens = 1 + (vision.image_size // vision.patch_size) ** 2
     return FeatureCard(revision, blocks, vision.image_size, tokens, vision.hidden_size, config.dtype)
@@ -104,23 +104,26 @@ def batches(model: ImageReward, pictures: Any, card: FeatureCard, config: Encode
         half = device.type == "cuda" and dtype == torch.bfloat16
         smaller = f"--set encode-images.batch_size={max(1, len(part) // 2)}"
         with (
-            enough_memory(f"{len(part)} images a forward pass", smaller),
+            memory_errors(f"{len(part)} images a forward pass", smaller),
             torch.no_grad(),
             torch.autocast("cuda", dtype, enabled=half),
         ):
             pixels = model.preprocess.normalised(part.permute(0, 3, 1, 2).float() / 255)
             states = model.lower(pixels, card.blocks).to(dtype).cpu().contiguous()
         if not torch.isfinite(states).all():
-            raise StageError("the features of an image are not finite", mend="--set encode-images.dtype=float32")
+            raise StageError("the features of an image are not finite", fix="--set encode-images.dtype=float32")
         yield memoryview(states.view(torch.uint8).numpy().reshape(-1))
 
 
 def write_index(reader: ImageReader, faults: Mapping[int, str], out: Path) -> None:
     """The table `image_features`: places in the images artifact are rows of the file; an unusable image's row holds nothing."""
     prompts = [row["prompt_id"] for row in reader.rows(["prompt_id"])]
-    FEATURES.write(out, {
-        "image_id": reader.ids,
-        "prompt_id": np.array(prompts, dtype=np.uint64),
-        "row": [None if place in faults else place for place in range(len(reader))],
-        "fault": [faults.get(place) for place in range(len(reader))],
-    })  # fmt: skip
+    FEATURES.write(
+        out,
+        {
+            "image_id": reader.ids,
+            "prompt_id": np.array(prompts, dtype=np.uint64),
+            "row": [None if place in faults else place for place in range(len(reader))],
+            "fault": [faults.get(place) for place in range(len(reader))],
+        },
+    )

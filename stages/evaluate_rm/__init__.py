@@ -30,10 +30,11 @@ class EvaluateRmConfig(Config):
     bootstrap: int = setting(2000, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
     truth: bool = setting(False, meaning="Also compare with what the micro world's oracle knows.")
     human_ranking: FilePath | None = setting(
-        None, role="external",
+        None,
+        role="external",
         meaning="CSV with the columns generator and wins (or rank): people's ranking, to hold the scorers' against.",
         source="ImageReward, table 1",
-    )  # fmt: skip
+    )
     seed: int = setting(0, ge=0, meaning="Seed of the resampling.")
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of pairs (of at least 100) without scores that stops the run."

@@ -68,9 +68,10 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     )
     if len(kept) >= 100 and (~kept).mean() > config.max_rejected:
         raise RejectedError(
-            f"{int((~kept).sum()):,} of {len(kept):,} pairs have images without scores", where="scores",
-            mend="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
-        )  # fmt: skip
+            f"{int((~kept).sum()):,} of {len(kept):,} pairs have images without scores",
+            where="scores",
+            fix="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
+        )
     used = {name: column[kept] for name, column in pairs.items()}
     human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
     rows = judge_rows(config, used, judges)
@@ -98,7 +99,7 @@ def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
     table = table.filter(pc.equal(table["split"].cast("string"), split))
     if not table.num_rows:
         raise InputError(
-            f"the pairs have no {split} split", where="pairs", mend="--set build-pairs.test_share=0.1, or more prompts"
+            f"the pairs have no {split} split", where="pairs", fix="--set build-pairs.test_share=0.1, or more prompts"
         )
     plain = {"pair_id", "prompt_id", "ranking_id", "better", "worse"}
     return {
@@ -134,7 +135,7 @@ def scored_by_all(pairs: Mapping[str, NDArray[Any]], judges: Mapping[str, Judge]
         raise InputError(
             "no pair has scores for both its images: pairs and scores come of different images",
             where="scores",
-            mend="irpipe lineage score-images; --set score-images.split=all scores every image",
+            fix="irpipe lineage score-images; --set score-images.split=all scores every image",
         )
     return kept
 
@@ -192,9 +193,10 @@ def generator_rows(
     unknown = sorted(human.keys() - names)
     if unknown:
         raise InputError(
-            f"{unknown[0]!r} of the human ranking made none of the scored images", where=str(config.human_ranking),
+            f"{unknown[0]!r} of the human ranking made none of the scored images",
+            where=str(config.human_ranking),
             expected=f"generators: {', '.join(sorted(names)) or 'none is known'}",
-        )  # fmt: skip
+        )
     if len(names) < 2:
         if human:
             raise InputError("one generator made all scored images: there is nothing to rank", where=str(config.human_ranking))

@@ -15,11 +15,13 @@ from irpipe.pipeline.stage import Stage, setting
 
 class FilterTuneConfig(PoolConfig):
     alpha: float = setting(
-        2.0, gt=0, le=100,
+        2.0,
+        gt=0,
+        le=100,
         meaning="An image is chosen if its share of the softmax of its prompt's rewards (or, for bad ones, of their negatives) is"
         " above alpha / images_per_prompt.",
         source="HPS 6: 2.0",
-    )  # fmt: skip
+    )
     identifier: str = setting(
         "Weird image. ", min_length=1, meaning="What bad images' prompts begin with.", source="HPS, released code"
     )

@@ -19,10 +19,12 @@ from irpipe.pipeline.stage import Config, Stage, setting
 
 class GenerateImagesConfig(Config):
     models: Annotated[tuple[str, ...], Strict(False)] = setting(
-        (STABLE_DIFFUSION,), role="model", min_length=1,
+        (STABLE_DIFFUSION,),
+        role="model",
+        min_length=1,
         meaning="Generators: hub/name@revision, local folders, or shipped ones. A prompt's images go round among them.",
         source="ImageReward 4.2: SD v1.4",
-    )  # fmt: skip
+    )
     min_images: int = setting(4, ge=1, le=10, meaning="Least images of a prompt.", source="ImageReward 2.1")
     max_images: int = setting(9, ge=1, le=10, meaning="Most images of a prompt; the number is drawn.", source="ImageReward 2.1")
     num_steps: int = setting(50, ge=1, le=1000, meaning="Denoising steps.", source="DiffusionDB's default")

@@ -41,9 +41,12 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
         context.say(f"{len(overlong):,} prompts were cut to what the text encoder takes: see the table overlong_prompts")
     draw_sheets(ImageReader(files), {row["prompt_id"]: row["prompt"] for row in prompts}, config.sheets, out)
     metrics = {
-        "images": kept, "prompts": len(prompts), "images_by_model": by_model, "overlong_prompts": len(overlong),
+        "images": kept,
+        "prompts": len(prompts),
+        "images_by_model": by_model,
+        "overlong_prompts": len(overlong),
         "rejected_for": rejections.counts(),
-    }  # fmt: skip
+    }
     return Report(Rows(len(jobs), kept, rejected), metrics)
 
 

@@ -80,12 +80,16 @@ def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: 
         rows of `overlong_prompts`, of all shards.
     """
     sampling = Sampling(
-        config.num_steps, config.guidance_scale, config.scheduler, config.width, config.height, config.negative_prompt,
-        config.dtype, config.safety_checker,
-    )  # fmt: skip
-    workshop = Workshop(
-        sampling, context.models["models"], config.image_format, config.batch_size, config.device, context.work
-    )  # fmt: skip
+        config.num_steps,
+        config.guidance_scale,
+        config.scheduler,
+        config.width,
+        config.height,
+        config.negative_prompt,
+        config.dtype,
+        config.safety_checker,
+    )
+    workshop = Workshop(sampling, context.models["models"], config.image_format, config.batch_size, config.device, context.work)
     for draft in context.work.glob("*.draft-*"):
         draft.unlink()  # of an attempt that was killed
     missing = [shard for shard in shards if not is_finished(shard, context.work)]
@@ -177,10 +181,19 @@ def make_row(
     name = show_row_id(row_id("generated", model.name, model.revision, job.seed, settings))
     path = f"{show_row_id(job.prompt_id)}/{name}.{workshop.image_format}"
     return image_row(
-        image_id(job.prompt_id, path), job.prompt_id, data, path, hashlib.sha256(data).hexdigest(), picture.size,
-        workshop.image_format.upper(), generator=model.name, revision=model.revision, seed=job.seed,
-        settings=settings, fault=fault,
-    )  # fmt: skip
+        image_id(job.prompt_id, path),
+        job.prompt_id,
+        data,
+        path,
+        hashlib.sha256(data).hexdigest(),
+        picture.size,
+        workshop.image_format.upper(),
+        generator=model.name,
+        revision=model.revision,
+        seed=job.seed,
+        settings=settings,
+        fault=fault,
+    )
 
 
 def fault_of(image: NDArray[np.float32], blackened: bool) -> str | None:
@@ -215,7 +228,7 @@ def make_in_processes(workshop: Workshop, shards: Sequence[Shard], count: int, a
         if isinstance(error, BrokenProcessPool):
             raise StageError(
                 "one of the processes that make shards ended without a word; perhaps there was not enough memory",
-                mend="--set generate-images.num_processes=1, or a smaller batch_size; finished shards are kept",
+                fix="--set generate-images.num_processes=1, or a smaller batch_size; finished shards are kept",
             ) from None
         raise
     pool.shutdown()

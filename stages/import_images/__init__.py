@@ -35,9 +35,11 @@ class ImportImagesConfig(Config):
         4, ge=1, meaning="Prompts with fewer good images are dropped.", source="ImageReward 2.1: 4-9 images a prompt"
     )
     max_images: int = setting(
-        9, ge=1, meaning="Of more good images of a prompt, those with the lowest hash of their path are kept.",
+        9,
+        ge=1,
+        meaning="Of more good images of a prompt, those with the lowest hash of their path are kept.",
         source="ImageReward 2.1: 4-9 images a prompt",
-    )  # fmt: skip
+    )
     max_pixels: int = setting(50_000_000, ge=1, meaning="Larger images are rejected unread.")
     max_bytes: int = setting(100_000_000, ge=1, meaning="Larger files are rejected unread, also inside zips.")
     max_rejected: float = setting(

@@ -117,9 +117,10 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
     lists = _parts_of_folder(root) if root.is_dir() else [name for name in members(root) if _lists_part(name)]
     if not lists:
         raise InputError(
-            f"{root} holds no part of DiffusionDB", where=_WHERE,
+            f"{root} holds no part of DiffusionDB",
+            where=_WHERE,
             expected="folders or zips part-000001, ..., each with its part-000001.json; in a zip, folders",
-        )  # fmt: skip
+        )
     for found in fetch_files(root, lists, _MAX_PART_BYTES):
         part = PurePosixPath(found.path)
         for name, entry in _entries(found, root).items():
@@ -154,7 +155,7 @@ def _entries(found: Found, root: Path) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"the list of a part is not UTF-8 text: {error.reason}", where=where) from None
     if fault is not None or not isinstance(entries, dict):
-        raise InputError("the list of a part is not a JSON object", where=where, mend="fetch the part again")
+        raise InputError("the list of a part is not a JSON object", where=where, fix="fetch the part again")
     return entries
 
 

@@ -100,7 +100,7 @@ def again(found: Iterable[Found], places: Places, seen: Mapping[int, Checked], c
             digest = hashlib.sha256(image.data).hexdigest()
             for row in places[image.path]:
                 if seen[row].digest != digest:
-                    raise InputError(f"{image.path} changed while it was read", mend="run again")
+                    raise InputError(f"{image.path} changed while it was read", fix="run again")
                 yield row, replace(seen[row], data=image.data)
             bar.advance(1)
 

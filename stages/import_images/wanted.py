@@ -91,7 +91,7 @@ def _no_match(texts: Mapping[int, str], other: str | None, config: ImportImagesC
         "no selected prompt has images",
         where=str(config.image_root),
         expected=f"images of {selected}; found {'none of any prompt' if other is None else f'some of {other[:_SHOWN]!r}'}",
-        mend="select prompts of the file that the images are of, or give another layout",
+        fix="select prompts of the file that the images are of, or give another layout",
     )
 
 

@@ -22,10 +22,11 @@ Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", 
 
 class LoadAnnotationsConfig(Config):
     path: FilePath | None = setting(
-        None, role="external",
+        None,
+        role="external",
         meaning="Annotations: a file, or a folder whose file names say train, validation or test. Unset: the recipe's"
         " stage that writes annotations.",
-    )  # fmt: skip
+    )
     format: Format | None = setting(
         None, meaning="Format of path; must be given with it, but for .jsonl and .csv files, which are our own formats."
     )

@@ -214,9 +214,19 @@ def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
 
 
 _JSONL_FIELDS = {
-    "ranking_id", "prompt_id", "prompt", "annotator", "images", "ranking",
-    "overall", "alignment", "fidelity", "problems", "labels", "split",
-}  # fmt: skip
+    "ranking_id",
+    "prompt_id",
+    "prompt",
+    "annotator",
+    "images",
+    "ranking",
+    "overall",
+    "alignment",
+    "fidelity",
+    "problems",
+    "labels",
+    "split",
+}
 
 
 def _jsonl(path: Path, start: int) -> Iterator[RawRecord]:
@@ -250,9 +260,18 @@ def _own(row: int, item: Any) -> RawRecord:
 
 
 _CSV_COLUMNS = {
-    "ranking_id", "prompt", "annotator", "image", "rank", *_RATING_COLUMNS, "problems", "category", "intent_unclear",
-    "unsafe", "split",
-}  # fmt: skip
+    "ranking_id",
+    "prompt",
+    "annotator",
+    "image",
+    "rank",
+    *_RATING_COLUMNS,
+    "problems",
+    "category",
+    "intent_unclear",
+    "unsafe",
+    "split",
+}
 
 
 def _csv(path: Path, start: int) -> Iterator[RawRecord]:

@@ -101,17 +101,36 @@ def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
     for record in records:
         prompt, ranking = prompt_id(record.prompt), ranking_id(kind, record.record, record.annotator)
         _unique(prompts, prompt, record.prompt)
-        _add(tables["annotations"], ranking_id=ranking, prompt_id=prompt, source_row=record.row,
-             annotator=record.annotator, split=record.split)  # fmt: skip
+        _add(
+            tables["annotations"],
+            ranking_id=ranking,
+            prompt_id=prompt,
+            source_row=record.row,
+            annotator=record.annotator,
+            split=record.split,
+        )
         if record.category is not None or record.intent_unclear is not None or record.unsafe:
-            _add(tables["prompt_labels"], ranking_id=ranking, prompt_id=prompt, category=record.category,
-                 intent_unclear=record.intent_unclear, unsafe=list(record.unsafe))  # fmt: skip
+            _add(
+                tables["prompt_labels"],
+                ranking_id=ranking,
+                prompt_id=prompt,
+                category=record.category,
+                intent_unclear=record.intent_unclear,
+                unsafe=list(record.unsafe),
+            )
         for place, path in enumerate(record.images):
             image = image_id(prompt, path)
             _unique(images, image, (prompt, path))
             if record.ranks[place] is not None:
-                _add(tables["rankings"], ranking_id=ranking, prompt_id=prompt, image_id=image,
-                     rank=record.ranks[place], annotator=record.annotator, choice=record.choice)  # fmt: skip
+                _add(
+                    tables["rankings"],
+                    ranking_id=ranking,
+                    prompt_id=prompt,
+                    image_id=image,
+                    rank=record.ranks[place],
+                    annotator=record.annotator,
+                    choice=record.choice,
+                )
             ratings = {aspect: record.ratings[aspect][place] for aspect in ASPECTS}
             if record.problems[place] or any(value is not None for value in ratings.values()):
                 _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[place]))
@@ -148,8 +167,13 @@ def write_contradictions(records: Sequence[Record], kind: str, out: Path) -> dic
             better, worse = (one, two) if ranks[0] < ranks[1] else (two, one)  # type: ignore[operator]
             if overall[better] < overall[worse]:  # type: ignore[operator]
                 affected[record.record] += 1
-                _add(columns, ranking_id=ranking_id(kind, record.record, record.annotator),
-                     better=image_id(prompt, record.images[better]), worse=image_id(prompt, record.images[worse]),
-                     overall_better=overall[better], overall_worse=overall[worse])  # fmt: skip
+                _add(
+                    columns,
+                    ranking_id=ranking_id(kind, record.record, record.annotator),
+                    better=image_id(prompt, record.images[better]),
+                    worse=image_id(prompt, record.images[worse]),
+                    overall_better=overall[better],
+                    overall_worse=overall[worse],
+                )
     count = CONTRADICTIONS.write(out, columns)
     return {"pairs": count, "of": compared, "records": len(affected)}

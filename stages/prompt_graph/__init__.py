@@ -20,9 +20,11 @@ class PromptGraphConfig(Config):
         150, ge=1, le=2000, meaning="Nearest others of each prompt.", source="ImageReward A.1; Su et al. 2022, all call sites"
     )
     sets: int = setting(
-        1, ge=1, meaning="Random sets that are searched apart; 1: the whole pool.",
+        1,
+        ge=1,
+        meaning="Random sets that are searched apart; 1: the whole pool.",
         source="ImageReward A.1 divides 1.8 M prompts into 100 sets",
-    )  # fmt: skip
+    )
     seed: int = setting(0, ge=0, meaning="Seed of the division into sets.")
     index: Literal["auto", "exact", "ivf"] = setting(
         "auto",

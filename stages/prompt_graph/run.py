@@ -21,9 +21,10 @@ def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, co
     vectors = open_vectors(inputs["embeddings"].file(VECTORS_FILE))
     if config.sets > len(vectors):
         raise InputError(
-            f"{len(vectors)} prompts cannot be divided into {config.sets} sets", where="prompt-graph.sets",
-            mend="--set prompt-graph.sets=1",
-        )  # fmt: skip
+            f"{len(vectors)} prompts cannot be divided into {config.sets} sets",
+            where="prompt-graph.sets",
+            fix="--set prompt-graph.sets=1",
+        )
     set_of = divide(len(vectors), config.sets, config.seed)
     VERTICES.write(out, {"set": set_of})
     recalls: list[float] = []

@@ -38,18 +38,20 @@ class ReflConfig(TuneConfig):
         meaning="From reward r to loss. margin: relu(margin - r). linear: -r. as-worded: relu(r), the paper to the letter, which"
         " lowers rewards.",
         source=_CODE + ": relu(2 - r); ImageReward 3.2: ReLU",
-    )  # fmt: skip
+    )
     margin: float = setting(2.0, meaning="The normalised reward beyond which nothing is gained (phi = margin).", source=_CODE)
     reward: float = setting(1e-3, gt=0, le=1e6, meaning="Weight of the reward's loss, lambda.", source="ImageReward 4.2: 1e-3")
     max_slope: Literal["median", "none"] = setting(
         "median",
         meaning="median: the slope of a sample's loss at its clean latents is no longer than the median of the last 400 samples."
         " none: as published; a few samples then decide a step.",
-    )  # fmt: skip
+    )
     late_steps: int = setting(
-        1, ge=1, role="neutral",
+        1,
+        ge=1,
+        role="neutral",
         meaning="Late steps that one rollout serves: batch_size / late_steps rollouts a step.",
-    )  # fmt: skip
+    )
     refresh_every: int = setting(
         1, ge=1, role="neutral", meaning="Steps between rollouts. 1: new ones in every step, as published."
     )

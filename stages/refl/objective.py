@@ -88,10 +88,17 @@ class ReflObjective:
                 part = slice(start, start + config.sample_batch)
                 conditions = rows_of(self.conditions, rows[part], self.denoiser.device)
                 with sampling_memory(config.sample_batch), self.accelerator.autocast():
-                    found.append(roll(
-                        self.denoiser, self.course, conditions, seeds[part], stop=config.last_late_step,
-                        keep_from=config.first_late_step, guidance=config.guidance_scale,
-                    ).cpu())  # fmt: skip
+                    found.append(
+                        roll(
+                            self.denoiser,
+                            self.course,
+                            conditions,
+                            seeds[part],
+                            stop=config.last_late_step,
+                            keep_from=config.first_late_step,
+                            guidance=config.guidance_scale,
+                        ).cpu()
+                    )
                 bar.advance(len(rows[part]))
         latents = torch.cat(found) if found else torch.empty(0)
         rollouts = Rollouts(latents, rows, {number: row for row, number in enumerate(numbers)})
@@ -127,9 +134,12 @@ class ReflObjective:
         led = (clean * (slope.gradients * factors.view(-1, 1, 1, 1)).detach()).flatten(1).sum(dim=1)
         losses = torch.where(kept, slope.losses + led - led.detach(), torch.zeros_like(led))
         return losses, {
-            "reward": slope.rewards, "reward_loss": slope.losses, "slope": norms, "clipped_share": (factors < 1).float(),
+            "reward": slope.rewards,
+            "reward_loss": slope.losses,
+            "slope": norms,
+            "clipped_share": (factors < 1).float(),
             "blackened_share": (~kept).float(),
-        }  # fmt: skip
+        }
 
     def _drawn(self, step: int, place: int) -> tuple[int, int]:
         """A sample's rollout, as a row, and its late step, counted from the first."""

@@ -27,7 +27,12 @@ def make_objective(config: ReflConfig, session: Session) -> ReflObjective:
     reward = session.reward
     ids, mask = reward.tokenise(texts)
     return ReflObjective(
-        config, denoiser, denoiser.course(config.num_steps, config.scheduler), denoiser.encode(texts), (ids.cpu(), mask.cpu()),
-        RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain), session.accelerator,
+        config,
+        denoiser,
+        denoiser.course(config.num_steps, config.scheduler),
+        denoiser.encode(texts),
+        (ids.cpu(), mask.cpu()),
+        RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain),
+        session.accelerator,
         session.context,
-    )  # fmt: skip
+    )

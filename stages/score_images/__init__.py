@@ -20,23 +20,28 @@ from irpipe.pipeline.stage import Config, Determinism, Stage, setting
 
 class ScoreImagesConfig(Config):
     scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
-        ("reward-model",), min_length=1,
+        ("reward-model",),
+        min_length=1,
         meaning="Who scores: reward-model, clip, aesthetic, blip, random, or what installed packages declare as irpipe.scorers.",
         source="clip, aesthetic, blip: ImageReward, table 3",
-    )  # fmt: skip
+    )
     prompts: Literal["annotations", "selected-prompts"] = setting("annotations", meaning="Where the prompts' texts are from.")
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
     clip_model: str = setting(
-        CLIP, role="model",
-        meaning="The CLIP of the scorers clip and aesthetic.", source="released code, models/CLIPScore.py: ViT-L/14",
-    )  # fmt: skip
+        CLIP,
+        role="model",
+        meaning="The CLIP of the scorers clip and aesthetic.",
+        source="released code, models/CLIPScore.py: ViT-L/14",
+    )
     aesthetic_model: str | None = setting(
         None, role="model", meaning="The folder with the aesthetic head's weights, such as sac+logos+ava1-l14-linearMSE.pth."
     )
     blip_model: str = setting(
-        BLIP, role="model",
-        meaning="The BLIP of the scorer blip.", source="released code, models/BLIPScore.py: BLIP large",
-    )  # fmt: skip
+        BLIP,
+        role="model",
+        meaning="The BLIP of the scorer blip.",
+        source="released code, models/BLIPScore.py: BLIP large",
+    )
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
     batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
@@ -51,8 +56,11 @@ class ScoreImagesConfig(Config):
     def unused(self) -> dict[str, str]:
         asked = set(self.scorers)
         needs = {
-            "clip_model": {"clip", "aesthetic"}, "aesthetic_model": {"aesthetic"}, "blip_model": {"blip"}, "seed": {"random"},
-        }  # fmt: skip
+            "clip_model": {"clip", "aesthetic"},
+            "aesthetic_model": {"aesthetic"},
+            "blip_model": {"blip"},
+            "seed": {"random"},
+        }
         return {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
 
 

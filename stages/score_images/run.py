@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.loading import enough_memory
+from irpipe.models.loading import memory_errors
 from irpipe.models.pictures import decode_stream
 from irpipe.models.scorers import RewardModelScorer, Scorer, make_scorers
 from irpipe.pipeline.errors import StageError
@@ -125,12 +125,12 @@ def ask(name: str, scorer: Scorer, prompts: Sequence[str], pictures: Sequence[ND
         StageError: they are not one finite number a picture.
     """
     smaller = f"--set score-images.batch_size={max(1, len(pictures) // 2)}"
-    with enough_memory(f"{len(pictures)} images a forward pass", smaller):
+    with memory_errors(f"{len(pictures)} images a forward pass", smaller):
         scores = np.asarray(scorer(prompts, pictures), dtype=np.float64)
     if scores.shape != (len(pictures),) or not np.isfinite(scores).all():
         raise StageError(
             f"the scorer {name} returned {scores.shape} for {len(pictures)} pictures, or numbers that are not finite",
-            mend="--set score-images.dtype=float32 if it is one of ours",
+            fix="--set score-images.dtype=float32 if it is one of ours",
         )
     return scores
 
@@ -147,11 +147,13 @@ def write_scores(
         for name, scorer in scorers.items():
             given = raw[name][list(kept)]
             card = scorer.model.card if isinstance(scorer, RewardModelScorer) else None
-            writer.append({
-                "scorer": [name] * len(kept),
-                "image_id": [images[place]["image_id"] for place in kept],
-                "prompt_id": [images[place]["prompt_id"] for place in kept],
-                "generator": [images[place]["generator"] for place in kept],
-                "score": (given - card.mean) / card.std if card else given,
-                "raw": given,
-            })  # fmt: skip
+            writer.append(
+                {
+                    "scorer": [name] * len(kept),
+                    "image_id": [images[place]["image_id"] for place in kept],
+                    "prompt_id": [images[place]["prompt_id"] for place in kept],
+                    "generator": [images[place]["generator"] for place in kept],
+                    "score": (given - card.mean) / card.std if card else given,
+                    "raw": given,
+                }
+            )

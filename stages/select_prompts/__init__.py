@@ -22,14 +22,20 @@ class SelectPromptsConfig(Config):
     method: Literal["vote-k", "k-center", "random"] = setting(
         "vote-k", meaning="vote-k: most votes, discounted. k-center: farthest first.", source="ImageReward A.1"
     )
-    rho: int = setting(10, ge=2, le=1000, meaning="Base of the discount of a voter that has a selected neighbour (vote-k).",
-                       source="Su et al. 2022, hard-coded; the paper gives no value")  # fmt: skip
+    rho: int = setting(
+        10,
+        ge=2,
+        le=1000,
+        meaning="Base of the discount of a voter that has a selected neighbour (vote-k).",
+        source="Su et al. 2022, hard-coded; the paper gives no value",
+    )
     seed: int = setting(0, ge=0, meaning="Seed of `random`, and of the random selection that every method is held against.")
     exclude: Sources = setting(
-        (), role="external",
+        (),
+        role="external",
         meaning="Files of prompts (or ids of artifacts with a prompt column) that must not be selected: evaluation sets."
         " They are matched after normalisation, and still vote.",
-    )  # fmt: skip
+    )
 
     def unused(self) -> dict[str, str]:
         return {} if self.method == "vote-k" else {"rho": "method is not 'vote-k'"}

@@ -32,7 +32,7 @@ def run(config: SelectPromptsConfig, inputs: Mapping[str, Artifact], out: Path, 
         raise InputError(
             f"{config.count:,} prompts are asked for and {len(allowed):,} can be selected",
             where="select-prompts.count",
-            mend=f"--set select-prompts.count={len(allowed)}",
+            fix=f"--set select-prompts.count={len(allowed)}",
         )
     picks, scores, sets = select(config, vectors, allowed, inputs, context)
     SELECTED_PROMPTS.write(out, selected_columns(pool, picks, scores, sets))

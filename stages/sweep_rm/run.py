@@ -34,9 +34,12 @@ def trial_row(settings: Mapping[str, Any], model: Artifact) -> dict[str, Any]:
     best = min(curves, key=lambda row: row["loss"])
     tried = {name: settings[name] for name in (*_AXES, "seed")}
     return tried | {
-        "validation_loss": best["loss"], "validation_accuracy": best["accuracy"], "best_step": best["step"],
-        "steps": curves[-1]["step"], "model": model.content_id,
-    }  # fmt: skip
+        "validation_loss": best["loss"],
+        "validation_accuracy": best["accuracy"],
+        "best_step": best["step"],
+        "steps": curves[-1]["step"],
+        "model": model.content_id,
+    }
 
 
 def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,11 +25,12 @@ CODE = "released code, train/"
 
 class TrainRmConfig(Config):
     model: str = setting(
-        BLIP, role="model",
+        BLIP,
+        role="model",
         meaning="What it starts from: a BLIP with a matching head, BLIP's model_large.pth or ImageReward.pt in a folder,"
         " or a folder that train-rm wrote.",
         source="ImageReward 3.1: BLIP",
-    )  # fmt: skip
+    )
     head: Literal["auto", "matching", "published", "random", "kept"] = setting(
         "auto",
         meaning="How the head starts. matching: as the start's logit of image-text matching. published: near zero. random: with"
@@ -42,16 +43,23 @@ class TrainRmConfig(Config):
         " logit of image-text matching is far too sure of itself as a preference.",
     )
     image_size: int | None = setting(
-        224, ge=8, le=1024, meaning="Pixels of the vision tower's square. Unset: the start's own.", source="ImageReward: 224",
-    )  # fmt: skip
+        224,
+        ge=8,
+        le=1024,
+        meaning="Pixels of the vision tower's square. Unset: the start's own.",
+        source="ImageReward: 224",
+    )
     text_dropout: float = setting(
         0.1, ge=0, lt=1, meaning="Dropout of the text tower, in training.", source="released code, med_config.json: 0.1"
     )
     learning_rate: float = setting(1e-5, gt=0, le=1, meaning="Peak learning rate of Adam.", source="ImageReward 4.1")
     warmup: float = setting(
-        0.0, ge=0, lt=1, meaning="Share of the steps over which the learning rate rises to its peak; then a cosine to 0.",
+        0.0,
+        ge=0,
+        lt=1,
+        meaning="Share of the steps over which the learning rate rises to its peak; then a cosine to 0.",
         source=CODE + "scripts/train_one_node.sh",
-    )  # fmt: skip
+    )
     weight_decay: float = setting(
         0.0, ge=0, meaning="Decoupled weight decay; 0 is plain Adam.", source=CODE + "src/train.py: Adam"
     )
@@ -65,9 +73,12 @@ class TrainRmConfig(Config):
         source=CODE + "src/utils.py",
     )
     freeze_rate: float = setting(
-        0.7, ge=0, le=1, meaning="Share of both towers' layers that stay, rounded down. 0: none, nor embeddings.",
+        0.7,
+        ge=0,
+        le=1,
+        meaning="Share of both towers' layers that stay, rounded down. 0: none, nor embeddings.",
         source="ImageReward 4.1",
-    )  # fmt: skip
+    )
     frozen_part: Literal["auto", "kept", "recomputed"] = setting(
         "auto",
         meaning="The vision tower's frozen part. kept: once an image, by encode-images. recomputed: in every step. auto: kept"
@@ -81,23 +92,31 @@ class TrainRmConfig(Config):
     )
     grain: float = setting(0.0, ge=0, le=1, meaning="Noise added to pixels from 0 to 1: up to this deviation.", source=CODE)
     max_prompts: int = setting(
-        0, ge=0, role="neutral", meaning="Train on so many prompts, drawn by id: more hold fewer. 0: all.",
+        0,
+        ge=0,
+        role="neutral",
+        meaning="Train on so many prompts, drawn by id: more hold fewer. 0: all.",
         source="ImageReward, table 2: 1k, 2k, 4k, 8k",
-    )  # fmt: skip
+    )
     average: float = setting(
-        0.0, ge=0, lt=1, role="neutral",
+        0.0,
+        ge=0,
+        lt=1,
+        role="neutral",
         meaning="Decay, a step, of a running average of the weights, which is what is validated and kept. 0: none.",
-    )  # fmt: skip
+    )
     validations: int = setting(4, ge=1, le=1000, meaning="Validations an epoch, and one before.", source=CODE + "src/train.py")
     keep_by: Literal["loss", "accuracy"] = setting(
         "loss", meaning="Which validation figure the best model is of.", source=CODE + "src/train.py: lowest loss"
     )
     patience: int = setting(0, ge=0, meaning="Stop after so many validations without a better one. 0: never.")
     collapse_after: int = setting(
-        200, ge=0, role="execution",
+        200,
+        ge=0,
+        role="execution",
         meaning="Stop with an error if by this step the loss is still ln 2 and all images score alike. 0: never, which"
         " head = published may need.",
-    )  # fmt: skip
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", meaning="Precision of the arithmetic; what is trained stays float32.", source=CODE + "fp32"
     )

@@ -205,11 +205,12 @@ def check_splits(pairs: PairRows, prompts: Mapping[int, str]) -> None:
             raise InputError(
                 f"the pairs have no {split} split, and a reward model needs one",
                 where="pairs",
-                mend="give several prompts, or raise the shares: --set build-pairs.validation_share=0.1",
+                fix="give several prompts, or raise the shares: --set build-pairs.validation_share=0.1",
             )
     unknown = sorted(set(pairs.prompt_id.tolist()) - prompts.keys())
     if unknown:
         raise InputError(
-            f"{len(unknown):,} prompts of the pairs are not among the annotations", where="annotations",
-            mend="let pairs and annotations come of one recipe",
-        )  # fmt: skip
+            f"{len(unknown):,} prompts of the pairs are not among the annotations",
+            where="annotations",
+            fix="let pairs and annotations come of one recipe",
+        )

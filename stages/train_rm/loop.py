@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.loading import enough_memory
+from irpipe.models.loading import memory_errors
 from irpipe.models.training import Checkpoints, Weights, used_gigabytes
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.interrupt import undisturbed
@@ -274,9 +274,13 @@ class Trainer:
         )
         weights = np.concatenate([groups.weights[pair] for pair in pairs])
         return Batch(
-            self.read(rows), counts, [int(groups.prompts[n]) for n in numbers],
-            torch.from_numpy(better), torch.from_numpy(worse), torch.from_numpy(weights),
-        )  # fmt: skip
+            self.read(rows),
+            counts,
+            [int(groups.prompts[n]) for n in numbers],
+            torch.from_numpy(better),
+            torch.from_numpy(worse),
+            torch.from_numpy(weights),
+        )
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,7 @@ class Trainer:
             sums.add(sums_of(scores.detach(), losses.detach(), batch))
         self.weights.add_up(self.accelerator)
         if self.accelerator.scaler is None and not self.weights.gradients_finite():
-            raise TrainingError(f"a gradient is not finite in step {number + 1:,}", mend=f"the last good state is kept; {_LOWER}")
+            raise TrainingError(f"a gradient is not finite in step {number + 1:,}", fix=f"the last good state is kept; {_LOWER}")
         if config.max_grad_norm:
             self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), config.max_grad_norm)
         self.optimizer.step()
@@ -344,7 +348,7 @@ class Trainer:
 
     def _enough_memory(self, batch: Batch) -> Any:
         images = len(batch.images)
-        return enough_memory(
+        return memory_errors(
             f"{images} images a forward pass",
             f"--set train-rm.micro_batch={max(1, images // 2)} or checkpoint_activations=true (both go on from the last"
             " checkpoint), dtype=bfloat16, or a higher freeze_rate",
@@ -373,7 +377,7 @@ class Trainer:
         sums = self.evaluate(self.validation)
         if not math.isfinite(sums.mean_loss):
             raise TrainingError(
-                f"the validation loss is not finite after step {state.step:,}", mend=f"the last good state is kept; {_LOWER}"
+                f"the validation loss is not finite after step {state.step:,}", fix=f"the last good state is kept; {_LOWER}"
             )
         self._tell("validation", sums, self.learning_rate(number))
         figure = sums.mean_loss if self.config.keep_by == "loss" else -sums.accuracy
@@ -388,9 +392,14 @@ class Trainer:
 
     def _tell(self, split: str, sums: Sums, learning_rate: float) -> None:
         row = {
-            "step": self.state.step, "epoch": self.state.step / max(1, self.total) * self.config.epochs, "split": split,
-            "loss": sums.mean_loss, "accuracy": sums.accuracy, "spread": sums.mean_spread, "learning_rate": learning_rate,
-        }  # fmt: skip
+            "step": self.state.step,
+            "epoch": self.state.step / max(1, self.total) * self.config.epochs,
+            "split": split,
+            "loss": sums.mean_loss,
+            "accuracy": sums.accuracy,
+            "spread": sums.mean_spread,
+            "learning_rate": learning_rate,
+        }
         self.state.rows.append(row)
         if self.config.trackers:
             figures = {f"{split}/{name}": row[name] for name in ("loss", "accuracy", "spread")}
@@ -416,7 +425,7 @@ class Trainer:
             raise TrainingError(
                 f"the reward model collapsed: after {number + 1:,} steps the loss is {recent.mean_loss:.5f} (ln 2 is {_LN2:.5f})"
                 f" and a prompt's images differ by {recent.mean_spread:.1e} in score",
-                mend="--set train-rm.head=matching and a BLIP with a matching head, a higher learning_rate, or, to let it go on,"
+                fix="--set train-rm.head=matching and a BLIP with a matching head, a higher learning_rate, or, to let it go on,"
                 " --set train-rm.collapse_after=0",
             )
 
@@ -428,7 +437,7 @@ class Trainer:
         inputs = " (the images themselves are not finite)" if not torch.isfinite(batch.images.float()).all() else ""
         raise TrainingError(
             f"the loss is not finite in step {number + 1:,}: scores {where}{inputs}",
-            mend=f"the last good state is kept; {_LOWER}",
+            fix=f"the last good state is kept; {_LOWER}",
         )
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -474,9 +483,15 @@ def sums_of(scores: Tensor, losses: Tensor, batch: Batch) -> Sums:
     spreads = [part.double().std(correction=0) for part in scores.split(batch.counts)]
     wide = scores.double()
     return Sums(
-        float((losses.double() * weights).sum()), float((right * weights).sum()), float(weights.sum()),
-        float(torch.stack(spreads).sum()), float(len(spreads)), float(wide.sum()), float(wide.square().sum()), float(len(wide)),
-    )  # fmt: skip
+        float((losses.double() * weights).sum()),
+        float((right * weights).sum()),
+        float(weights.sum()),
+        float(torch.stack(spreads).sum()),
+        float(len(spreads)),
+        float(wide.sum()),
+        float(wide.square().sum()),
+        float(len(wide)),
+    )
 
 
 def augment(pixels: Tensor, counts: Sequence[int], seeds: Sequence[int], config: TrainRmConfig) -> tuple[Tensor, list[bool]]:

@@ -35,9 +35,14 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
     check_splits(pairs, prompts)
     accelerator = make_accelerator(
-        "train-rm", config.device, config.dtype, config.trackers, config.track_to,
-        f"train-rm {context.work.parent.name[:12]}", config.model_dump(mode="json"),
-    )  # fmt: skip
+        "train-rm",
+        config.device,
+        config.dtype,
+        config.trackers,
+        config.track_to,
+        f"train-rm {context.work.parent.name[:12]}",
+        config.model_dump(mode="json"),
+    )
     model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
     for module in model.text.modules():
         if isinstance(module, SeededDropout):
@@ -49,9 +54,17 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     check_splits(kept, prompts)
     texts = {identity: prompts[identity] for identity in dict.fromkeys(kept.prompt_id.tolist())}
     trainer = Trainer(
-        config, model, blocks, group(kept.of(kept.split == "train"), images), group(kept.of(kept.split == "validation"), images),
-        Texts.of(model, texts, config.mirror), read, config.reads_features, accelerator, context,
-    )  # fmt: skip
+        config,
+        model,
+        blocks,
+        group(kept.of(kept.split == "train"), images),
+        group(kept.of(kept.split == "validation"), images),
+        Texts.of(model, texts, config.mirror),
+        read,
+        config.reads_features,
+        accelerator,
+        context,
+    )
     scale = trainer.fit_scale() if head == "matching" and config.fit_scale else None
     state = trainer.run()
     metrics = {"head": head, "head_scale": scale, "rejected_for": rejected_for(rejected)}
@@ -119,7 +132,7 @@ def open_images(
         with accelerator.main_process_first(), context.progress("decoding", len(images), "images") as bar:
             pictures, faults = decode_all(
                 files, images, model.preprocess.image_size, context.work, config.num_workers, bar.advance
-            )  # fmt: skip
+            )
 
         def read(places: Any) -> Tensor:
             return torch.from_numpy(pictures.read(places))
@@ -128,7 +141,7 @@ def open_images(
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
             where="images",
-            mend="let pairs and images come of the same images: irpipe lineage build-pairs, and --set"
+            fix="let pairs and images come of the same images: irpipe lineage build-pairs, and --set"
             f" {'encode-images' if config.reads_features else 'train-rm'}.reads.images=import-images or generate-images",
         )
     return read, faults
@@ -154,7 +167,7 @@ def without_faults(pairs: PairRows, faults: Mapping[int, str], most: float) -> t
         raise RejectedError(
             f"{int(lost.sum()):,} of {len(pairs):,} pairs have unusable images: {first}",
             where="images",
-            mend="mend the images, or raise train-rm.max_rejected",
+            fix="fix the images, or raise train-rm.max_rejected",
         )
     return pairs.of(~lost), rejected
 
@@ -174,13 +187,17 @@ def figures(trainer: Trainer, state: State, pairs: PairRows) -> dict[str, Any]:
     trained = {split: int((pairs.split == split).sum()) for split in ("train", "validation")}
     ids = trainer.texts.mask[0]
     metrics: dict[str, Any] = {
-        "pairs": trained, "prompts": {"train": len(trainer.train), "validation": len(trainer.validation)},
+        "pairs": trained,
+        "prompts": {"train": len(trainer.train), "validation": len(trainer.validation)},
         "images": len(np.unique(np.concatenate([trainer.train.image_rows, trainer.validation.image_rows]))),
         "trainable_parameters": sum(value.numel() for value in trainer.weights.trained.values()),
-        "steps": state.step, "best_step": state.best_step, "validation_loss": round(best["loss"], 5),
-        "validation_accuracy": round(best["accuracy"], 5), "validation_accuracy_before": round(before["accuracy"], 5),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "validation_loss": round(best["loss"], 5),
+        "validation_accuracy": round(best["accuracy"], 5),
+        "validation_accuracy_before": round(before["accuracy"], 5),
         "cut_prompts": int((ids.sum(dim=1) >= trainer.model.max_length).sum()),
-    }  # fmt: skip
+    }
     if len(state.micro_batches) > 1:
         metrics["micro_batches"] = state.micro_batches  # it went on with another one: equal to rounding, not bit by bit
     return metrics
