@@ -18,7 +18,8 @@ from typing import Any
 from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher, size
-from irpipe.pipeline.stage import Config, Model, hashed_names, role_of
+from irpipe.pipeline.settings import Config, hashed_names, role_of, value_of
+from irpipe.pipeline.stage import Model
 from irpipe.pipeline.store import Store
 
 MODELS = "irpipe.models"  # the entry-point group by which packages ship models: name = "package:folder.folder"
@@ -65,7 +66,7 @@ def resolve(
     found = Externals()
     memory = Memory(store.root / "digests.sqlite", watcher, remember=remember, most_bytes=most_bytes)
     for name in hashed_names(config, ("external", "model")):
-        value, where = getattr(config, name), f"{stage}.{name}"
+        value, where = value_of(config, name), f"{stage}.{name}"
         if value is None or value == ():
             continue
         values = value if isinstance(value, tuple) else (value,)
