@@ -32,6 +32,7 @@ layout = "folder"
 image_root = "images"
 [simulate-annotations]
 [load-annotations]
+[split-prompts]
 [build-pairs]
 [oracle-truth]
 """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from irpipe.models.loading import memory_errors
@@ -16,13 +15,10 @@ from irpipe.models.scorers.base import Scorer, normalised_scores
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
-from irpipe.pipeline.store import Artifact
-from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.images import ImageReader
-from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.scores import SCORES
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.scores import SCORER_CARDS, SCORES
+from irpipe.schemas.splits import read_splits, read_texts
 from irpipe.stages.score_images import ScoreImagesConfig
 
 _CHUNK, _WHOLE_CHUNK = 256, 16  # images decoded at a time: squares, and pictures as they are
@@ -32,9 +28,11 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
     files = inputs["images"].table("images")
     reader = ImageReader(files)
     images = list(reader.rows(["prompt_id", "generator", "fault"]))
-    texts = read_texts(config, inputs)
+    texts = read_texts(inputs)
     rejections = Rejections(config.max_rejected, "images")
-    wanted = choose(images, texts, split_of(config, inputs), rejections)
+    wanted = choose(
+        images, texts, None if config.split == "all" else set(read_splits(inputs["splits"])[config.split]), rejections
+    )
     reward_models = load_reward_models(inputs, context)
     scorers = make_scorers(
         config.scorers, context.models, reward_models, device=config.device, dtype=config.dtype, seed=config.seed
@@ -43,23 +41,9 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
     kept = np.flatnonzero(wanted).tolist()
     rejections.check(len(images), len(kept))
     write_scores(scorers, raw, images, kept, out)
+    write_cards(scorers, reward_models, out)
     metrics: dict[str, Any] = {"scorers": list(scorers), "rejected_for": rejections.counts()}
     return Report(Rows(len(images), len(kept), rejections.write(out)), metrics)
-
-
-def read_texts(config: ScoreImagesConfig, inputs: Mapping[str, Artifact]) -> dict[int, str]:
-    """Prompts by id."""
-    table = ANNOTATED_PROMPTS if config.prompts == "annotations" else SELECTED_PROMPTS
-    found = table.read(inputs[config.prompts].table(table.name), ["prompt_id", "prompt"])
-    return dict(zip(found["prompt_id"].to_pylist(), found["prompt"].to_pylist(), strict=True))
-
-
-def split_of(config: ScoreImagesConfig, inputs: Mapping[str, Artifact]) -> set[int] | None:
-    """The prompts of the split that is scored; None for all."""
-    if config.split == "all":
-        return None
-    table = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"])
-    return set(table.filter(pc.equal(table["split"].cast("string"), config.split))["prompt_id"].to_pylist())
 
 
 def choose(
@@ -158,3 +142,18 @@ def write_scores(
                     "raw": given,
                 }
             )
+
+
+def write_cards(scorers: Mapping[str, Scorer], reward_models: Iterable[str], out: Path) -> None:
+    """The table `scorer_cards`."""
+    cards = [scorer.card for scorer in scorers.values()]
+    SCORER_CARDS.write(
+        out,
+        {
+            "scorer": list(scorers),
+            "reward_model": [name in reward_models for name in scorers],
+            "log_odds": [card is not None and card.log_odds for card in cards],
+            "mean": [None if card is None else card.mean for card in cards],
+            "std": [None if card is None else card.std for card in cards],
+        },
+    )
