@@ -74,13 +74,11 @@ def plain_facts() -> Facts:
     return Facts(
         one,
         np.zeros(1, np.int8),
-        np.zeros(1, np.int32),
         np.zeros(1, bool),
         np.full(1, -1),
         pa.array([], pa.string()),
         np.empty(0, np.uint64),
         None,
-        {},
         np.zeros(1, np.int64),
     )
 
@@ -249,10 +247,11 @@ def test_choices_that_contradict_each_other_are_a_conflict(project):
 def test_vectors_can_be_connected_on_purpose(project):
     """Near-duplicates among one's own annotations, by the vectors of one's own pool."""
     text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
-    project.recipe(text + '\n[build-pairs.reads]\nembeddings = "embed-prompts"\n')
+    project.recipe(text + '\n[split-prompts.reads]\nembeddings = "embed-prompts"\n')
     project.jsonl("pool.jsonl", [{"prompt": "a cat"}, {"prompt": "a dog"}])
-    done = build(project, [ranking(), ranking("a dog")], "embed-prompts.path=pool.jsonl")
-    assert done["metrics"]["prompts_with_vector"] == 2
+    build(project, [ranking(), ranking("a dog")], "embed-prompts.path=pool.jsonl")
+    splits = project.store.newest("micro", "split-prompts")
+    assert splits.metrics["prompts_with_vector"] == 2 and "selected-prompts" not in splits.inputs
 
 
 def test_strengths_that_are_nearly_equal_tie_wherever_they_lie():
