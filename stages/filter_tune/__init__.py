@@ -9,6 +9,7 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 
 from __future__ import annotations
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -40,4 +41,5 @@ STAGE = Stage(
     extra="tune",
     config=FilterTuneConfig,
     run="irpipe.stages.filter_tune.run:run",
+    plugins=plugins,
 )

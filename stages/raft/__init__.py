@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -47,4 +48,5 @@ STAGE = Stage(
     extra="tune",
     config=RaftConfig,
     run="irpipe.stages.raft.run:run",
+    plugins=plugins,
 )

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -105,4 +106,5 @@ STAGE = Stage(
     extra="tune",
     config=ReflConfig,
     run="irpipe.stages.refl.run:run",
+    plugins=plugins,
 )

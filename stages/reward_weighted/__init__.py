@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -41,4 +42,5 @@ STAGE = Stage(
     extra="tune",
     config=RewardWeightedConfig,
     run="irpipe.stages.reward_weighted.run:run",
+    plugins=plugins,
 )

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
+from irpipe.models.plugins import plugins
 from irpipe.models.published import BLIP
 from irpipe.pipeline.stage import Config, Stage, setting
 
@@ -187,4 +188,5 @@ STAGE = Stage(
     extra="train",
     config=TrainRmConfig,
     run="irpipe.stages.train_rm.run:run",
+    plugins=plugins,
 )
