@@ -54,13 +54,14 @@ test: $(VENV)/dev ## the tests, but for the slow ones; two workers of one thread
 test-all: $(VENV)/dev ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-check: $(VENV)/dev ## format, lint, types, layers, docs: generated pages are current, and the site builds without a warning
+check: $(VENV)/dev ## format, lint, types, layers, licences of dependencies, docs: generated pages are current, and the site builds without a warning
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .typecheck/irpipe
 	for folder in cli exports pipeline schemas stages views report models microworld recipes; do ln -sfn ../../$$folder .typecheck/irpipe/$$folder; done
 	$(BIN)/mypy
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
+	$(BIN)/pip-licenses > /dev/null # fails on what is installed: uninstall a package that pyproject.toml no longer asks for
 	$(BIN)/python docs/generate.py --check
 	$(MKDOCS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +46,30 @@ def test_every_dependency_has_a_range_and_a_pin():
         name = re.split(r"[<>=!\[]", requirement)[0]
         assert ">=" in requirement and "<" in requirement, requirement
         assert name in pins, f"{name} is not pinned in constraints.txt"
+
+
+@pytest.mark.parametrize(
+    ("licence", "allowed"),
+    [
+        ("MIT", True),
+        ("MPL-2.0", True),
+        ("GPL-3.0-or-later", False),
+        ("AGPL-3.0-only", False),
+        ("MIT AND GPL-3.0-only", False),
+        ("CC-BY-NC-4.0", False),
+        (None, False),
+    ],
+)
+def test_a_dependency_with_a_refused_licence_fails_the_check(tmp_path, licence, allowed):
+    metadata = tmp_path / "planted-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    named = f"License-Expression: {licence}\n" if licence else ""
+    metadata.write_text(f"Metadata-Version: 2.4\nName: planted\nVersion: 1.0\n{named}", encoding="utf-8")
+    command = [sys.executable, "-m", "piplicenses", "--packages", "planted"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is allowed, done.stderr
+    assert "planted" in (done.stdout if allowed else done.stderr)
 
 
 def imported_by(code: str) -> list[str]:
