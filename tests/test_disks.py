@@ -78,6 +78,9 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(project, shouting, monkeypa
 
         return rename
 
+    run = shouting / "count" / "run.py"  # whose artifact has a folder in it
+    told = run.read_text(encoding="utf-8")
+    run.write_text(told.replace("(out /", "(out / 'in').mkdir()\n    (out / 'in' /"), encoding="utf-8")
     real_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", fsync)
     for name in ("rename", "replace"):
