@@ -134,7 +134,9 @@ class TestDenoiser:
 
 class TestObjective:
     def test_network_and_scheduler_get_the_schedules_own_timesteps(self, world, tmp_path):
-        objective = objective_of(world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9, batch_size=24)
+        objective = objective_of(
+            world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9, batch_size=24, sample_batch=24
+        )
         asked = []
         unet = objective.denoiser.unet
         unet.register_forward_pre_hook(lambda module, given: asked.append(given[1].clone()))

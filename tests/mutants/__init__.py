@@ -21,7 +21,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("table.toml")
-_TOLD = ("raise_stmt", "assert_stmt")  # what is said of an error, and what never happens
+_TOLD = ("raise_stmt", "assert_stmt", "fstring")  # what is said, and what never happens
 _GUARDS = ("strict", "frozen")  # arguments that only say what never happens
 _LEFT_OUT = "core/RemoveDecorator"  # what it makes cannot be imported
 _UNCAUGHT = "CosmicRayTestingException"  # which an `except` names that is to catch nothing
@@ -103,7 +103,7 @@ def positions(text: str) -> Iterator[tuple[tuple[Any, Any], Any, int]]:
 
 
 def decides(node: Any, start: tuple[int, int]) -> bool:
-    """Whether something hangs on a place: it is in no annotation, error message, assertion or path of constant names."""
+    """Whether something hangs on a place: it is in no annotation, message, assertion or path of constant names."""
     if any(child.type in ("string", "fstring") for child in getattr(node, "children", ()) if node.type == "term"):
         return False
     while node is not None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,9 +47,9 @@ class Copy:
                 shutil.copyfile(REPOSITORY / name, self.tree / name)
         packages = self.root / "site" / "irpipe"
         packages.mkdir(parents=True)
-        for marked in self.tree.glob("*/__init__.py"):
-            if marked.parent.name != "tests":
-                (packages / marked.parent.name).symlink_to(marked.parent)
+        project = tomllib.loads((self.tree / "pyproject.toml").read_text(encoding="utf-8"))
+        for folder in project["tool"]["setuptools"]["package-dir"].values():
+            (packages / folder).symlink_to(self.tree / folder)
         if (REPOSITORY.parent / "shared").is_dir():  # recorded data, which some tests need
             (self.root / "shared").symlink_to(REPOSITORY.parent / "shared")
 
@@ -58,12 +59,8 @@ class Copy:
         for compiled in (self.tree / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
             compiled.unlink()
 
-    def passes(self, tests: Sequence[str], seconds: float | None) -> bool | None:
-        """Whether some tests pass; None where they take longer.
-
-        Raises:
-            SystemExit: the table names tests that are not there.
-        """
+    def run(self, tests: Sequence[str], seconds: float | None) -> tuple[int | None, str]:
+        """What pytest ended with, None where it took longer, and what it printed last."""
         command = [sys.executable, *_PYTEST, f"--basetemp={self.root / 'tmp'}", *tests]
         where = {**os.environ, "PYTHONPATH": str(self.root / "site"), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
@@ -72,14 +69,12 @@ class Copy:
         try:
             printed, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return None
+            return None, ""
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if process.returncode in (4, 5):
-            raise SystemExit(f"pytest {' '.join(tests)} finds no tests:\n{printed[-2000:]}")
-        return process.returncode == 0
+        return process.returncode, printed[-3000:]
 
 
 @dataclass
@@ -96,13 +91,15 @@ class Trial:
         """How long some tests take as things are.
 
         Raises:
-            SystemExit: they fail without any mutant.
+            SystemExit: they fail without any mutant, or are not there.
         """
         copy, clock = self.copies.get(), time.monotonic()
         try:
-            if copy.passes(tests, None) is not True:
-                raise SystemExit(f"without any mutant these fail: pytest {' '.join(tests)}")
+            status, printed = copy.run(tests, None)
+            if status != 0:
+                raise SystemExit(f"without any mutant these do not pass: pytest {' '.join(tests)}\n{printed}")
             self.usual[tests] = time.monotonic() - clock
+            print(f"passed    {' '.join(tests)}  {self.usual[tests]:.1f} s", flush=True)
         finally:
             self.copies.put(copy)
 
@@ -115,8 +112,8 @@ class Trial:
         copy, clock = self.copies.get(), time.monotonic()
         try:
             copy.put(mutant.path, mutant.text)
-            passed = copy.passes(tests, max(_LEAST_SECONDS, _PATIENCE * self.usual[tests]))
-            found = {True: "survived", False: "killed", None: "timeout"}[passed]
+            status, _ = copy.run(tests, max(_LEAST_SECONDS, _PATIENCE * self.usual[tests]))
+            found = {0: "survived", None: "timeout"}.get(status, "killed")
         finally:
             copy.put(mutant.path, self.modules[mutant.path])
             self.copies.put(copy)
