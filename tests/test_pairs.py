@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irpipe.pipeline.errors import LeakError
+from irpipe.pipeline.hashing import row_id
 from irpipe.schemas.annotations import PROMPT_LABELS, RANKINGS
 from irpipe.schemas.embeddings import unit_rows
+from irpipe.schemas.prompts import normalise
 from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
 from irpipe.stages.build_pairs.facts import Facts, label_facts
@@ -325,6 +327,11 @@ def test_little_data_trains():
     for count in range(2, 6):
         assert 0 in cut(TEXTS[:count], [], {}, (0.05, 0.05), 0)
     assert cut(TEXTS[:2], [], {0: "train"}, (0.05, 0.05), 0).tolist() == [0, 2]
+
+
+def test_the_first_drawn_is_for_the_test_and_the_last_trains():
+    drawn = sorted(range(3), key=lambda place: row_id("split", 0, normalise(TEXTS[place])))
+    assert cut(TEXTS[:3], [], {}, (0.3, 0.3), 0)[drawn].tolist() == [2, 1, 0]
 
 
 def test_given_splits_are_honoured():
