@@ -106,6 +106,13 @@ class TestAccuracy:
         assert low == pytest.approx(0.5 - spread, abs=0.02) and high == pytest.approx(0.5 + spread, abs=0.02)
         assert intervals(right, prompts, 0, 0) == {}
 
+    def test_intervals_are_drawn_by_their_seed(self):
+        """Ten prompts of three pairs, 0 to 3 of them right, so that different draws have different quantiles."""
+        prompts = np.repeat(np.arange(10, dtype=np.uint64), 3)
+        right = np.array([float(place < prompt % 4) for prompt in range(10) for place in range(3)])
+        one, again, other = (intervals(right, prompts, 500, seed) for seed in (0, 0, 1))
+        assert one == again and one != other
+
     def test_groups(self):
         assert grouped(np.array([1.0, 0, 1]), [3, None, 3]) == [("3", 2, 1.0)]
 
@@ -121,6 +128,10 @@ class TestAccuracy:
         better, worse = ids(1, 1, 3, 4, 5), ids(2, 2, 4, 3, 6)
         assert human_agreement(better, worse, ["a", "b", "a", "b", "c"]) == (0.5, 2)
         assert human_agreement(better, worse, [None] * 5) == (None, 0)
+
+
+def test_a_tie_is_no_win():
+    assert wins({1: {"a": 2.0, "b": 2.0, "c": 1.0}, 2: {"a": 0.0, "b": 0.0}}) == {"a": 1, "b": 1, "c": 0}
 
 
 class TestRankings:

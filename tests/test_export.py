@@ -376,6 +376,29 @@ class TestGenerator:
         assert "filter-tune, raft, refl, reward-weighted" in told and "--to files or --to hf-dataset" in told
         assert not (tmp_path / "x").exists()
 
+    def test_the_figures_after_are_those_of_the_kept_step(self, tmp_path):
+        from irpipe.exports.generator import monitors
+        from irpipe.schemas.generator import MONITORS
+
+        rows = {"step": [0, 10, 20], "measure": ["reward"] * 3, "value": [0.0, 0.25, 0.5], "error": [None, 0.125, 0.0625]}
+        MONITORS.write(tmp_path, rows)
+        artifact = SimpleNamespace(
+            table=lambda name: [tmp_path / f"{name}.parquet"], manifest=SimpleNamespace(tables={MONITORS.name: None})
+        )
+        told = monitors(artifact, GeneratorCard("m", "0" * 64, "refl", "lora", 20, 10, "held_out fell", {}))
+        assert "| `reward` | 0 | 0.25 | 0.125 |" in told and "0.5" not in told
+
+    @pytest.mark.parametrize("name", ["unet/model.bin", "unet/model.PT", "model.Pth", "a.CKPT", "b.pkl", "c.Pickle"])
+    def test_pickles_are_refused_in_any_case(self, name, tmp_path):
+        from irpipe.exports.weights import copy_weights
+        from irpipe.pipeline.errors import StoreError
+
+        artifact = SimpleNamespace(content_id="0" * 64, file=lambda path: tmp_path / path)
+        (tmp_path / "w.safetensors").write_text("weights")
+        with pytest.raises(StoreError, match=rf"{name} is a pickle"):
+            copy_weights(artifact, tmp_path / "x", {"w.safetensors": "w.safetensors", name: "model"})
+        assert not (tmp_path / "x").exists()
+
     def test_pickles_are_refused(self, world, tmp_path):
         from irpipe.exports.weights import copy_weights
         from irpipe.pipeline.errors import StoreError

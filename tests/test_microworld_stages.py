@@ -164,6 +164,10 @@ class TestTruth:
         (world.root / "mine" / "linked").symlink_to(inside)
         assert "leads into the store" in world.run("smuggles", "smuggles.path=mine", status=2).err
         world.run("smuggles", f"smuggles.path={world.store.newest('world', 'select-prompts').content_id}")
+        judged = world.store.newest("world", "judges").content_id
+        world.store.record_path(world.store.newest("world", "oracle-truth").key).unlink()
+        told = world.run("smuggles", f"smuggles.path={judged}", status=2).err
+        assert "smuggles.path may not be made from the truth" in told, "a parent whose record is gone is still one"
 
 
 class PathConfig(Config):

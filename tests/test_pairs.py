@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irpipe.pipeline.errors import LeakError
-from irpipe.schemas.annotations import RANKINGS
+from irpipe.pipeline.hashing import row_id
+from irpipe.schemas.annotations import PROMPT_LABELS, RANKINGS
 from irpipe.schemas.embeddings import unit_rows
+from irpipe.schemas.prompts import normalise
 from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
-from irpipe.stages.build_pairs.facts import Facts
+from irpipe.stages.build_pairs.facts import Facts, label_facts
 from irpipe.stages.build_pairs.run import examine, pair_columns
 from irpipe.stages.split_prompts.cut import components, cut
 from irpipe.stages.split_prompts.links import Link, links_by_text, links_by_vector
@@ -165,6 +168,23 @@ def test_labels_and_problems_take_prompts_and_images_out(project):
     assert done["metrics"]["rejected_for"] == {"prompt label": 3, "image problem": 2}
 
 
+@pytest.mark.parametrize(("votes", "category"), [("AB", None), ("AAB", "A"), ("BBA", "B"), ("AABBC", None), ("", None)])
+def test_a_prompts_category_is_the_most_frequent_or_none(tmp_path, votes, category):
+    count = len(votes)
+    columns = {
+        "ranking_id": range(count),
+        "prompt_id": [7] * count,
+        "category": list(votes),
+        "intent_unclear": [None] * count,
+        "unsafe": [[]] * count,
+    }
+    PROMPT_LABELS.write(tmp_path, columns)
+    labels = SimpleNamespace(table=lambda name: [tmp_path / f"{name}.parquet"])
+    dropped, categories, names = label_facts(labels, {7: 0}, ())
+    assert dropped.tolist() == [False]
+    assert (names[categories[0]].as_py() if categories[0] >= 0 else None) == category
+
+
 def test_the_same_input_gives_the_same_bytes(project):
     records = [ranking(f"prompt {row}", "abcde", np.random.default_rng(row).integers(1, 6, 5).tolist()) for row in range(40)]
     one = build(project, records)["content_id"]
@@ -307,6 +327,11 @@ def test_little_data_trains():
     for count in range(2, 6):
         assert 0 in cut(TEXTS[:count], [], {}, (0.05, 0.05), 0)
     assert cut(TEXTS[:2], [], {0: "train"}, (0.05, 0.05), 0).tolist() == [0, 2]
+
+
+def test_the_first_drawn_is_for_the_test_and_the_last_trains():
+    drawn = sorted(range(3), key=lambda place: row_id("split", 0, normalise(TEXTS[place])))
+    assert cut(TEXTS[:3], [], {}, (0.3, 0.3), 0)[drawn].tolist() == [2, 1, 0]
 
 
 def test_given_splits_are_honoured():

@@ -18,6 +18,7 @@ from irpipe.models.tuning.reward import RewardSlope, reward_loss
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe_file import load_recipe
 from irpipe.pipeline.stage import Context, Model
+from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 
@@ -133,17 +134,19 @@ class TestDenoiser:
 
 class TestObjective:
     def test_network_and_scheduler_get_the_schedules_own_timesteps(self, world, tmp_path):
-        objective = objective_of(world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9)
+        objective = objective_of(
+            world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9, batch_size=24, sample_batch=24
+        )
         asked = []
         unet = objective.denoiser.unet
         unet.register_forward_pre_hook(lambda module, given: asked.append(given[1].clone()))
-        objective.prepare(0, range(6), lambda: None)
+        objective.prepare(0, range(24), lambda: None)
         schedule = objective.course.timesteps
         assert [int(one) for one in asked] == schedule[:9].tolist()
         asked.clear()
-        objective.losses(0, range(6))
-        assert set(asked[0].tolist()) <= set(schedule[7:].tolist())
-        for place, timestep in zip(range(6), asked[0].tolist(), strict=True):
+        objective.losses(0, range(24))
+        assert set(asked[0].tolist()) == set(schedule[7:].tolist())
+        for place, timestep in zip(range(24), asked[0].tolist(), strict=True):
             _, late = objective._drawn(0, place)
             assert timestep == schedule[7 + late]
 
@@ -245,28 +248,28 @@ class TestStopRule:
         measures |= {"brightness": np.full(20, statistics.get("brightness", 0.5))}
         return Look(step, measures, np.zeros((20, 2, 4, 4, 3), dtype=np.uint8))
 
-    def rule(self, world, **settings):
-        rule = StopRule(load_recipe(world.root, [f"refl.{name}={value}" for name, value in settings.items()]).config("refl"))
+    def rule(self, **settings):
+        rule = StopRule(ReflConfig(**settings))
         assert rule.fault(self.look(0)) is None
         return rule
 
-    def test_a_better_generator_goes_on(self, world):
-        rule = self.rule(world)
+    def test_a_better_generator_goes_on(self):
+        rule = self.rule()
         assert all(
             rule.fault(self.look(step, 0.1 * step, 0.1 * step, 0.05 * step, 1 + 0.01 * step)) is None for step in (1, 2, 3)
         )
 
-    def test_reward_up_while_a_held_out_judge_falls_is_hacking(self, world):
-        rule = self.rule(world)
+    def test_reward_up_while_a_held_out_judge_falls_is_hacking(self):
+        rule = self.rule()
         assert rule.fault(self.look(1, 0.5, 0.3)) is None
         assert "while held_out fell from 0.300 to 0.200" in rule.fault(self.look(2, 1.0, 0.2))
-        assert self.rule(world).fault(self.look(1, -0.5, -0.2)) is None  # both fell: that is noise or forgetting, not hacking
+        assert self.rule().fault(self.look(1, -0.5, -0.2)) is None  # both fell: that is noise or forgetting, not hacking
 
-    def test_forgetting_statistics_and_numbers_that_are_none(self, world):
-        assert "rose by 20%" in self.rule(world, max_denoising_rise=0.15).fault(self.look(1, loss=1.2))
-        assert self.rule(world).fault(self.look(1, loss=1.2)) is None
-        assert "brightness of the images went from 0.5 to 0.2" in self.rule(world).fault(self.look(1, brightness=0.2))
-        assert "reward is not finite" in self.rule(world).fault(self.look(1, reward=float("nan")))
+    def test_forgetting_statistics_and_numbers_that_are_none(self):
+        assert "rose by 20%" in self.rule(max_denoising_rise=0.15).fault(self.look(1, loss=1.2))
+        assert self.rule().fault(self.look(1, loss=1.2)) is None
+        assert "brightness of the images went from 0.5 to 0.2" in self.rule().fault(self.look(1, brightness=0.2))
+        assert "reward is not finite" in self.rule().fault(self.look(1, reward=float("nan")))
 
     def test_a_reward_that_likes_dark_images_is_stopped(self, world, monkeypatch):
         from irpipe.models.tuning import session
