@@ -7,7 +7,6 @@ declares one under the entry-point group `irpipe.scorers`: a function without ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +23,9 @@ from irpipe.models.loading import device_errors, files_of, load_errors, pick_dev
 from irpipe.models.pictures import resize_and_crop
 from irpipe.pipeline.errors import ModelError, RecipeError, did_you_mean
 from irpipe.pipeline.hashing import row_id
+from irpipe.pipeline.registry import SCORERS, declared
 from irpipe.pipeline.stage import Model
 
-ENTRY_POINTS = "irpipe.scorers"
 OWN = ("reward-model", "clip", "aesthetic", "blip", "random")
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -44,11 +43,6 @@ class Scorer(Protocol):
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> Sequence[float] | NDArray[Any]:
         """One number a picture; pictures are (height, width, 3) uint8."""
-
-
-def others() -> Mapping[str, EntryPoint]:
-    """Scorers that installed packages declare, by name."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
 def squares(pictures: Pictures, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -93,11 +87,11 @@ def _make_scorer(
         return BlipScorer(models["blip_model"][0], device, dtype)
     if name == "random":
         return RandomScorer(seed)
-    declared = others()
-    if name not in declared:
-        known = (*OWN, *declared)
+    others = declared(SCORERS)
+    if name not in others:
+        known = (*OWN, *others)
         raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
-    scorer: Scorer = declared[name].load()()
+    scorer: Scorer = others[name].load()()
     return scorer
 
 

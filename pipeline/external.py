@@ -9,8 +9,6 @@ import struct
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from typing import Any
 from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher, size
+from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.stage import Config, Model, hashed_names, role_of
 from irpipe.pipeline.store import Store
-
-MODELS = "irpipe.models"  # the entry-point group by which packages ship models: name = "package:folder.folder"
 
 _LFS_POINTER = b"version https://git-lfs"
 # A file changed twice within the clock's grain keeps its `stat`: what is younger than this is not remembered.
@@ -96,7 +93,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
         _refuse_store(folder, value, store, where)
         digest_ = memory.digest(folder, where)
         return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
-    if value in shipped_models():
+    if value in declared(MODELS):
         folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
         return Model(value, digest_, folder), ["shipped", value, digest_]
@@ -104,17 +101,11 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
     if not (at and len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)):
         raise ModelError(
             f"{where} = {value!r} is neither a local folder, a shipped model, nor a hub id with a pinned revision"
-            + (did_you_mean(value, shipped_models()) if "/" not in value else ""),
+            + (did_you_mean(value, declared(MODELS)) if "/" not in value else ""),
             expected="name/model@<40 hex digits of a commit>, or a folder with the model's files",
             fix="take the commit from the model page's history, or give the folder that holds the weights",
         )
     return Model(name, revision, None), ["hub", name, revision]
-
-
-@cache
-def shipped_models() -> dict[str, EntryPoint]:
-    """Models that installed packages ship, by name."""
-    return {point.name: point for point in entry_points(group=MODELS)}
 
 
 def shipped_folder(name: str) -> Path:
@@ -123,7 +114,7 @@ def shipped_folder(name: str) -> Path:
     Raises:
         ModelError: the package is broken.
     """
-    point = shipped_models()[name]
+    point = declared(MODELS)[name]
     spec = find_spec(point.module)
     places = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(places[0], *point.attr.split(".")) if places else None

@@ -6,20 +6,19 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
+from irpipe.pipeline.registry import STAGES, declared
 
 if TYPE_CHECKING:
     from irpipe.pipeline.progress import Progress
+    from irpipe.pipeline.shards import Worker
     from irpipe.pipeline.store import Artifact
-
-ENTRY_POINTS = "irpipe.stages"
 
 # How a setting counts towards the key of a run:
 #   result     its value changes the result: hashed
@@ -160,6 +159,43 @@ class Context:
     sources: Mapping[str, tuple[Path, ...]]
     models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
 
+    def map(
+        self,
+        worker: Worker,
+        shards: Mapping[str, Any],
+        what: str,
+        unit: str,
+        *,
+        size: Callable[[Any], int] = lambda _: 1,
+        processes: int = 1,
+        executor: str | None = None,
+    ) -> list[Path]:
+        """Make shards that survive a kill, each whole: those of an earlier attempt are used again. See `pipeline/shards.py`.
+
+        Args:
+            worker: writes the result of one shard to a path.
+            shards: what each is made of, by the name of its file.
+            what: the title of the bar, and the folder in `work`: "embedding".
+            unit: what is counted: "prompts"; size: how many of them a shard holds.
+            processes: how many make shards side by side; executor: where, by name, if not on this machine.
+
+        Returns:
+            the results, in the order of `shards`.
+
+        Raises:
+            Exception: what a worker raised, an `IrpipeError` as it is.
+        """
+        from irpipe.pipeline.shards import make_executor, map_shards
+
+        with self.progress(what, sum(size(shard) for shard in shards.values()), unit) as bar:
+            return map_shards(
+                worker,
+                shards,
+                self.work / what.replace(" ", "-"),
+                lambda missing: make_executor(executor, min(processes, missing)),
+                lambda name: bar.advance(size(shards[name])),
+            )
+
 
 @dataclass(frozen=True)
 class Trials:
@@ -250,10 +286,9 @@ class Stage:
         return module.rpartition(".")[0] or module
 
 
-@cache
 def registered() -> Mapping[str, EntryPoint]:
     """Every installed stage by name: irpipe's own and other packages' alike."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return declared(STAGES)
 
 
 def find_stage(name: str) -> Stage:
@@ -267,7 +302,7 @@ def find_stage(name: str) -> Stage:
     if name not in points:
         raise RecipeError(
             f"there is no stage {name!r}{did_you_mean(name, points)}",
-            fix=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
+            fix=f"install the package that declares it under the entry-point group {STAGES!r}",
         )
     try:
         stage = points[name].load()

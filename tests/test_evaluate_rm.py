@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from irpipe.models import scorers
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.scorers import aesthetic_head
 from irpipe.models.starts import start
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import SCORERS
 from irpipe.pipeline.stage import Model
 from irpipe.stages.evaluate_rm.accuracy import (
     accuracies,
@@ -209,7 +208,7 @@ class TestTheStages:
     def test_prompts_nobody_annotated(self, rm):
         rm.run("score-images", "score-images.scorers=['random']", "score-images.prompts='selected-prompts'")
 
-    def test_a_scorer_of_another_package(self, rm, monkeypatch):
+    def test_a_scorer_of_another_package(self, rm, monkeypatch, install):
         """Declared as an entry point; it gets pictures as they are."""
         sizes = []
 
@@ -223,8 +222,7 @@ class TestTheStages:
         module = type(sys)("brightness")
         module.Bright = Bright
         monkeypatch.setitem(sys.modules, "brightness", module)
-        point = EntryPoint("bright", "brightness:Bright", scorers.ENTRY_POINTS)
-        monkeypatch.setattr("irpipe.models.scorers.others", lambda: {"bright": point})
+        install({"bright": "brightness:Bright"}, SCORERS)
         rm.run("score-images", "score-images.scorers=['bright']")
         assert sizes[0] == (32, 32, 3)
         module.Bright = type("Short", (), {"image_size": None, "__call__": lambda *_: [1.0]})
