@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import DATA, quiet_context, show, timed
+from benchmarks.common import DATA, show, timed
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.embeddings import unit_rows
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
@@ -21,7 +21,7 @@ from irpipe.stages.embed_prompts.vectors import sentence_encoder
 PROMPTS = 768
 
 
-def main(folder: Path) -> None:
+def main(_folder: Path) -> None:
     model = os.environ.get("IRPIPE_MPNET")
     if not model:
         sys.exit("set IRPIPE_MPNET to a folder with all-mpnet-base-v2")
@@ -30,9 +30,7 @@ def main(folder: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     plain_model = SentenceTransformer(model, device="cpu")
-    encode = sentence_encoder(
-        EmbedPromptsConfig(), quiet_context(folder / "work", models={"model": (Model("all-mpnet-base-v2", "", Path(model)),)})
-    )
+    encode = sentence_encoder(EmbedPromptsConfig(), Model("all-mpnet-base-v2", "", Path(model)))
     plain_model.encode(texts[:32])
     encode(texts[:32])
     plain, ours = [], []

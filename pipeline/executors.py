@@ -47,9 +47,9 @@ class Processes:
 
     def map(self, worker: Worker, shards: Mapping[str, tuple[Any, Path]], done: Callable[[str], None]) -> None:
         names = iter(shards)
-        running: dict[Any, str] = {}
+        running: dict[Any, str] = {}  # a process's pipe -> the shard it makes
 
-        def give_next(pipe: Connection) -> None:
+        def give_next(pipe: Any) -> None:
             name = next(names, None)
             if name is not None:
                 pipe.send(shards[name])
@@ -60,7 +60,8 @@ class Processes:
                 for pipe in pipes:
                     give_next(pipe)
                 while running:
-                    for pipe in wait(list(running)):
+                    answered: list[Any] = wait(list(running))
+                    for pipe in answered:
                         error = pipe.recv()
                         if error is not None:
                             raise error
