@@ -4,7 +4,8 @@ Reads: the images, the prompts' texts, the reward model if it is asked, and the 
 Writes: the tables `scores` and `rejected`.
 Paper: ImageReward, section 4.1 (baselines) and the released code's scorers.
 Deviates: nothing.
-Cost: one forward pass an image and scorer; memory O(batch_size).
+Cost: one forward pass per image and scorer; memory O(512 images) per process, and the prompts' texts; a kill costs at most one
+    shard of 512 images per process.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Annotated, Literal
 from pydantic import Strict
 
 from irpipe.models.published import BLIP, CLIP
-from irpipe.pipeline.stage import Config, Determinism, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import Determinism, Stage, setting
 
 
-class ScoreImagesConfig(Config):
+class ScoreImagesConfig(MapConfig):
     scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
         ("reward-model",),
         min_length=1,
@@ -44,11 +46,8 @@ class ScoreImagesConfig(Config):
     )
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
-    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
+    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images per forward pass.")
     device: str = setting("auto", role="execution", meaning="Where the models run: auto, cpu, cuda, cuda:1, mps.")
-    num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one a core, none for few images."
-    )
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) that cannot be scored that stops the run."
     )
@@ -61,7 +60,9 @@ class ScoreImagesConfig(Config):
             "blip_model": {"blip"},
             "seed": {"random"},
         }
-        return {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
+        return super().unused() | {
+            name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who
+        }
 
 
 def _reads(config: ScoreImagesConfig) -> Sequence[str]:

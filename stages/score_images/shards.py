@@ -1,0 +1,164 @@
+"""Scoring the images of one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.pictures import decode_stream
+from irpipe.models.scorers import RewardModelScorer, Scorer, make_scorers
+from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.stage import Model
+from irpipe.schemas.images import ImageReader, RowGroup
+from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.table import Table
+from irpipe.stages.score_images import ScoreImagesConfig
+
+RAW, SCORE = "raw {}", "score {}"  # columns of a scored shard, by scorer
+_CHUNK, _WHOLE_CHUNK = 64, 16  # images decoded at a time: squares, and pictures as they are
+
+
+@dataclass
+class ShardScorer:
+    """Writes the scores of the images of some row groups: a row per image, with the reason where it was not scored.
+
+    Attributes:
+        reward: the folder of the reward model, if one scores.
+        prompts: the table of the prompts' texts, and its files.
+        splits: the files of `prompt_splits`, where one split is scored.
+    """
+
+    config: ScoreImagesConfig
+    models: Mapping[str, tuple[Model, ...]]
+    reward: Path | None
+    prompts: tuple[Table, Sequence[Path]]
+    splits: Sequence[Path] | None
+
+    def __call__(self, groups: list[RowGroup], draft: Path) -> None:
+        reader = ImageReader(groups=groups)
+        images = list(reader.rows(["prompt_id", "generator", "fault"]))
+        texts = self._texts_of([image["prompt_id"] for image in images])
+        reasons = self._reasons(images, texts)
+        wanted = np.array([reason is None for reason in reasons], dtype=bool)
+        raw, broken = score_all(self._scorers, reader, texts, wanted, self.config.batch_size)
+        for place in broken:
+            reasons[place] = "does not decode"
+        columns: dict[str, Any] = {
+            "image_id": pa.array([image["image_id"] for image in images], pa.uint64()),
+            "prompt_id": pa.array([image["prompt_id"] for image in images], pa.uint64()),
+            "generator": pa.array([image["generator"] for image in images], pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+            "detail": pa.array([broken.get(place) for place in range(len(images))], pa.string()),
+        }
+        for name, scorer in self._scorers.items():
+            card = scorer.model.card if isinstance(scorer, RewardModelScorer) else None
+            columns[RAW.format(name)] = raw[name]
+            columns[SCORE.format(name)] = (raw[name] - card.mean) / card.std if card else raw[name]
+        pq.write_table(pa.table(columns), draft)
+
+    @cached_property
+    def _scorers(self) -> dict[str, Scorer]:
+        reward = ImageReward.from_pretrained(self.reward) if self.reward is not None else None
+        device, dtype, seed = worker_device(self.config.device), self.config.dtype, self.config.seed
+        return make_scorers(self.config.scorers, self.models, reward, device=device, dtype=dtype, seed=seed)
+
+    @cached_property
+    def _prompts(self) -> Any:
+        """Id and text of all prompts, as Arrow: a text takes its bytes and no more."""
+        table, files = self.prompts
+        return table.read(files, ["prompt_id", "prompt"])
+
+    @cached_property
+    def _split(self) -> Any:
+        """Ids of the prompts whose images are scored; None for all."""
+        if self.splits is None:
+            return None
+        table = PROMPT_SPLITS.read(self.splits, ["prompt_id", "split"])
+        return table.filter(pc.equal(table["split"].cast("string"), self.config.split))["prompt_id"].combine_chunks()
+
+    def _texts_of(self, prompt_ids: Sequence[int]) -> list[str | None]:
+        """The text of each prompt, None where it is not known."""
+        index = pc.index_in(pa.array(prompt_ids, pa.uint64()), self._prompts["prompt_id"].combine_chunks())
+        texts: list[str | None] = self._prompts["prompt"].take(index).to_pylist()
+        return texts
+
+    def _reasons(self, images: Sequence[Mapping[str, Any]], texts: Sequence[str | None]) -> list[str | None]:
+        """Why each image is not scored, or None."""
+        ids = pa.array([image["prompt_id"] for image in images], pa.uint64())
+        among = pc.is_in(ids, self._split).to_pylist() if self._split is not None else [True] * len(images)
+        return [
+            "of another split" if not asked else image["fault"] or ("its prompt is not known" if text is None else None)
+            for image, text, asked in zip(images, texts, among, strict=True)
+        ]
+
+
+def score_all(
+    scorers: Mapping[str, Scorer],
+    reader: ImageReader,
+    texts: Sequence[str | None],
+    wanted: NDArray[np.bool_],
+    batch_size: int,
+) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
+    """Score the wanted images. They are decoded once per size that scorers take.
+
+    Args:
+        texts: (n,) the prompt of each image of the reader; wanted: (n,) whether it is scored.
+
+    Returns:
+        (n,) raw scores by scorer, NaN for images that are not scored, and why some do not decode, by their place.
+    """
+    raw = {name: np.full(len(texts), np.nan) for name in scorers}
+    by_size: dict[int | None, list[str]] = {}
+    for name, scorer in scorers.items():
+        by_size.setdefault(scorer.image_size, []).append(name)
+    broken: dict[int, str] = {}
+    for size, names in by_size.items():
+        good: dict[int, NDArray[np.uint8]] = {}
+        for start, pictures, faults in decode_stream(reader, 0, _CHUNK if size else _WHOLE_CHUNK, size, wanted=wanted):
+            broken |= {start + place: why for place, why in faults.items() if wanted[start + place]}
+            good |= {
+                start + place: picture for place, picture in enumerate(pictures) if wanted[start + place] and place not in faults
+            }
+            while len(good) >= batch_size:
+                ask(scorers, names, raw, texts, {place: good.pop(place) for place in list(good)[:batch_size]})
+        if good:
+            ask(scorers, names, raw, texts, good)
+    return raw, broken
+
+
+def ask(
+    scorers: Mapping[str, Scorer],
+    names: Sequence[str],
+    raw: Mapping[str, NDArray[np.float64]],
+    texts: Sequence[str | None],
+    pictures: Mapping[int, NDArray[np.uint8]],
+) -> None:
+    """Put the numbers that some scorers give to pictures, by their place, into `raw`.
+
+    Raises:
+        StageError: they are not one finite number per picture.
+    """
+    places = list(pictures)
+    smaller = f"--set score-images.batch_size={max(1, len(places) // 2)}"
+    for name in names:
+        with memory_errors(f"{len(places)} images per forward pass", smaller):
+            scores = np.asarray(
+                scorers[name]([texts[place] or "" for place in places], list(pictures.values())), dtype=np.float64
+            )
+        if scores.shape != (len(places),) or not np.isfinite(scores).all():
+            raise StageError(
+                f"the scorer {name} returned {scores.shape} for {len(places)} pictures, or numbers that are not finite",
+                fix="--set score-images.dtype=float32 if it is one of ours",
+            )
+        raw[name][places] = scores
