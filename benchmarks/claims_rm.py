@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from irpipe.pipeline.recipe import RECIPE_FILE, shipped_recipe
+from irpipe.pipeline.recipe import RECIPE_FILE
+from irpipe.pipeline.recipe_file import shipped_recipe
 
 PROMPTS, POOL = 2000, 10_000
 SEEDS = (1, 2, 3)

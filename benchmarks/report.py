@@ -65,7 +65,7 @@ def _many_artifacts(folder: Path) -> None:
     """A pool of prompts for every seed, and the micro recipe, of which nothing else was made."""
     from irpipe.pipeline.plan import Planner
     from irpipe.pipeline.progress import Watcher
-    from irpipe.pipeline.recipe import load_recipe, shipped_recipe
+    from irpipe.pipeline.recipe_file import load_recipe, shipped_recipe
     from irpipe.pipeline.runner import Runner
     from irpipe.pipeline.store import Store
 

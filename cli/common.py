@@ -31,7 +31,7 @@ StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse 
 
 def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
     """The recipe in the current folder and its store."""
-    from irpipe.pipeline.recipe import load_recipe
+    from irpipe.pipeline.recipe_file import load_recipe
     from irpipe.pipeline.store import Store
 
     recipe = load_recipe(Path.cwd(), overrides or ())
@@ -59,7 +59,7 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
     if record is None:
         raise StoreError(f"{identifier} has no artifact yet", fix=f"irpipe run {identifier}")
     if not store.holds(record.content_id):
-        raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", fix=f"irpipe run {record.stage}")
+        raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", fix=f"irpipe run {record.node}")
     return recipe, store, record
 
 

@@ -38,11 +38,11 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     if json_:
         print_json({"record": asdict(record), "manifest": asdict(artifact.manifest), "path": str(artifact.path)})
         return
-    print(f"{record.stage} {record.content_id}\n  key      {record.key}\n  path     {artifact.path}")
+    print(f"{record.node} {record.content_id}\n  key      {record.key}\n  path     {artifact.path}")
     print(f"  made     {record.ended} in {duration(record.seconds)} on {record.host} ({record.device})")
     print(f"  rows     {', '.join(f'{name} {count:,}' for name, count in record.rows.items())}")
-    for kind, entry in record.inputs.items():
-        print(f"  read     {kind}: {entry.stage} {entry.content_id[:12]}")
+    for slot, entry in record.inputs.items():
+        print(f"  read     {slot}: {entry.node} {entry.content_id[:12]}")
     for name, entry in record.external.items():
         print(f"  read     {name}: {visible(entry['given'])}")
     for name, table in artifact.manifest.tables.items():
@@ -92,7 +92,7 @@ def lineage(
         for run in found.records:
             mark = "->" if run is found.focus else "  "
             made_from = ", ".join(entry.content_id[:12] for entry in run.inputs.values())
-            print(f"{mark} {run.stage} {run.content_id[:12]}{f'  from {made_from}' if made_from else ''}")
+            print(f"{mark} {run.node} {run.content_id[:12]}{f'  from {made_from}' if made_from else ''}")
 
 
 def trace(
@@ -209,11 +209,12 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
 
     Example: irpipe cite prompt-graph
     """
-    from irpipe.pipeline.stage import find_stage, role_of, source_of
+    from irpipe.pipeline.settings import role_of, settings_of, source_of
+    from irpipe.pipeline.stage import find_stage
 
     declared = find_stage(stage)
     rows = []
-    for name, field in declared.config.model_fields.items():
+    for name, field in settings_of(declared.config).items():
         default = "must be given" if field.is_required() else field.default
         shown = "unset" if default is None or default == () else default
         rows.append((name, shown, field.description, source_of(declared.config, name), role_of(declared.config, name)))

@@ -31,7 +31,8 @@ def init(
     Example: irpipe init --recipe imagereward
     """
     from irpipe.pipeline.errors import RecipeError
-    from irpipe.pipeline.recipe import RECIPE_FILE, shipped_recipe
+    from irpipe.pipeline.recipe import RECIPE_FILE
+    from irpipe.pipeline.recipe_file import shipped_recipe
 
     text = shipped_recipe(recipe)
     try:
@@ -117,7 +118,7 @@ def status(json_: JsonOption = False) -> None:
         record = standing.record
         rows.append(
             {
-                "stage": standing.stage,
+                "stage": standing.node,
                 "state": standing.state,
                 "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
                 "why": list(standing.why),

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 import irpipe.schemas
 import irpipe.stages
 from irpipe.pipeline.registry import STAGES
-from irpipe.pipeline.stage import Config, Stage, find_stage, registered, role_of, source_of
+from irpipe.pipeline.settings import groups_of, role_of, settings_of, source_of
+from irpipe.pipeline.stage import Config, Stage, find_stage, registered
 from irpipe.schemas.table import Table
 
 DOCS = Path(__file__).parent
@@ -93,9 +96,17 @@ def _stage(stage: Stage) -> str:
     told, parts = _told(stage)
     lines = [f"## {stage.name}", "", _prose(told), ""]
     lines += [f"- **{part}:** {_prose(parts[part])}" for part in PARTS if part in parts]
-    shapes = stage.config.model_json_schema()["properties"]
-    rows = [_setting(stage.config, name, shapes[name]) for name in stage.config.model_fields]
+    shapes = _shapes(stage.config)
+    rows = [_setting(stage.config, name, shapes[name]) for name in settings_of(stage.config)]
     return "\n".join([*lines, "", *_grid(("setting", "default", "meaning", "values", "source", "role"), rows)]) + "\n"
+
+
+def _shapes(config: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of every setting by name, those of groups as ``group.setting``."""
+    shapes: dict[str, Any] = dict(config.model_json_schema().get("properties", {}))
+    for outer, kind in groups_of(config).items():
+        shapes |= {f"{outer}.{inner}": shape for inner, shape in _shapes(kind).items()}
+    return shapes
 
 
 def _told(stage: Stage) -> tuple[str, dict[str, str]]:
@@ -110,7 +121,7 @@ def _joined(text: str) -> str:
 
 
 def _setting(config: type[Config], name: str, shape: Mapping[str, Any]) -> tuple[str, ...]:
-    field = config.model_fields[name]
+    field = settings_of(config)[name]
     default = "*must be given*" if field.is_required() else _default(field.default)
     told, source = _prose(field.description or ""), _prose(source_of(config, name) or "")
     return f"`{name}`", default, told, _values(shape), source, role_of(config, name)

@@ -30,12 +30,12 @@ def garbage(store: Store) -> Iterator[Garbage]:
     for record in store.records():
         if record.key not in kept_keys:
             path = store.record_path(record.key)
-            yield Garbage(path, _size(path), f"record of {record.stage} {record.key[:12]}", "no newest result was made from it")
+            yield Garbage(path, _size(path), f"record of {record.node} {record.key[:12]}", "no newest result was made from it")
     makers: dict[str, Record] = {record.content_id: record for record in store.records()}
     for folder in sorted(store.root.glob("objects/??/*")):
         if folder.name not in kept_objects:
             maker = makers.get(folder.name)
-            name = f"{maker.stage} {folder.name[:12]}" if maker else folder.name[:12]
+            name = f"{maker.node} {folder.name[:12]}" if maker else folder.name[:12]
             yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
     for folder in sorted(store.root.glob("damaged/*")):
         yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")

@@ -175,10 +175,10 @@ def remove(folder: Path) -> None:
 
 
 def attempt(store: Store, key: str) -> dict[str, object] | None:
-    """What an unfinished run of this key left behind: stage, recipe, process, when, and its error if it failed."""
+    """What an unfinished run of this key left behind: stage, node, recipe, process, when, and its error if it failed."""
     path = store.work_path(key) / "attempt.json"
     try:
         data: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return data if {"stage", "recipe", "pid", "started"} <= set(data) else None
+    return data if {"stage", "node", "recipe", "pid", "started"} <= set(data) else None

@@ -55,4 +55,4 @@ def write_lineage(store: Store, record: Record, folder: Path) -> None:
     """Write the records of a run and of everything it was made from into `lineage/`, one file each."""
     (folder / LINEAGE).mkdir()
     for run in (*lineage(store, record).ancestors, record):
-        (folder / LINEAGE / f"{run.stage}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
+        (folder / LINEAGE / f"{run.node}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")

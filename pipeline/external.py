@@ -17,7 +17,8 @@ from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadEr
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher, size
 from irpipe.pipeline.registry import MODELS, declared
-from irpipe.pipeline.stage import Config, Model, hashed_names, role_of
+from irpipe.pipeline.settings import Config, hashed_names, role_of, value_of
+from irpipe.pipeline.stage import Model
 from irpipe.pipeline.store import Store
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -62,7 +63,7 @@ def resolve(
     found = Externals()
     memory = Memory(store.root / "digests.sqlite", watcher, remember=remember, most_bytes=most_bytes)
     for name in hashed_names(config, ("external", "model")):
-        value, where = getattr(config, name), f"{stage}.{name}"
+        value, where = value_of(config, name), f"{stage}.{name}"
         if value is None or value == ():
             continue
         values = value if isinstance(value, tuple) else (value,)

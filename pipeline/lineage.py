@@ -108,7 +108,7 @@ def as_dot(found: Lineage) -> str:
     lines = ["digraph lineage {", "  rankdir=LR; node [shape=box];"]
     for record in found.records:
         bold = ", style=bold" if record is found.focus else ""
-        lines.append(f'  "{record.key[:12]}" [label="{record.stage}\\n{record.content_id[:12]}"{bold}];')
+        lines.append(f'  "{record.key[:12]}" [label="{record.node}\\n{record.content_id[:12]}"{bold}];')
     lines += [f'  "{parent[:12]}" -> "{child[:12]}";' for parent, child in found.edges]
     return "\n".join([*lines, "}"])
 
@@ -116,7 +116,7 @@ def as_dot(found: Lineage) -> str:
 def as_mermaid(found: Lineage) -> str:
     """Mermaid text."""
     lines = ["flowchart LR"]
-    lines += [f'  k{record.key[:12]}["{record.stage}<br/>{record.content_id[:12]}"]' for record in found.records]
+    lines += [f'  k{record.key[:12]}["{record.node}<br/>{record.content_id[:12]}"]' for record in found.records]
     lines += [f"  k{parent[:12]} --> k{child[:12]}" for parent, child in found.edges]
     return "\n".join(lines)
 
@@ -162,7 +162,7 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
                     mark = (record.key, table, repr(values))
                     if mark not in seen_rows:
                         seen_rows.add(mark)
-                        yield TracedRow(record.stage, record.content_id, table, distance, readable(row, columns), more)
+                        yield TracedRow(record.node, record.content_id, table, distance, readable(row, columns), more)
                     reached.update(row[column] for column in columns if row[column] is not None)
             frontier = reached - seen_ids
             seen_ids |= frontier

@@ -49,9 +49,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class InputEntry:
-    """An input artifact of a run, by both ids."""
+    """An input artifact of a run, by both ids, and the stage and node that made it."""
 
     stage: str
+    node: str
     key: str
     content_id: str
 
@@ -60,12 +61,14 @@ class InputEntry:
 class Record:
     """One run: what was asked for, by whom and where, and what came out. Readable without irpipe.
 
-    `config` holds every setting, `given` the names of those that somebody set.
+    `config` holds every setting by name (`group.setting` in a group), `given` the names of those that somebody set. `node` is the
+    stage's name in the recipe.
     """
 
     key: str
     content_id: str
     stage: str
+    node: str
     stage_version: int
     recipe: str
     config: Mapping[str, Any]

@@ -13,13 +13,24 @@ from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.progress import Watcher, duration
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.stage import Config, Stage, hashed_names, role_of
+from irpipe.pipeline.settings import (
+    Config,
+    default_config,
+    given_names,
+    hashed_config,
+    nested,
+    role_of,
+    settings_of,
+    shown_config,
+    value_of,
+)
+from irpipe.pipeline.stage import Stage, kind_in
 from irpipe.pipeline.store import Store
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a plan.
+    """One node of a plan.
 
     Attributes:
         state: `reuse`, `run`, or `wait`: whether it runs depends on what comes out upstream.
@@ -91,21 +102,21 @@ class Planner:
     _parsed: Parsed = field(default_factory=dict)
 
     def plan(self, target: str) -> list[Step]:
-        """Every stage up to the target, in order of running. Writes nothing."""
+        """Every node up to the target, in order of running. Writes nothing."""
         made: dict[str, InputEntry] = {}
         steps = []
         for node in self.recipe.chain(target):
             step = self.examine(node, made)
             if step.record is not None:
-                made[step.name] = InputEntry(node.stage.name, step.record.key, step.record.content_id)
+                made[step.name] = input_entry(node, step.record)
             steps.append(step)
         return steps
 
     def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
-        """One stage, given what its upstream stages made."""
+        """One node, given what its upstream nodes made."""
         stage = node.stage
         externals = self.externals(node)
-        inputs = {kind: made[name] for kind, name in node.upstream.items() if name in made}
+        inputs = {slot: made[name] for slot, name in node.upstream.items() if name in made}
         missing = [name for name in node.upstream.values() if name not in made]
         notes = list(self._replaced(node))
         if missing:
@@ -117,7 +128,7 @@ class Planner:
             stage.name,
             stage.version,
             hashed_config(node.config),
-            {kind: entry.content_id for kind, entry in inputs.items()},
+            {slot: entry.content_id for slot, entry in inputs.items()},
             externals.digests,
         )
         record = self.store.lookup(key)
@@ -147,13 +158,13 @@ class Planner:
         return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:
-        usual = node.stage.kinds_read(type(node.config).model_construct())
-        for name in self.recipe.idle(node.stage.name):
-            yield f"{name} of the recipe has no effect here"
+        usual = node.stage.kinds_read(default_config(type(node.config)))
+        for name in self.recipe.idle(node.name):
+            yield f"{node.name}.{name} of the recipe has no effect beside other settings"
         for kind in usual:
             producers = self.recipe.producers.get(kind, ())
-            if kind not in node.upstream and producers:
-                yield f"a given source replaces {producers[0]}"
+            if producers and kind not in map(kind_in, node.upstream):
+                yield f"{node.name}{_because(node.config, node.stage, kind)} makes {producers[0]} unnecessary"
 
     def code_changed(self, stage: Stage, record: Record) -> bool:
         """Whether a run was made by other code than there is now."""
@@ -163,7 +174,7 @@ class Planner:
         """The earlier run of the stage that differs least, the newest among equals."""
         name = node.stage.name
         if self.against_newest:
-            return self.store.newest(self.recipe.name, name)
+            return self.store.newest(self.recipe.name, node.name)
         if not self._by_stage:
             for record in self.store.records():
                 self._by_stage.setdefault(record.stage, []).append(record)
@@ -196,25 +207,24 @@ class Planner:
         others = 0
         for path in sorted(self.store.root.glob("work/*/scratch")):
             found = attempt(self.store, path.parent.name)
-            if found and found["stage"] == node.stage.name and found["recipe"] == self.recipe.name and any(path.iterdir()):
+            if found and found["node"] == node.name and found["recipe"] == self.recipe.name and any(path.iterdir()):
                 if path.parent.name == key:
                     return ["goes on where it was interrupted"]
                 others += 1
         return [f"leaves {others} unfinished run{'s' if others > 1 else ''} of other settings: irpipe gc"] if others else []
 
 
-def hashed_config(config: Config) -> dict[str, Any]:
-    """The settings that count towards the key by their value."""
-    values = {name: getattr(config, name) for name in hashed_names(config, ("result", "neutral"))}
-    fields = type(config).model_fields
-    return {
-        name: value for name, value in values.items() if role_of(type(config), name) == "result" or value != fields[name].default
-    }
+def _because(config: Config, stage: Stage, kind: str) -> str:
+    """The setting, `.name`, that alone makes a stage read no artifact of a kind; nothing where several do together."""
+    for name in given_names(config):
+        if kind not in stage.kinds_read(default_config(type(config), **nested({name: value_of(config, name)}))):
+            return f".{name}"
+    return ""
 
 
-def shown_config(config: Config) -> dict[str, Any]:
-    """All settings with their defaults, as JSON values."""
-    return config.model_dump(mode="json")
+def input_entry(node: Node, record: Record) -> InputEntry:
+    """What a run records of an input that a node made."""
+    return InputEntry(node.stage.name, node.name, record.key, record.content_id)
 
 
 def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], externals: Externals) -> Iterator[str]:
@@ -222,24 +232,24 @@ def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], e
     if stage.version != record.stage_version:
         yield f"{stage.name} version {record.stage_version} -> {stage.version}"
     for name in sorted(set(config) | set(record.config)):
-        role = role_of(stage.config, name) if name in stage.config.model_fields else "result"
+        role = role_of(stage.config, name) if name in settings_of(stage.config) else "result"
         if role in ("result", "neutral") and config.get(name) != record.config.get(name):
-            yield f"{stage.name}.{name} {_show(record.config.get(name))} -> {_show(config.get(name))}"
+            yield f"{node.name}.{name} {_show(record.config.get(name))} -> {_show(config.get(name))}"
     for name in sorted(set(externals.shown) | set(record.external)):
         before, now = record.external.get(name, {}), externals.shown.get(name, {})
         if before.get("digest") == now.get("digest"):
             continue
         if before.get("given") == now.get("given"):
-            yield f"{stage.name}.{name} {_show(now['given'])}: the content changed"
+            yield f"{node.name}.{name} {_show(now['given'])}: the content changed"
         else:
-            yield f"{stage.name}.{name} {_show(before.get('given'))} -> {_show(now.get('given'))}"
-    for kind in sorted(set(node.upstream) | set(record.inputs)):
-        if kind not in node.upstream:
-            yield f"no longer reads {kind}"
-        elif kind not in record.inputs:
-            yield f"now reads {kind} from {node.upstream[kind]}"
-        elif kind in inputs and inputs[kind].content_id != record.inputs[kind].content_id:
-            yield f"{kind} changed: {record.inputs[kind].content_id[:12]} -> {inputs[kind].content_id[:12]}"
+            yield f"{node.name}.{name} {_show(before.get('given'))} -> {_show(now.get('given'))}"
+    for slot in sorted(set(node.upstream) | set(record.inputs)):
+        if slot not in node.upstream:
+            yield f"no longer reads {slot}"
+        elif slot not in record.inputs:
+            yield f"now reads {slot} from {node.upstream[slot]}"
+        elif slot in inputs and inputs[slot].content_id != record.inputs[slot].content_id:
+            yield f"{slot} changed: {record.inputs[slot].content_id[:12]} -> {inputs[slot].content_id[:12]}"
 
 
 def _show(value: Any) -> str:

@@ -21,10 +21,10 @@ class Answer:
     rows: list[tuple[Any, ...]]
 
 
-def newest_records(store: Store, recipe: str, stages: Sequence[str]) -> list[Record]:
-    """The newest run of each stage that has one, in the given order."""
-    found = (store.newest(recipe, stage) for stage in stages)
-    return [record for record in found if record is not None and store.holds(record.content_id)]
+def newest_records(store: Store, recipe: str, nodes: Sequence[str]) -> list[Record]:
+    """The newest run of each node that has one, in the given order."""
+    newest = (store.newest(recipe, node) for node in nodes)
+    return [record for record in newest if record is not None and store.holds(record.content_id)]
 
 
 def ask(store: Store, records: Sequence[Record], query: str) -> Answer:
@@ -76,10 +76,10 @@ def _answer(store: Store, tables: Mapping[str, list[str]], query: str, fix: Call
 
 def _add_view(connection: Any, name: str, files: Sequence[str]) -> None:
     listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-    schema = name.split(".", maxsplit=1)[0] if "." in name else None
-    if schema:
+    schema, dot, table = name.rpartition(".")
+    if dot:
         connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-    quoted = ".".join(f'"{part}"' for part in name.split("."))
+    quoted = f'"{schema}"."{table}"' if dot else f'"{table}"'
     connection.execute(f"CREATE VIEW {quoted} AS SELECT * FROM read_parquet([{listed}])")
 
 
@@ -93,11 +93,11 @@ def _fix(error: Exception, store: Store, records: Sequence[Record]) -> str | Non
 
 
 def views(store: Store, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
-    """View names and their Parquet files: `build_pairs.rejected`, and `rejected` for the newest of all stages."""
+    """View names and their Parquet files: `build_pairs.rejected`, and `rejected` for the newest of all nodes."""
     newest: dict[str, list[str]] = {}
     for record in sorted(records, key=lambda record: record.ended):
         artifact = store.open(record.content_id)
         for name in artifact.manifest.tables:
             newest[name] = [str(path) for path in artifact.table(name)]
-            yield f"{record.stage.replace('-', '_')}.{name}", newest[name]
+            yield f"{record.node.replace('-', '_')}.{name}", newest[name]
     yield from newest.items()

@@ -1,30 +1,32 @@
-"""irpipe.toml -> typed stage configs, and which stage makes what another reads."""
+"""Nodes of a recipe: stages under names, with typed settings, and which node makes what another reads."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.stage import Config, Stage, find_stage, hashed_names, registered, trial_name
+from irpipe.pipeline.settings import Config, default_config, groups_of, hashed_names, nested, settings_of
+from irpipe.pipeline.stage import Stage, find_stage, registered, slot_of
 
 RECIPE_FILE = "irpipe.toml"
-WIRING = "reads"  # a reserved name in a stage's table: [build-pairs.reads] images = "import-images"
+# Reserved names in a node's table. stage: which stage it is, where its name is another. like: a node whose settings are its
+# defaults. reads: which nodes it reads, by kind. grid: lists of values of some settings, with a node for each point.
+STAGE, LIKE, WIRING, GRID = "stage", "like", "reads", "grid"
+RESERVED = (STAGE, LIKE, WIRING, GRID)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a recipe with its settings and its upstream nodes, by the kind they provide.
+    """A stage under a name in a recipe, with its settings and its upstream nodes.
 
     Attributes:
-        name: the stage's, or of a trial: `stage[settings]`.
+        upstream: the node behind each input: by kind, or by ``kind[node]`` where it reads several of a kind.
         knows_truth: whether it, or anything upstream, is the truth that no trained stage may see.
     """
 
@@ -34,39 +36,42 @@ class Node:
     upstream: Mapping[str, str]
     knows_truth: bool
 
-    @property
-    def is_trial(self) -> bool:
-        """Whether it runs under other settings than the recipe's."""
-        return self.name != self.stage.name
-
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read: its name, its store, and one table of settings per stage."""
+    """A recipe as read: its name, its store, and one table of settings per node."""
 
     name: str
     root: Path
     store: Path
     tables: Mapping[str, Mapping[str, Any]]
     overridden: Sequence[str] = ()
+    grids: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of the nodes of each grid
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:
-        """The declarations of the recipe's stages, in the recipe's order."""
-        return {name: find_stage(name) for name in self.tables}
+        """The stage of each node, in the recipe's order."""
+        return {name: find_stage(self._stage_name(name)) for name in self.tables}
 
     @cached_property
     def producers(self) -> Mapping[str, tuple[str, ...]]:
-        """The stages that write each kind."""
+        """The nodes that write each kind, in the recipe's order; those of grids are read only where they are named."""
+        of_grids = {node for nodes in self.grids.values() for node in nodes}
         kinds: dict[str, tuple[str, ...]] = {}
         for name, stage in self.stages.items():
+            if name in of_grids:
+                continue
             kinds[stage.writes] = (*kinds.get(stage.writes, ()), name)
         return kinds
 
-    def config(self, name: str, laid_over: Mapping[str, Any] | None = None) -> Config:
-        """The typed settings of one stage, with those of a trial laid over them."""
-        settings = {key: value for key, value in self.tables[name].items() if key != WIRING and key not in self.idle(name)}
-        settings |= laid_over or {}
+    def config(self, name: str) -> Config:
+        """The typed settings of a node.
+
+        Raises:
+            RecipeError: a setting is unknown, of a wrong type, out of range or without effect.
+        """
+        idle = self.idle(name)
+        settings = nested({key: value for key, value in self._flat(name).items() if key not in idle})
         stage = self.stages[name]
         try:
             return stage.config.model_validate(settings)
@@ -74,123 +79,229 @@ class Recipe:
             raise RecipeError("\n".join(_explain(name, stage.config, item) for item in error.errors())) from None
 
     def idle(self, name: str) -> list[str]:
-        """Settings of the recipe that a --set for the same stage leaves without effect: they stand aside."""
-        overridden = {_field(override) for override in self.overridden if override.partition(".")[0].strip() == name}
-        if not overridden:
+        """Settings that stand aside because others leave them without effect: those of a node that this one is like, and
+        those of the recipe beside a --set for the same node."""
+        overridden = {field_of(override) for override in self.overridden if node_of(override) == name}
+        firm = overridden or set(_flattened(self.tables[name], self.stages[name]))
+        flat = self._flat(name)
+        if flat.keys() <= firm:
             return []
         config = self.stages[name].config
-        known = {key: value for key, value in self.tables[name].items() if key in config.model_fields}
-        unused = config.model_construct(**known).unused()
-        return [key for key in known if key in unused and key not in overridden]
+        unused = default_config(config, **nested({key: flat[key] for key in settings_of(config) if key in flat})).unused()
+        return [key for key in flat if key in unused and key not in firm]
+
+    def wiring(self, name: str) -> Mapping[str, Sequence[str]]:
+        """Which nodes a node reads, by kind, as far as the recipe says: its own choice over that of the node it is like.
+
+        Raises:
+            RecipeError: it is no table, or names what is no node.
+        """
+        own = self.tables[name].get(WIRING, {})
+        if not isinstance(own, Mapping):
+            raise RecipeError(f"[{name}.{WIRING}] must be a table of kind = node")
+        like = self._like(name)
+        chosen = dict(self.wiring(like)) if like else {}
+        for kind, value in own.items():
+            named = [value] if isinstance(value, str) else value
+            if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+                raise RecipeError(f"[{name}.{WIRING}] {kind} = {value!r} is neither a node nor a list of nodes")
+            for one in named:
+                if one not in self.tables and one not in self.grids:
+                    raise RecipeError(f"[{name}.{WIRING}] {kind}: there is no node {one!r}{did_you_mean(one, self.tables)}")
+            chosen[kind] = list(dict.fromkeys(node for one in named for node in self.grids.get(one, (one,))))
+        return chosen
 
     def chain(self, target: str) -> list[Node]:
         """The target and everything upstream of it, each after what it reads.
 
         Raises:
-            RecipeError: the recipe lacks a stage, has two for one kind, or runs in a circle.
+            RecipeError: the recipe lacks a node, has two for one kind, or runs in a circle.
         """
+        if target in self.grids:
+            raise RecipeError(f"{target} is a grid of {len(self.grids[target])} nodes", fix=f"run {self.grids[target][0]!r}, say")
         if target not in self.tables:
             fix = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", fix=fix)
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
-        visited = {node.stage.name for node in nodes.values()}
         for setting in self.overridden:
-            stage = setting.partition(".")[0].strip()
-            if stage not in visited:
-                name, known = _field(setting), self.stages[stage].config.model_fields
-                if name not in known:
-                    raise RecipeError(f"{stage} has no setting {name!r}{did_you_mean(name, known)}")
-                raise RecipeError(f"--set {setting} has no effect: {target} does not read {stage}", fix="leave it out")
+            self._check_override(setting, target, nodes)
         return list(nodes.values())
 
-    def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...], laid_over: Mapping[str, Any] | None = None) -> str:
-        """Add a stage's node, or a trial's, after those it reads. Returns its name."""
-        node_name = trial_name(name, laid_over) if laid_over else name
+    # -- settings -----------------------------------------------------------------------------------------------------
+
+    def _like(self, name: str) -> str | None:
+        """The node that a node is like.
+
+        Raises:
+            RecipeError: there is none of that name.
+        """
+        like = self.tables[name].get(LIKE)
+        if like is None:
+            return None
+        if not isinstance(like, str) or like not in self.tables:
+            raise RecipeError(f"[{name}] {LIKE} = {like!r}: there is no such node{did_you_mean(str(like), self.tables)}")
+        return like
+
+    def _models(self, name: str) -> Iterator[str]:
+        """The nodes that a node is like, the nearest first.
+
+        Raises:
+            RecipeError: they run in a circle.
+        """
+        path = [name]
+        while (like := self._like(path[-1])) is not None:
+            if like in path:
+                raise RecipeError(f"the recipe {self.name!r} runs in a circle: {f' is {LIKE} '.join((*path, like))}")
+            path.append(like)
+            yield like
+
+    def _stage_name(self, name: str) -> str:
+        for node in (name, *self._models(name)):
+            stage = self.tables[node].get(STAGE)
+            if stage is not None:
+                if not isinstance(stage, str):
+                    raise RecipeError(f"[{node}] {STAGE} = {stage!r} is no stage's name")
+                return stage
+            last = node
+        return last
+
+    def _flat(self, name: str) -> dict[str, Any]:
+        """Settings by name: of those that a node is like, as far as its stage has them, and over them its own."""
+        stage = self.stages[name]
+        flat: dict[str, Any] = {}
+        for node in reversed(list(self._models(name))):
+            theirs = _flattened(self.tables[node], self.stages[node])
+            same = self.stages[node].name == stage.name
+            flat |= {key: value for key, value in theirs.items() if same or key in settings_of(stage.config)}
+        return flat | _flattened(self.tables[name], stage)
+
+    def _check_override(self, setting: str, target: str, nodes: Mapping[str, Node]) -> None:
+        """A --set must have an effect on the target.
+
+        Raises:
+            RecipeError: it has none.
+        """
+        node, name = node_of(setting), field_of(setting)
+        if {node, *self.grids.get(node, ())} & nodes.keys() or any(node in self._models(one) for one in nodes):
+            return
+        node = self.grids.get(node, (node,))[0]
+        known = settings_of(self.stages[node].config)
+        if name not in known:
+            raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, known)}")
+        raise RecipeError(f"--set {setting} has no effect: {target} does not read {node}", fix="leave it out")
+
+    # -- wiring -------------------------------------------------------------------------------------------------------
+
+    def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...]) -> None:
+        """Add a node after those it reads."""
         if name in path:
             raise RecipeError(f"the recipe {self.name!r} runs in a circle: {' -> '.join((*path, name))}")
-        if node_name in nodes:
-            return node_name
-        stage, config = self.stages[name], self.config(name, laid_over)
-        self._check_wiring(stage)
-        upstream = {kind: self._producer(stage, kind) for kind in stage.kinds_read(config)}
+        if name in nodes:
+            return
+        stage, config = self.stages[name], self.config(name)
+        kinds = stage.kinds_read(config)
+        self._check_wiring(name, {*kinds, *stage.reads_if_upstream})
+        wiring = self.wiring(name)
+        upstream: dict[str, str] = {}
+        for kind, many in kinds.items():
+            chosen = self._producers(name, kind, wiring.get(kind), many=many)
+            upstream |= {slot_of(kind, node, several=len(chosen) > 1): node for node in chosen}
         for producer in upstream.values():
             self._visit(producer, nodes, (*path, name))
-        if stage.trials is not None:
-            tried = self._producer(stage, stage.trials.kind)
-            for settings in stage.trials.of(config):
-                upstream[trial_name(stage.trials.kind, settings)] = self._visit(tried, nodes, (*path, name), settings)
         ancestors = _ancestors(upstream.values(), nodes)
         for kind in stage.reads_if_upstream:
-            if kind in self.tables[name].get(WIRING, {}):
-                upstream[kind] = self._producer(stage, kind)
+            if kind in wiring:
+                upstream[kind] = self._producers(name, kind, wiring[kind], many=False)[0]
                 self._visit(upstream[kind], nodes, (*path, name))
-                continue
-            at_hand = [producer for producer in self.producers.get(kind, ()) if producer in ancestors]
-            if at_hand:
-                upstream[kind] = at_hand[0]
+            elif near := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
+                upstream[kind] = near[0]
         knowing = [producer for producer in upstream.values() if nodes[producer].knows_truth]
         if knowing and not stage.evaluation:
             raise RecipeError(
                 f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
-                fix=f"let {name} read another stage, or declare it with evaluation=True if it trains and selects nothing",
+                fix=f"let {name} read another node, or declare it with evaluation=True if it trains and selects nothing",
             )
-        nodes[node_name] = Node(node_name, stage, config, upstream, stage.truth or bool(knowing))
-        return node_name
+        nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(knowing))
 
-    def _producer(self, stage: Stage, kind: str) -> str:
+    def _producers(self, name: str, kind: str, chosen: Sequence[str] | None, *, many: bool) -> Sequence[str]:
+        """The nodes from which a node reads a kind: one, or several where it takes several.
+
+        Raises:
+            RecipeError: there is none, there are several and none was chosen, or one that was chosen writes another kind.
+        """
         producers = self.producers.get(kind, ())
-        chosen = self.tables[stage.name].get(WIRING, {}).get(kind)
         if chosen is None and len(producers) == 1:
-            return producers[0]
-        if chosen in producers:
-            return str(chosen)
-        if not producers:
+            return producers
+        if chosen is None and not producers:
             raise RecipeError(
-                f"{stage.name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
-                fix=_instead(stage, kind) or f"irpipe cite {stage.name}",
+                f"{name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
+                fix=_instead(self.stages[name], kind) or f"irpipe cite {self.stages[name].name}",
             )
-        raise RecipeError(
-            f"{stage.name} reads {kind!r}, which {' and '.join(producers)} write",
-            fix=f"name one: --set {stage.name}.{WIRING}.{kind}={producers[0]}, or in {RECIPE_FILE}:"
-            f' [{stage.name}.{WIRING}] {kind} = "{producers[0]}"',
-        )
+        if chosen is None:
+            listed = f'["{producers[0]}", ...]' if many else f'"{producers[0]}"'
+            raise RecipeError(
+                f"{name} reads {kind!r}, which {' and '.join(producers)} write",
+                fix=f"name {'one or several' if many else 'one'}: --set {name}.{WIRING}.{kind}={producers[0]}, or in"
+                f" {RECIPE_FILE}: [{name}.{WIRING}] {kind} = {listed}",
+            )
+        for node in chosen:
+            writes = self.stages[node].writes
+            if writes != kind:
+                expected = " or ".join(producers) or None
+                raise RecipeError(f"[{name}.{WIRING}] {kind} = {node!r}, which writes {writes!r}", expected=expected)
+        if len(chosen) > 1 and not many:
+            raise RecipeError(f"{name} reads one {kind!r}, and {' and '.join(chosen)} are named", fix="name one of them")
+        return chosen
 
-    def _check_wiring(self, stage: Stage) -> None:
-        wiring = self.tables[stage.name].get(WIRING, {})
-        tried = (stage.trials.kind,) if stage.trials else ()
-        kinds = (*stage.kinds_read(self.config(stage.name)), *stage.reads_if_upstream, *tried)
-        if not isinstance(wiring, Mapping):
-            raise RecipeError(f"[{stage.name}.{WIRING}] must be a table of kind = stage")
-        for kind in wiring:
+    def _check_wiring(self, name: str, kinds: Iterable[str]) -> None:
+        """What a node's own table names under `reads` must be what it reads; what it is like may read more."""
+        own = self.tables[name].get(WIRING, {})
+        for kind in own if isinstance(own, Mapping) else ():
             if kind not in kinds:
-                raise RecipeError(f"[{stage.name}.{WIRING}] names {kind!r}, which it does not read{did_you_mean(kind, kinds)}")
+                raise RecipeError(f"[{name}.{WIRING}] names {kind!r}, which it does not read{did_you_mean(kind, kinds)}")
+
+
+def _flattened(table: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The settings in a node's table by name, those of its groups as ``group.setting``."""
+    groups = groups_of(stage.config)
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in groups and isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        elif key not in RESERVED:
+            flat[key] = value
+    return flat
 
 
 def _instead(stage: Stage, kind: str) -> str | None:
-    """The setting that makes a stage read a file of somebody's instead of a kind of artifact, if it has one."""
-    for name in hashed_names(stage.config.model_construct(), ("external",)):
-        if kind not in stage.kinds_read(stage.config.model_construct(None, **{name: Path("FILE")})):
+    """The setting that makes a stage read something of somebody's instead of a kind of artifact, if it has one."""
+    for name in hashed_names(default_config(stage.config), ("external", "model")):
+        if kind not in stage.kinds_read(default_config(stage.config, **nested({name: Path("FILE")}))):
             return f"--set {stage.name}.{name}=FILE"
     return None
 
 
-def _ancestors(names: Any, nodes: Mapping[str, Node]) -> set[str]:
-    found: set[str] = set()
+def _ancestors(names: Iterable[str], nodes: Mapping[str, Node]) -> set[str]:
+    """Nodes and everything upstream of them."""
+    reached: set[str] = set()
     pending = list(names)
     while pending:
         name = pending.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             pending.extend(nodes[name].upstream.values())
-    return found
+    return reached
 
 
-def _explain(stage: str, config: type[Config], error: Any) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    place = f"{stage}.{name}" if name else stage
+def _explain(node: str, config: type[Config], error: Any) -> str:
+    """One of pydantic's errors, in words of the recipe."""
+    name = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+    place = f"{node}.{name}" if name else node
     if error["type"] == "extra_forbidden":
-        return f"{stage} has no setting {name!r}{did_you_mean(name, config.model_fields)}"
+        outer, _, inner = name.rpartition(".")
+        known = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
+        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{did_you_mean(inner, known)}"
     if error["type"] == "value_error":
         return f"{place}: {error['ctx']['error']}"
     if error["type"] == "missing":
@@ -199,72 +310,17 @@ def _explain(stage: str, config: type[Config], error: Any) -> str:
         return f"{place} = {error['input']!r}: should be a list, such as --set \"{place}=['{error['input']}']\""
     if error["type"] == "bool_type":
         return f"{place} = {error['input']!r}: should be true or false"
+    if error["type"] == "model_type":
+        return f"{place} = {error['input']!r}: is a table of settings: {', '.join(groups_of(config)[name].model_fields)}"
     message = error["msg"].replace("Input should be", "should be")
     return f"{place} = {error['input']!r}: {message}"
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with irpipe."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("irpipe.recipes").iterdir() if entry.name.endswith(".toml"))
+def node_of(override: str) -> str:
+    """The node of `node.setting=value`."""
+    return override.partition("=")[0].partition(".")[0].strip()
 
 
-def shipped_recipe(name: str) -> str:
-    """The text of a recipe that comes with irpipe."""
-    if name not in shipped_recipes():
-        raise RecipeError(f"there is no recipe {name!r}{did_you_mean(name, shipped_recipes())}")
-    return files("irpipe.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-
-
-def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read irpipe.toml in a folder, with ``stage.field=value`` overrides laid over it.
-
-    Raises:
-        RecipeError: there is none, it is not TOML, or an override names nothing.
-    """
-    path = root / RECIPE_FILE
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"there is no {RECIPE_FILE} in {root}", fix="irpipe init") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}", where=str(path)) from None
-    tables = {name: dict(value) for name, value in document.items() if isinstance(value, dict)}
-    plain = {name: value for name, value in document.items() if not isinstance(value, dict)}
-    name, store = plain.pop("recipe", None), plain.pop("store", "artifacts")
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise RecipeError("the recipe has no name of letters, digits, - and _", where=str(path), expected='recipe = "micro"')
-    if not isinstance(store, str):
-        raise RecipeError(f"store = {store!r} is not a path", where=str(path))
-    if plain:
-        unknown = next(iter(plain))
-        raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))
-    for override in overrides:
-        _override(tables, override)
-    return Recipe(name=name, root=root, store=(root / store).resolve(), tables=tables, overridden=tuple(overrides))
-
-
-def _field(override: str) -> str:
-    """The field of `stage.field=value`."""
+def field_of(override: str) -> str:
+    """The setting of `node.setting=value`."""
     return override.partition("=")[0].partition(".")[2].strip()
-
-
-def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
-    setting, equals, text = override.partition("=")
-    stage, dot, name = setting.strip().partition(".")
-    if not (equals and dot and name):
-        raise RecipeError(f"--set {override!r} is not of the form stage.field=value", expected="--set select-prompts.count=400")
-    if stage not in tables:
-        raise RecipeError(f"--set {override!r}: the recipe has no stage {stage!r}{did_you_mean(stage, tables)}")
-    wiring, dot, kind = name.partition(".")
-    if dot and wiring == WIRING:
-        tables[stage][WIRING] = {**tables[stage].get(WIRING, {}), kind: _value(text.strip())}
-    else:
-        tables[stage][name] = _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none: paths and names need no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,11 +25,12 @@ from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageEr
 from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
-from irpipe.pipeline.plan import Planner, Step, shown_config
+from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import count, end_with_parent
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.stage import Context, Report, find_stage, registered
+from irpipe.pipeline.settings import given_names, shown_config
+from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
 
 _POLL_SECONDS = 0.2
@@ -64,7 +65,7 @@ class Runner:
             time.sleep(_POLL_SECONDS)
             step = self.planner.plan(target)[-1]
         scratch = self.store.work_path(step.key) / "scratch"
-        inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
+        inputs = open_inputs(self.store, step.inputs)
         context = Context(scratch, Watcher().progress, lambda _: None, step.externals.paths, step.externals.models)
         with tempfile.TemporaryDirectory() as nowhere:
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
@@ -101,9 +102,8 @@ class Runner:
                         fix=f"irpipe run {step.name}, or leave out --only",
                     )
                 record = self._reuse(step) if step.record else self._make(step)
-                if not node.is_trial:
-                    self.store.point(self.recipe.name, record)
-                made[step.name] = InputEntry(node.stage.name, record.key, record.content_id)
+                self.store.point(self.recipe.name, node.name, record)
+                made[step.name] = input_entry(node, record)
         self.planner.watcher.event(
             "done",
             stage=target,
@@ -141,13 +141,13 @@ class Runner:
             if entry["artifacts"] and not node.stage.evaluation:
                 behind = stages_behind(self.store, entry["artifacts"]) & set(registered())
                 if any(find_stage(stage).truth for stage in behind):
-                    raise RecipeError(f"{node.stage.name}.{name} may not be made from the truth: only evaluations may read it")
+                    raise RecipeError(f"{node.name}.{name} may not be made from the truth: only evaluations may read it")
 
     def _reuse(self, step: Step) -> Record:
         record = step.record
         assert record is not None
         watcher = self.planner.watcher
-        self._clear_work(step.node.stage.name, record.key)
+        self._clear_work(step.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
         watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
         return record
@@ -172,12 +172,12 @@ class Runner:
             return None
         return record
 
-    def _clear_work(self, stage: str, key: str) -> None:
+    def _clear_work(self, node: str, key: str) -> None:
         """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
         for work in self.store.root.glob("work/*"):
             found = attempt(self.store, work.name)
             published = work.name == key or (found is None and self.store.record(work.name) is not None)
-            mine = found is not None and found["stage"] == stage and found["recipe"] == self.recipe.name
+            mine = found is not None and found["node"] == node and found["recipe"] == self.recipe.name
             if published or (mine and not any(work.glob("scratch/*"))):
                 with self.store.lock_if_free(work.name) as free:
                     if free:
@@ -201,7 +201,7 @@ class Runner:
         attempt_file = self.store.work_path(key) / "attempt.json"
         write_durably(attempt_file, to_json(told))
         started, clock = _now(), time.monotonic()
-        inputs = {kind: self.store.open(entry.content_id) for kind, entry in step.inputs.items()}
+        inputs = open_inputs(self.store, step.inputs)
         context = Context(
             scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths, step.externals.models
         )
@@ -251,7 +251,7 @@ class Runner:
         kept = self.store.work_path(key) / "scratch"
         work = f"what it had saved is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
-        watcher.say(f"  log: irpipe log {step.node.stage.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
+        watcher.say(f"  log: irpipe log {step.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed while it was read would give an artifact under a wrong key."""
@@ -264,10 +264,11 @@ class Runner:
             key=key,
             content_id=manifest.content_id,
             stage=step.node.stage.name,
+            node=step.name,
             stage_version=step.node.stage.version,
             recipe=self.recipe.name,
             config=shown_config(step.node.config),
-            given=tuple(sorted(step.node.config.model_fields_set)),
+            given=given_names(step.node.config),
             inputs=step.inputs,
             external=step.externals.shown,
             code_digest=code,
@@ -283,6 +284,11 @@ class Runner:
             metrics=report.metrics,
             threads=threads(),
         )
+
+
+def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
+    """The artifacts that a run reads."""
+    return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
 
 
 def _told(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from irpipe.pipeline.errors import RecipeError, did_you_mean
 from irpipe.pipeline.hashing import file_digest
 from irpipe.pipeline.manifest import describe
 from irpipe.pipeline.registry import EXECUTORS, declared
-from irpipe.pipeline.stage import Config, setting
+from irpipe.pipeline.settings import Config, setting
 from irpipe.pipeline.store import sync_folder, write_durably
 
 

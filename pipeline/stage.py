@@ -3,99 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
 from irpipe.pipeline.registry import STAGES, declared
+from irpipe.pipeline.settings import Config, FilePath, Group, Role, Sources, given, group, setting
 
 if TYPE_CHECKING:
     from irpipe.pipeline.progress import Progress
     from irpipe.pipeline.shards import Worker
     from irpipe.pipeline.store import Artifact
 
-# How a setting counts towards the key of a run:
-#   result     its value changes the result: hashed
-#   execution  it changes only how the result is reached (device, workers): recorded, not hashed
-#   neutral    added after a release: left out of the hash while it has its default, so that old artifacts stay valid
-#   external   names files from outside (or artifacts): their content is hashed, their names are not
-#   model      a model (or several), as `hub/name@revision`, a local folder, or the name of one that an installed package
-#              ships: the revision or the folder's content is hashed
-Role = Literal["result", "execution", "neutral", "external", "model"]
-
-
-# A path in a recipe is a TOML string, relative to the folder of irpipe.toml.
-def _not_empty(value: object) -> object:
-    if value == "":
-        raise ValueError("the path is empty")
-    return value
-
-
-FilePath = Annotated[Path, Strict(False), BeforeValidator(_not_empty)]
-Sources = Annotated[tuple[str, ...], Strict(False)]
-
-
-class Config(BaseModel):
-    """The settings of one stage: typed, frozen, without unknown names. Fields are made with `setting`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
-
-    def unused(self) -> dict[str, str]:
-        """Settings that have no effect beside the others, and why. Giving one is an error; none counts towards the key."""
-        return {}
-
-    def replaced(self) -> set[str]:
-        """Settings that a given source replaces (vectors over an embedder). They may stand; none counts towards the key."""
-        return set()
-
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> Self:
-        for name, why in self.unused().items():
-            if given(self, name):
-                raise ValueError(f"{name} has no effect: {why}")
-        return self
-
-
-def setting(default: Any = ..., *, meaning: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
-    """A field of a `Config`.
-
-    Args:
-        default: the default, or nothing for a setting that must be given.
-        meaning: what it means, with its unit and special values, as people read it in ``irpipe cite``.
-        source: where the default comes from (paper, section; released code), if it has one.
-        role: how it counts towards the key.
-        limits: pydantic's own constraints (``ge``, ``le``, ...).
-    """
-    return Field(default, description=meaning, json_schema_extra={"source": source, "role": role}, **limits)
-
-
-def role_of(config: type[BaseModel], name: str) -> Role:
-    """The role a setting was declared with."""
-    extra = config.model_fields[name].json_schema_extra
-    return extra["role"] if isinstance(extra, dict) else "result"  # type: ignore[return-value]
-
-
-def source_of(config: type[BaseModel], name: str) -> str | None:
-    """The source a setting's default was declared with."""
-    extra = config.model_fields[name].json_schema_extra
-    return extra["source"] if isinstance(extra, dict) else None  # type: ignore[return-value]
-
-
-def hashed_names(config: Config, roles: Sequence[Role]) -> list[str]:
-    """The settings of some roles that have an effect beside the others."""
-    idle = {*config.unused(), *config.replaced()}
-    return [name for name in type(config).model_fields if role_of(type(config), name) in roles and name not in idle]
-
-
-def given(config: BaseModel, name: str) -> bool:
-    """Whether a setting was set by somebody, rather than left at its default."""
-    return name in config.model_fields_set
+# What a declaration needs comes from here, settings included.
+__all__ = ["Config", "FilePath", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
 
 
 @dataclass(frozen=True)
@@ -198,25 +123,48 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Trials:
-    """What a stage needs of another one: several runs of it, each under settings of its own.
-
-    Attributes:
-        kind: the kind of artifact the tried stage writes; the recipe says which stage that is.
-        of: from the stage's config to the settings that each trial lays over the tried stage's.
-    """
+class Many:
+    """In `reads`: all artifacts of a kind that the recipe names for the stage, at least one, each by its node's name."""
 
     kind: str
-    of: Callable[[Any], Sequence[Mapping[str, Any]]]
 
 
-def trial_name(stage: str, settings: Mapping[str, Any]) -> str:
-    """``train-rm[learning_rate=1e-05]``: a trial as people and plans name it."""
-    return f"{stage}[{', '.join(f'{name}={value}' for name, value in settings.items())}]"
+class Inputs(Mapping[str, "Artifact"]):
+    """What a run reads. ``inputs[kind]`` is the artifact of a kind; ``inputs.all(kind)`` are those of a `Many`.
+
+    Args:
+        slots: the name of the node that made it, and the artifact, by kind; by ``kind[node]`` where there are several.
+    """
+
+    def __init__(self, slots: Mapping[str, tuple[str, Artifact]]) -> None:
+        self._slots = slots
+
+    def __getitem__(self, slot: str) -> Artifact:
+        return self._slots[slot][1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def all(self, kind: str) -> dict[str, Artifact]:
+        """The artifacts of a kind by the names of the nodes that made them, sorted: the order in a recipe counts for nothing."""
+        return dict(sorted((node, artifact) for slot, (node, artifact) in self._slots.items() if kind_in(slot) == kind))
+
+
+def slot_of(kind: str, node: str, *, several: bool) -> str:
+    """The name under which a run reads a node's artifact: its kind, or ``kind[node]`` where it reads several of that kind."""
+    return f"{kind}[{node}]" if several else kind
+
+
+def kind_in(slot: str) -> str:
+    """The kind in the name of an input."""
+    return slot.partition("[")[0]
 
 
 Determinism = Literal["bitwise", "numeric"]
-Reads = Sequence[str] | Callable[[Any], Sequence[str]]
+Reads = Sequence[str | Many] | Callable[[Any], Sequence[str | Many]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +174,9 @@ class Stage:
     Attributes:
         name: as in the recipe and on the command line, ``build-pairs``.
         version: raised whenever the same settings and inputs would give another result.
-        reads: kinds of artifact it reads; a function where that depends on its settings.
+        reads: kinds of artifact it reads, one artifact of each, or several (`Many`); a function where that depends on its
+            settings.
         reads_if_upstream: kinds it reads only where another of its inputs was made from them.
-        trials: runs of another stage that it reads, each under the kind `kind[settings]`.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
         writes: the kind of artifact it writes.
@@ -244,7 +192,6 @@ class Stage:
     version: int
     reads: Reads = ()
     reads_if_upstream: Sequence[str] = ()
-    trials: Trials | None = None
     extra: str | None = None
     processes: bool = False
     writes: str
@@ -254,15 +201,16 @@ class Stage:
     truth: bool = False
     evaluation: bool = False
 
-    def kinds_read(self, config: Config) -> tuple[str, ...]:
-        """The kinds this stage reads under a config, without those taken only at hand."""
-        return tuple(self.reads(config) if callable(self.reads) else self.reads)
+    def kinds_read(self, config: Config) -> dict[str, bool]:
+        """The kinds this stage reads under a config, and whether it takes several of each; without `reads_if_upstream`."""
+        reads = self.reads(config) if callable(self.reads) else self.reads
+        return {one.kind if isinstance(one, Many) else one: isinstance(one, Many) for one in reads}
 
     def determinism_of(self, config: Config) -> Determinism:
         """Whether two runs under a config give the same bytes."""
         return self.determinism(config) if callable(self.determinism) else self.determinism
 
-    def load_run(self) -> Callable[[Config, Mapping[str, Artifact], Path, Context], Report]:
+    def load_run(self) -> Callable[[Config, Inputs, Path, Context], Report]:
         """Import the stage's work.
 
         Raises:

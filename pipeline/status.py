@@ -10,7 +10,7 @@ from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.errors import IrpipeError, UnreadError
 from irpipe.pipeline.journal import last_progress
 from irpipe.pipeline.manifest import InputEntry, Record
-from irpipe.pipeline.plan import Planner, Step
+from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.store import Store
 
 MOST_BYTES = 100_000_000  # of outside files that are read only to tell whether they changed
@@ -20,7 +20,7 @@ INTERRUPTIONS = ("interrupted", "killed")
 
 @dataclass(frozen=True)
 class Standing:
-    """One stage of a recipe.
+    """One node of a recipe.
 
     Attributes:
         state: done: as irpipe.toml stands, its result is at hand. stale: there is a result of other settings or inputs. lost:
@@ -31,7 +31,7 @@ class Standing:
         process: the process that runs it; progress: how far that is, as the log has it.
     """
 
-    stage: str
+    node: str
     state: State
     why: Sequence[str]
     record: Record | None
@@ -66,7 +66,7 @@ def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
                     errors[node.name] = error
                     continue
                 if step.record is not None:
-                    made[node.name] = InputEntry(node.stage.name, step.record.key, step.record.content_id)
+                    made[node.name] = input_entry(node, step.record)
         except IrpipeError as error:
             errors[name] = error
     return steps, errors
@@ -83,13 +83,13 @@ class _Attempt:
 
 
 def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
-    """The latest unfinished run of each node of a recipe: of a stage, or of a trial of one."""
+    """The latest unfinished run of each node of a recipe."""
     latest: dict[str, _Attempt] = {}
     for path in sorted(store.root.glob("work/*/attempt.json")):
         found = attempt(store, path.parent.name)
         if found is None or found["recipe"] != recipe:
             continue
-        node = str(found.get("node", found["stage"]))
+        node = str(found["node"])
         one = _Attempt(path.parent.name, str(found["started"]), int(str(found["pid"])), str(found.get("error", "killed")))
         if node not in latest or one.started > latest[node].started:
             latest[node] = one
@@ -101,12 +101,9 @@ def _standing(
 ) -> Standing:
     store = planner.store
     record = store.newest(planner.recipe.name, name)
-    trials = [node for kind, node in step.node.upstream.items() if kind.endswith("]")] if step is not None else []
-    for node in (name, *trials):
-        if node in attempts and store.is_locked(attempts[node].key):
-            one = attempts[node]
-            why = () if node == name else (f"tries {node}",)
-            return Standing(name, "running", why, record, one.process, last_progress(store.log_path(one.key)))
+    if name in attempts and store.is_locked(attempts[name].key):
+        one = attempts[name]
+        return Standing(name, "running", (), record, one.process, last_progress(store.log_path(one.key)))
     if step is not None and step.state == "reuse":
         assert step.record is not None
         other = record is not None and record.key != step.record.key
@@ -131,9 +128,9 @@ def _why(error: IrpipeError | None) -> Sequence[str]:
     return (error.what, *((f"fix: {error.fix}",) if error.fix else ()))
 
 
-def log_key(store: Store, recipe: str, stage: str) -> str | None:
-    """The key of a stage's latest run, finished or not."""
-    record, unfinished = store.newest(recipe, stage), _attempts(store, recipe).get(stage)
+def log_key(store: Store, recipe: str, node: str) -> str | None:
+    """The key of a node's latest run, finished or not."""
+    record, unfinished = store.newest(recipe, node), _attempts(store, recipe).get(node)
     if unfinished is not None and (record is None or unfinished.started > record.ended):
         return unfinished.key
     return record.key if record is not None else None

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from irpipe.pipeline.errors import DamageError, InputError, StoreError
@@ -70,8 +70,8 @@ class Store:
     def record_path(self, key: str) -> Path:
         return self.root / "keys" / key[:2] / f"{key}.json"
 
-    def ref_path(self, recipe: str, stage: str) -> Path:
-        return self.root / "refs" / recipe / f"{stage}.json"
+    def ref_path(self, recipe: str, node: str) -> Path:
+        return self.root / "refs" / recipe / f"{node}.json"
 
     def work_path(self, key: str) -> Path:
         return self.root / "work" / key
@@ -115,17 +115,18 @@ class Store:
             if record is not None:
                 yield record
 
-    def newest(self, recipe: str, stage: str) -> Record | None:
-        """The record behind a recipe's newest result of a stage, or None."""
+    def newest(self, recipe: str, node: str) -> Record | None:
+        """The record behind a recipe's newest result of a node, or None."""
         try:
-            key = json.loads(self.ref_path(recipe, stage).read_text(encoding="utf-8"))["key"]
+            key = json.loads(self.ref_path(recipe, node).read_text(encoding="utf-8"))["key"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return self.record(str(key))
+        record = self.record(str(key))
+        return record if record is None else replace(record, node=node)  # several nodes may share one run
 
-    def point(self, recipe: str, record: Record) -> None:
-        """Make a run's result the newest of its stage. Writes nothing where it is that already."""
-        path = self.ref_path(recipe, record.stage)
+    def point(self, recipe: str, node: str, record: Record) -> None:
+        """Make a run's result the newest of a node. Writes nothing where it is that already."""
+        path = self.ref_path(recipe, node)
         text = to_json({"key": record.key, "content_id": record.content_id})
         if path.exists() and path.read_bytes() == text.encode():
             return
@@ -143,7 +144,7 @@ class Store:
         if not found:
             raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", fix="irpipe status")
         if len({record.content_id for record in found}) > 1:
-            listed = ", ".join(f"{record.content_id[:12]} ({record.stage})" for record in found)
+            listed = ", ".join(f"{record.content_id[:12]} ({record.node})" for record in found)
             raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", fix="give more digits")
         return max(found, key=lambda record: record.ended)
 

@@ -13,7 +13,8 @@ from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError
 from irpipe.pipeline.external import resolve
 from irpipe.pipeline.manifest import Record, describe
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import Config, Context, Stage, find_stage
+from irpipe.pipeline.settings import Config, nested
+from irpipe.pipeline.stage import Context, Inputs, Stage, find_stage
 from irpipe.pipeline.store import Store
 
 
@@ -35,7 +36,7 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
     folders = sorted(store.root.glob("objects/??/*"))
     makers: dict[str, set[str]] = {}
     for record in store.records():
-        makers.setdefault(record.content_id, set()).add(record.stage)
+        makers.setdefault(record.content_id, set()).add(record.node)
     found = []
     with watcher.progress("verifying", len(folders), "artifacts") as bar:
         for folder in folders:
@@ -94,15 +95,15 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
         if changed:
             raise InputError(f"{record.external[changed[0]]['given']} is not what it was")
-        inputs = {kind: store.open(entry.content_id) for kind, entry in record.inputs.items()}
+        inputs = Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in record.inputs.items()})
         context = Context(
             trial / "scratch", watcher.progress, lambda text: watcher.say(f"  {text}"), externals.paths, externals.models
         )
         stage.load_run()(config, inputs, trial / "out", context)
         after = describe(trial / "out").content_id
-        return Rerun(record.stage, record.content_id, after, stage.determinism_of(config), None)
+        return Rerun(record.node, record.content_id, after, stage.determinism_of(config), None)
     except IrpipeError as error:
-        return Rerun(record.stage, record.content_id, None, "bitwise", error.what)
+        return Rerun(record.node, record.content_id, None, "bitwise", error.what)
     finally:
         shutil.rmtree(trial)
 
@@ -114,6 +115,6 @@ def _config_of(stage: Stage, record: Record) -> Config:
         RecipeError: the stage does not know them any more.
     """
     try:
-        return stage.config.model_validate({name: record.config[name] for name in record.given})
+        return stage.config.model_validate(nested({name: record.config[name] for name in record.given}))
     except (ValidationError, KeyError) as error:
         raise RecipeError(f"its settings are of another release: {error}") from None

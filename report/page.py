@@ -94,11 +94,11 @@ def make_page(
         refresh: seconds after which the page reloads itself; 0: never.
         most_image_bytes: images beyond so many encoded bytes are left out, and the page says so.
     """
-    by_stage = {standing.stage: standing for standing in standings}
+    by_node = {standing.node: standing for standing in standings}
     sections = []
     for record in records:
-        sections.append(make_section(Shown(store, record, records), by_stage.get(record.stage)))
-        bar.advance(1, record.stage)
+        sections.append(make_section(Shown(store, record, records), by_node.get(record.node)))
+        bar.advance(1, record.node)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     diagram = draw([(one.record, told_of(one)) for one in sections])
     page = Page(title or f"recipe {recipe}", made, sections, diagram, standings, refresh, Budget(most_image_bytes))
@@ -227,7 +227,7 @@ def headlines(sections: Sequence[Section]) -> list[tuple[Section, str]]:
 
 def anchor(record: Record) -> str:
     """Where a run's section is."""
-    return f"{record.stage}-{record.key[:12]}"
+    return f"{record.node}-{record.key[:12]}"
 
 
 def packages(sections: Sequence[Section]) -> dict[str, str]:

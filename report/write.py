@@ -39,7 +39,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
         going_on = watch and any(standing.state == "running" for standing in standings)
         records = runs_of(planner, standings, focus)
         if not records and not going_on:
-            raise StoreError(f"the recipe {planner.recipe.name!r} has made nothing yet", fix=f"irpipe run {standings[-1].stage}")
+            raise StoreError(f"the recipe {planner.recipe.name!r} has made nothing yet", fix=f"irpipe run {standings[-1].node}")
         with watcher.progress("reporting", len(records), "runs") as bar:
             text = make_page(
                 planner.store,
@@ -48,7 +48,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
                 [] if focus else standings,
                 bar,
                 REFRESH_SECONDS if going_on else 0,
-                f"{focus.stage} {focus.content_id[:12]}" if focus else "",
+                f"{focus.node} {focus.content_id[:12]}" if focus else "",
             )
         write_durably(out, text)
         if not going_on:

@@ -71,14 +71,12 @@ REJECTED_TRAINING_PAIRS = Table(
         Column("image_id", pa.uint64(), "That image.", distinct=True),
     ),
 )
-TRIALS = Table(
-    "trials",
-    "One training for each point of a grid, by its best validation.",
+SWEEP = Table(
+    "sweep",
+    "One row per reward model of a sweep, by its best validation.",
     (
-        Column("learning_rate", pa.float64(), "Peak learning rate."),
-        Column("batch_pairs", pa.int64(), "Pairs a step."),
-        Column("freeze_rate", pa.float64(), "Share of layers that stay as they are."),
-        Column("seed", pa.int64(), "Seed of the training."),
+        Column("node", pa.string(), "The node that trained it."),
+        Column("point", pa.string(), "Its point of the grid: the node's name without the seed."),
         Column("validation_loss", pa.float64(), "Lowest validation loss."),
         Column("validation_accuracy", pa.float64(), "Accuracy on the validation split at that step."),
         Column("best_step", pa.int64(), "That step."),

@@ -34,10 +34,11 @@ learning_rate = 3e-4
 batch_pairs = 128
 epochs = 2
 freeze_rate = 0.0
+[train-rm-grid]
+like = "train-rm"
+grid.learning_rate = [1e-4, 1e-3]
 [sweep-rm]
-learning_rates = [1e-4, 1e-3]
-batch_pairs = [128]
-freeze_rates = [0.0]
+reads.reward-model = "train-rm-grid"
 [score-images]
 scorers = ["reward-model", "clip", "aesthetic", "blip", "random"]
 clip_model = "micro-clip"

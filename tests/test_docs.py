@@ -23,7 +23,8 @@ import yaml
 
 from irpipe.cli import app
 from irpipe.pipeline.errors import IrpipeError
-from irpipe.pipeline.recipe import RECIPE_FILE, load_recipe, shipped_recipe
+from irpipe.pipeline.recipe import RECIPE_FILE
+from irpipe.pipeline.recipe_file import load_recipe, shipped_recipe
 from irpipe.pipeline.registry import STAGES
 from tests.conftest import REPOSITORY
 from tests.paired import RECIPE

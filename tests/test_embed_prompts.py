@@ -180,7 +180,7 @@ def test_texts_may_stay_as_they_are(project):
 
 def test_an_unused_setting_does_not_count(project):
     """The default model is no part of a lexical artifact's key, so another default would not invalidate it."""
-    from irpipe.pipeline.plan import hashed_config
+    from irpipe.pipeline.settings import hashed_config
     from irpipe.stages.embed_prompts import EmbedPromptsConfig
 
     lexical = EmbedPromptsConfig(embedder="lexical")

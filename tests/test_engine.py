@@ -40,7 +40,7 @@ def test_execution_settings_do_not_count(project, shouting):
 
 def test_neutral_settings_count_only_when_set(project, shouting):
     """So an artifact made before the setting existed keeps its key."""
-    from irpipe.pipeline.plan import hashed_config
+    from irpipe.pipeline.settings import hashed_config
 
     config = find_stage("word").config
     assert hashed_config(config()) == {"text": "hello"}

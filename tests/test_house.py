@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from irpipe.cli import app
 from irpipe.pipeline.registry import STAGES
-from irpipe.pipeline.stage import Stage, find_stage, registered, role_of
+from irpipe.pipeline.settings import role_of, settings_of
+from irpipe.pipeline.stage import Stage, find_stage, registered
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -147,7 +148,7 @@ class TestEveryStage:
 
     def test_its_settings_say_what_they_mean(self, name):
         config: type[BaseModel] = find_stage(name).config
-        for field, info in config.model_fields.items():
+        for field, info in settings_of(config).items():
             assert info.description and info.description.endswith((".", ")")), f"{name}.{field}"
             assert role_of(config, field) in ("result", "execution", "neutral", "external", "model")  # type: ignore[arg-type]
 

@@ -476,24 +476,23 @@ class TestFaults:
 class TestSweep:
     def test_every_trial_is_an_artifact_and_a_larger_grid_trains_what_is_missing(self, rm):
         done = rm.last("sweep-rm")
-        rows = rm.rows("SELECT * FROM trials ORDER BY learning_rate")
-        assert [row["learning_rate"] for row in rows] == [1e-4, 1e-3] and len({row["model"] for row in rows}) == 2
+        rows = rm.rows("SELECT * FROM sweep ORDER BY node")
+        nodes = ["train-rm-grid[learning_rate=0.0001]", "train-rm-grid[learning_rate=0.001]"]
+        assert [row["node"] for row in rows] == nodes and len({row["model"] for row in rows}) == 2
         assert all(rm.store.holds(row["model"]) for row in rows)
         best = min(rows, key=lambda row: row["validation_loss"])
-        assert done["metrics"]["best"]["learning_rate"] == best["learning_rate"]
+        assert done["metrics"]["best"]["point"] == best["node"]
         assert (Path(done["path"]) / "sweep.png").is_file()
-        larger = rm.run("sweep-rm", "sweep-rm.learning_rates=[1e-4, 1e-3, 3e-3]").err
+        larger = rm.run("sweep-rm", "train-rm-grid.grid.learning_rate=[1e-4, 1e-3, 3e-3]").err
         assert larger.count("]: reused") == 2 and larger.count("]: runs") == 1
         plain = rm.run("train-rm", "train-rm.learning_rate=0.001").err
-        assert "train-rm: reused" in plain, "a trial is an ordinary run"
+        assert "train-rm: reused" in plain, "a point of a grid is an ordinary run"
 
-    def test_several_freeze_rates_recompute_the_frozen_part(self, rm):
-        rm.run("sweep-rm", "sweep-rm.learning_rates=[1e-4]", "sweep-rm.freeze_rates=[0.0, 0.4, 0.7]", "train-rm.epochs=1")
-        assert len(rm.rows("SELECT * FROM trials")) == 3
-
-    def test_a_trial_is_not_the_recipes_newest_model(self, rm):
-        rm.run("sweep-rm")
-        assert rm.store.newest("micro", "train-rm") is None
+    def test_seeds_are_repetitions_of_one_point(self, rm):
+        rm.run("sweep-rm", "train-rm-grid.grid.seed=[1, 2]", "train-rm.epochs=1", "train-rm-grid.grid.learning_rate=[1e-4]")
+        rows = rm.rows("SELECT point, count(*) AS seeds FROM sweep GROUP BY point")
+        assert rows == [{"point": "train-rm-grid[learning_rate=0.0001]", "seeds": 2}]
+        assert rm.store.newest("micro", "train-rm") is None, "a point of a grid is not the recipe's newest train-rm"
 
 
 class TestFreezing:

@@ -16,7 +16,7 @@ from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
 from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
 from irpipe.models.tuning.reward import RewardSlope, reward_loss
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.recipe import load_recipe
+from irpipe.pipeline.recipe_file import load_recipe
 from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.refl.objective import ReflObjective
 from tests.pipelines import stable_diffusion, stable_diffusion_xl

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from irpipe.pipeline.hashing import digest
-from irpipe.pipeline.recipe import load_recipe
+from irpipe.pipeline.recipe_file import load_recipe
 from irpipe.pipeline.stage import find_stage, registered
 from irpipe.pipeline.store import Store
 from tests.renders import render_pool

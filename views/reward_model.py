@@ -39,10 +39,10 @@ def thinned(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
 
 
 def sweep(shown: Shown) -> Sequence[Block]:
-    """The trials, the best first."""
-    rows = shown.ask("SELECT * FROM trials ORDER BY validation_loss", trials=shown.artifact.table("trials"))
+    """The models of a sweep, the best first."""
+    rows = shown.ask("SELECT * FROM sweep ORDER BY validation_loss", sweep=shown.artifact.table("sweep"))
     columns = list(rows[0]) if rows else []
-    return [Grid("Trials, the best first", columns, [tuple(row.values()) for row in rows])]
+    return [Grid("Models, the best first", columns, [tuple(row.values()) for row in rows])]
 
 
 def scores(shown: Shown) -> Sequence[Block]:

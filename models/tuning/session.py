@@ -26,6 +26,7 @@ from irpipe.models.tuning.pairs import LocalPairs, RealPairs, decoded, encode_pa
 from irpipe.models.tuning.pictures import draw_before_after, draw_curves
 from irpipe.pipeline.errors import InputError, LeakError, ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.settings import shown_config
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.captions import CAPTIONS
@@ -84,7 +85,7 @@ class Session:
             config.trackers,
             config.track_to,
             f"{stage} {context.work.parent.name[:12]}",
-            config.model_dump(mode="json"),
+            shown_config(config),
         )
         denoiser = load_trainee(config, context, str(accelerator.device))
         reward = ImageReward.from_pretrained(inputs["reward-model"].path).to(accelerator.device).requires_grad_(False)

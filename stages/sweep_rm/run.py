@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from irpipe.pipeline.stage import Context, Report, Rows, trial_name
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.reward_model import CURVES, TRIALS
-from irpipe.stages.sweep_rm import SweepRmConfig, trials_of
+from irpipe.schemas.reward_model import CURVES, SWEEP
+from irpipe.stages.sweep_rm import SweepRmConfig
+
+_SEED = re.compile(r",? ?\bseed=\d+")
 
 
-def run(config: SweepRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    rows = [trial_row(settings, inputs[trial_name("reward-model", settings)]) for settings in trials_of(config)]
-    TRIALS.write(out, {column.name: [row[column.name] for row in rows] for column in TRIALS.columns})
+def run(config: SweepRmConfig, inputs: Inputs, out: Path, context: Context) -> Report:
+    rows = [sweep_row(node, model) for node, model in inputs.all("reward-model").items()]
+    SWEEP.write(out, {column.name: [row[column.name] for row in rows] for column in SWEEP.columns})
     best = min(points(rows), key=lambda point: point["validation_loss"])
     (out / "best.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
-    draw(rows, out / "sweep.png")
-    context.say("best: " + " ".join(f"--set train-rm.{name}={best[name]}" for name in _AXES))
-    return Report(Rows(len(rows), len(rows), 0), {"trials": len(rows), "best": best})
+    draw(points(rows), out / "sweep.png")
+    context.say(f"best: {best['point']}")
+    return Report(Rows(len(rows), len(rows), 0), {"models": len(rows), "best": best})
 
 
-_AXES = ("learning_rate", "batch_pairs", "freeze_rate")
-
-
-def trial_row(settings: Mapping[str, Any], model: Artifact) -> dict[str, Any]:
-    """A row of `trials`: the best validation of one training."""
+def sweep_row(node: str, model: Artifact) -> dict[str, Any]:
+    """A row of `sweep`: the best validation of one training."""
     curves = [row for row in CURVES.read(model.table("curves")).to_pylist() if row["split"] == "validation"]
     best = min(curves, key=lambda row: row["loss"])
-    tried = {name: settings[name] for name in (*_AXES, "seed")}
-    return tried | {
+    return {
+        "node": node,
+        "point": point_of(node),
         "validation_loss": best["loss"],
         "validation_accuracy": best["accuracy"],
         "best_step": best["step"],
@@ -42,35 +43,33 @@ def trial_row(settings: Mapping[str, Any], model: Artifact) -> dict[str, Any]:
     }
 
 
+def point_of(node: str) -> str:
+    """A node's name without its seed: trainings that differ in nothing else are repetitions of one point of a grid."""
+    return _SEED.sub("", node).replace("[, ", "[").replace("[]", "")
+
+
 def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds for each point of the grid."""
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    """Each point of a grid with its validation loss, a mean over seeds, and how many there are."""
+    by_point: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in _AXES), []).append(row)
+        by_point.setdefault(row["point"], []).append(row["validation_loss"])
     return [
-        dict(zip(_AXES, point, strict=True))
-        | {name: float(np.mean([row[name] for row in of])) for name in ("validation_loss", "validation_accuracy")}
-        for point, of in found.items()
+        {"point": point, "validation_loss": float(np.mean(losses)), "seeds": len(losses)} for point, losses in by_point.items()
     ]
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Validation loss and accuracy over the learning rate, one line for each batch and freeze rate."""
+def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Validation loss of each point, the lowest marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, name in zip(figure.subplots(1, 2), ("validation_loss", "validation_accuracy"), strict=True):
-        means = points(rows)
-        for batch, rate in dict.fromkeys((point["batch_pairs"], point["freeze_rate"]) for point in means):
-            of = [point for point in means if (point["batch_pairs"], point["freeze_rate"]) == (batch, rate)]
-            axis.plot(
-                [point["learning_rate"] for point in of],
-                [point[name] for point in of],
-                "o-",
-                label=f"{batch} pairs, {rate:g} frozen",
-            )
-        axis.set(xscale="log", xlabel="learning rate", title=name.replace("_", " "))
-        axis.legend()
+    axis = figure.subplots()
+    losses = [point["validation_loss"] for point in found]
+    axis.plot(losses, range(len(found)), "o", color="tab:blue")
+    axis.plot(min(losses), losses.index(min(losses)), "D", color="tab:orange", label="lowest")
+    axis.set(yticks=range(len(found)), yticklabels=[point["point"] for point in found], xlabel="validation loss")
+    axis.invert_yaxis()
+    axis.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})

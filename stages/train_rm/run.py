@@ -19,6 +19,7 @@ from irpipe.models.pictures import decode_all
 from irpipe.models.starts import start
 from irpipe.models.training import make_accelerator
 from irpipe.pipeline.errors import InputError, RejectedError
+from irpipe.pipeline.settings import shown_config
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.features import FeatureFile
@@ -41,7 +42,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         config.trackers,
         config.track_to,
         f"train-rm {context.work.parent.name[:12]}",
-        config.model_dump(mode="json"),
+        shown_config(config),
     )
     model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
     for module in model.text.modules():

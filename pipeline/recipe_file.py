@@ -1,0 +1,113 @@
+"""irpipe.toml as a file: reading it, overrides laid over it, grids of nodes, and the recipes that come with irpipe."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from irpipe.pipeline.errors import RecipeError, did_you_mean
+from irpipe.pipeline.recipe import GRID, LIKE, RECIPE_FILE, STAGE, Recipe, field_of, node_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with irpipe."""
+    return sorted(entry.name.removesuffix(".toml") for entry in files("irpipe.recipes").iterdir() if entry.name.endswith(".toml"))
+
+
+def shipped_recipe(name: str) -> str:
+    """The text of a recipe that comes with irpipe."""
+    if name not in shipped_recipes():
+        raise RecipeError(f"there is no recipe {name!r}{did_you_mean(name, shipped_recipes())}")
+    return files("irpipe.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read irpipe.toml in a folder, with ``node.setting=value`` overrides laid over it.
+
+    Raises:
+        RecipeError: there is none, it is not TOML, or an override names nothing.
+    """
+    path = root / RECIPE_FILE
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no {RECIPE_FILE} in {root}", fix="irpipe init") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}", where=str(path)) from None
+    tables = {name: dict(value) for name, value in document.items() if isinstance(value, dict)}
+    plain = {name: value for name, value in document.items() if not isinstance(value, dict)}
+    name, store = plain.pop("recipe", None), plain.pop("store", "artifacts")
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise RecipeError("the recipe has no name of letters, digits, - and _", where=str(path), expected='recipe = "micro"')
+    if not isinstance(store, str):
+        raise RecipeError(f"store = {store!r} is not a path", where=str(path))
+    if plain:
+        unknown = next(iter(plain))
+        raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))
+    for node in tables:
+        if not _NAME.fullmatch(node):
+            raise RecipeError(f"[{node}] is no name for a node", where=str(path), expected="letters, digits, -, _ and .")
+    for override in overrides:
+        _override(tables, override)
+    expanded, grids = _expand(tables)
+    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids)
+
+
+def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Tables with a node for each point of every grid, in place of the grid; and the names of a grid's nodes.
+
+    Raises:
+        RecipeError: a grid is no table of lists.
+    """
+    expanded: dict[str, dict[str, Any]] = {}
+    grids: dict[str, list[str]] = {}
+    for name, table in tables.items():
+        axes = table.get(GRID)
+        if axes is None:
+            expanded[name] = table
+            continue
+        if not isinstance(axes, dict) or not axes or not all(isinstance(values, list) and values for values in axes.values()):
+            raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
+        grids[name] = []
+        for point in product(*axes.values()):
+            settings = dict(zip(axes, point, strict=True))
+            node = f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]".replace("/", ":")
+            grids[name].append(node)
+            expanded[node] = _with({key: value for key, value in table.items() if key != GRID}, settings)
+            if LIKE not in table:
+                expanded[node].setdefault(STAGE, name)
+    return expanded, grids
+
+
+def _with(table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with some settings laid over it, those of groups by ``group.setting``."""
+    laid = dict(table)
+    for name, value in settings.items():
+        outer, dot, inner = name.partition(".")
+        within = laid.get(outer, {})
+        laid[outer] = {**(within if isinstance(within, dict) else {}), inner: value} if dot else value
+    return laid
+
+
+def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
+    node, name, equals = node_of(override), field_of(override), "=" in override
+    if not (equals and name):
+        raise RecipeError(f"--set {override!r} is not of the form stage.field=value", expected="--set select-prompts.count=400")
+    if node not in tables:
+        raise RecipeError(f"--set {override!r}: the recipe has no stage {node!r}{did_you_mean(node, tables)}")
+    tables[node] = _with(tables[node], {name: _value(override.partition("=")[2].strip())})
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none: paths and names need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,289 @@
+"""Nodes: a stage under several names, several artifacts of one kind, groups of settings, grids, and what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+PACKAGE = {
+    "__init__.py": "",
+    "word/__init__.py": """
+        from irpipe.pipeline.stage import Config, Group, Stage, group, setting
+        class Voice(Group):
+            '''How it is said.'''
+            loud: bool = setting(False, meaning="Whether to shout.")
+            times: int = setting(1, ge=1, meaning="How often.", source="nobody")
+            workers: int = setting(1, role="execution", meaning="How many.")
+        class WordConfig(Config):
+            text: str = setting("hello", meaning="What to say.")
+            ending: str = setting("!", meaning="Ends what is shouted.")
+            voice: Voice = group(Voice)
+            def unused(self):
+                return {} if self.voice.loud else {"ending": "nothing is loud", "voice.workers": "nothing is loud"}
+        STAGE = Stage(name="word", version=1, writes="word", config=WordConfig, run="choir.word.run:run")
+    """,
+    "word/run.py": """
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            text = config.text.upper() + config.ending if config.voice.loud else config.text
+            (out / "word.txt").write_text(text * config.voice.times)
+            return Report(Rows(1, 1, 0))
+    """,
+    "echo/__init__.py": """
+        from irpipe.pipeline.stage import Config, Stage, setting
+        class EchoConfig(Config):
+            text: str = setting("echo", meaning="What to say after it.")
+        STAGE = Stage(name="echo", version=1, reads=("word",), writes="word", config=EchoConfig, run="choir.echo.run:run")
+    """,
+    "echo/run.py": """
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            (out / "word.txt").write_text(inputs["word"].file("word.txt").read_text() + config.text)
+            return Report(Rows(1, 1, 0))
+    """,
+    "song/__init__.py": """
+        from irpipe.pipeline.stage import Config, Many, Stage
+        class SongConfig(Config):
+            pass
+        STAGE = Stage(name="song", version=1, reads=(Many("word"),), writes="song", config=SongConfig, run="choir.song.run:run")
+    """,
+    "song/run.py": """
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            words = {node: word.file("word.txt").read_text() for node, word in inputs.all("word").items()}
+            (out / "song.txt").write_text(" ".join(f"{node}:{word}" for node, word in words.items()))
+            return Report(Rows(len(words), len(words), 0))
+    """,
+}
+
+
+@pytest.fixture
+def choir(project, tmp_path, monkeypatch, install):
+    """A user's own package with stages that write words, and one that reads several."""
+    folder = tmp_path / "site" / "choir"
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song")})
+    yield project
+    for name in [name for name in sys.modules if name.partition(".")[0] == "choir"]:
+        del sys.modules[name]
+
+
+def song(project, *settings: str) -> str:
+    from pathlib import Path
+
+    return (Path(project.last("song", *settings)["path"]) / "song.txt").read_text()
+
+
+THREE = 'recipe = "choir"\n[word]\n[word-2]\nstage = "word"\ntext = "hi"\n[echo]\nreads.word = "word-2"\n'
+
+
+def test_a_stage_reads_several_nodes_of_two_stages_in_whatever_order_they_are_named(choir):
+    choir.recipe(THREE + '[song]\nreads.word = ["word-2", "echo", "word"]\n')
+    assert song(choir) == "echo:hiecho word:hello word-2:hi"
+    record = choir.store.newest("choir", "song")
+    assert {slot: entry.node for slot, entry in record.inputs.items()} == {
+        "word[echo]": "echo",
+        "word[word-2]": "word-2",
+        "word[word]": "word",
+    }
+    assert choir.store.newest("choir", "word-2").stage == "word"
+
+
+def test_one_node_is_enough_for_many(choir):
+    choir.recipe('recipe = "choir"\n[word]\n[song]\n')
+    assert song(choir) == "word:hello"
+
+
+def test_commands_take_nodes_by_name(choir):
+    choir.recipe(THREE + '[song]\nreads.word = ["word", "word-2"]\n')
+    assert song(choir, "word-2.text=bye") == "word:hello word-2:bye"
+    assert [row["stage"] for row in choir("status", "--json").json["stages"]] == ["word", "word-2", "echo", "song"]
+    assert choir("show", "word-2").out.startswith("word-2 ")
+    assert "read     word[word-2]: word-2" in choir("show", "song").out
+    assert "word-2" in choir("lineage", "song").out and "word-2.text hi -> bye" not in choir("plan", "song").out
+    assert "word-2.text bye -> hi" in choir("plan", "song").out
+
+
+def test_two_nodes_of_equal_settings_are_made_once(choir):
+    choir.recipe('recipe = "choir"\n[word]\n[word-2]\nlike = "word"\n[song]\nreads.word = ["word", "word-2"]\n')
+    assert song(choir) == "word:hello word-2:hello"
+    assert choir.store.newest("choir", "word").key == choir.store.newest("choir", "word-2").key
+    assert choir.store.newest("choir", "word-2").node == "word-2"
+
+
+def test_the_same_words_by_other_nodes_are_another_song(choir):
+    """What several of a kind are called gets into the result, so it is part of the key."""
+    choir.recipe(THREE + '[song]\nreads.word = ["word", "word-2"]\n')
+    first = choir.last("song")["key"]
+    choir.recipe(
+        (THREE + '[song]\nreads.word = ["word", "word-3"]\n').replace("[word-2]", "[word-3]").replace("word-2", "word-3")
+    )
+    assert choir.last("song")["key"] != first
+
+
+class TestLike:
+    def test_settings_of_another_node_are_defaults(self, choir):
+        choir.recipe(
+            'recipe = "choir"\n[word]\ntext = "hi"\nvoice.loud = true\nvoice.times = 2\n'
+            '[soft]\nlike = "word"\nvoice.times = 1\nvoice.loud = false\n[song]\nreads.word = ["word", "soft"]\n'
+        )
+        assert song(choir) == "soft:hi word:HI!HI!"
+
+    def test_a_set_reaches_those_that_are_like_it(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\n[soft]\nlike = "word"\n[song]\nreads.word = "soft"\n')
+        assert song(choir, "word.text=ho") == "soft:ho"
+
+    def test_of_another_stage_what_that_one_knows_is_taken(self, choir):
+        choir.recipe(
+            'recipe = "choir"\n[word]\ntext = "hi"\n[echo]\nstage = "echo"\nlike = "word"\n[song]\nreads.word = "echo"\n'
+        )
+        choir.run("echo", "echo.reads.word=word")
+        assert choir.store.newest("choir", "echo").config == {"text": "hi"}
+
+    def test_what_has_no_effect_beside_own_settings_stands_aside(self, choir):
+        choir.recipe(
+            'recipe = "choir"\n[word]\nending = "?"\nvoice.loud = true\n[soft]\nlike = "word"\nvoice.loud = false\n[song]\n'
+            'reads.word = ["word", "soft"]\n'
+        )
+        assert song(choir) == "soft:hello word:HELLO?"
+        assert "soft.ending of the recipe has no effect" in choir("plan", "song").out
+
+    def test_its_wiring_is_taken_too(self, choir):
+        choir.recipe(THREE + '[echo-2]\nlike = "echo"\ntext = "?"\n[song]\nreads.word = "echo-2"\n')
+        assert song(choir) == "echo-2:hi?"
+
+    def test_a_circle_is_an_error(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\nlike = "soft"\n[soft]\nlike = "word"\n')
+        assert "runs in a circle: word is like soft is like word" in choir.run("word", status=2).err
+
+    def test_an_unknown_node_is_an_error(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\n[soft]\nlike = "wrod"\n')
+        assert "there is no such node; did you mean 'word'?" in choir.run("soft", status=2).err
+
+
+class TestGrids:
+    RECIPE = 'recipe = "choir"\n[word]\n[loud]\nlike = "word"\n[loud.grid]\n"voice.times" = [1, 2]\ntext = ["a", "b"]\n'
+
+    def test_a_grid_is_a_node_for_each_point(self, choir):
+        choir.recipe(self.RECIPE + '[song]\nreads.word = ["word", "loud"]\n')
+        assert song(choir) == (
+            "loud[voice.times=1, text=a]:a loud[voice.times=1, text=b]:b loud[voice.times=2, text=a]:aa"
+            " loud[voice.times=2, text=b]:bb word:hello"
+        )
+
+    def test_it_is_read_only_where_it_is_named(self, choir):
+        choir.recipe(self.RECIPE + "[song]\n")
+        assert song(choir) == "word:hello"
+
+    def test_a_set_reaches_its_points_and_can_change_it(self, choir):
+        choir.recipe(self.RECIPE + '[song]\nreads.word = "loud"\n')
+        assert song(choir, "loud.grid.text=['c']", "loud.voice.loud=true") == (
+            "loud[voice.times=1, text=c]:C! loud[voice.times=2, text=c]:C!C!"
+        )
+
+    def test_its_name_alone_is_no_node(self, choir):
+        choir.recipe(self.RECIPE)
+        assert "loud is a grid of 4 nodes" in choir.run("loud", status=2).err
+
+    def test_its_tables_can_be_queried(self, choir):
+        choir.recipe(self.RECIPE + '[song]\nreads.word = "loud"\n')
+        song(choir)
+        assert choir("sql", "--json", "SELECT 1 AS one").json == [{"one": 1}]
+
+    def test_what_is_no_list_is_an_error(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\ngrid.text = "a"\n')
+        assert "must be a table of lists" in choir.run("word", status=2).err
+
+
+class TestWrongWiring:
+    @pytest.mark.parametrize(
+        ("reads", "message"),
+        [
+            ("", "song reads 'word', which word and word-2 and echo write\n  fix:      name one or several"),
+            ('reads.word = "wrod"\n', "there is no node 'wrod'; did you mean 'word'?"),
+            ('reads.wrod = "word"\n', "names 'wrod', which it does not read; did you mean 'word'?"),
+            ('reads.word = "song"\n', "word = 'song', which writes 'song'"),
+            ("reads.word = []\n", "is neither a node nor a list of nodes"),
+            ("reads.word = 3\n", "is neither a node nor a list of nodes"),
+            ('reads = "word"\n', "must be a table of kind = node"),
+        ],
+    )
+    def test_it_is_named(self, choir, reads, message):
+        choir.recipe(THREE + "[song]\n" + reads)
+        assert message in choir.run("song", status=2).err
+
+    def test_two_producers_without_a_choice(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\n[word-2]\nstage = "word"\n[echo-3]\nstage = "echo"\n')
+        error = choir.run("echo-3", status=2).err
+        assert "echo-3 reads 'word', which word and word-2 and echo-3 write" in error and "reads.word=word" in error
+
+    def test_several_where_one_is_read(self, choir):
+        choir.recipe(THREE.replace('reads.word = "word-2"', 'reads.word = ["word", "word-2"]'))
+        assert "echo reads one 'word', and word and word-2 are named" in choir.run("echo", status=2).err
+
+    def test_a_circle(self, choir):
+        choir.recipe('recipe = "choir"\n[a]\nstage = "echo"\nreads.word = "b"\n[b]\nstage = "echo"\nreads.word = "a"\n')
+        assert "runs in a circle: a -> b -> a" in choir.run("a", status=2).err
+
+    @pytest.mark.parametrize("name", ["../word", "a/b", "a.b", ""])
+    def test_a_node_has_a_plain_name(self, choir, name):
+        choir.recipe(f'recipe = "choir"\n["{name}"]\nstage = "word"\n')
+        assert "is no name for a node" in choir("status", status=2).err
+
+    def test_a_stage_that_is_none(self, choir):
+        choir.recipe('recipe = "choir"\n[word-2]\nstage = "wrod"\n')
+        assert "there is no stage 'wrod'; did you mean 'word'?" in choir.run("word-2", status=2).err
+
+
+class TestGroups:
+    def test_a_setting_of_a_group_has_a_name_everywhere(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\n[word.voice]\ntimes = 2\n')
+        choir.run("word", "word.voice.loud=true")
+        record = choir.store.newest("choir", "word")
+        assert record.config == {"text": "hello", "ending": "!", "voice.loud": True, "voice.times": 2, "voice.workers": 1}
+        assert record.given == ("voice.loud", "voice.times")
+        assert "word.voice.loud True -> False" in choir("plan", "word").out
+        cited = {row["setting"]: row for row in choir("cite", "word", "--json").json}
+        assert cited["voice.times"] == {
+            "setting": "voice.times",
+            "default": 1,
+            "meaning": "How often.",
+            "source": "nobody",
+            "role": "result",
+        }
+
+    def test_execution_settings_of_a_group_do_not_count(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\nvoice.loud = true\n')
+        assert choir.last("word", "word.voice.workers=4")["key"] == choir.last("word")["key"]
+        assert choir.last("word", "word.voice.times=4")["key"] != choir.last("word")["key"]
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("word.voice.tmies=2", "word.voice has no setting 'tmies'; did you mean 'times'?"),
+            ("word.voice.times=0", "word.voice.times = 0: should be greater than or equal to 1"),
+            ("word.voice=2", "word.voice = 2: is a table of settings: loud, times, workers"),
+            ("word.vioce.times=2", "word has no setting 'vioce'; did you mean 'voice'?"),
+            ("word.voice.workers=2", "voice.workers has no effect: nothing is loud"),
+        ],
+    )
+    def test_mistakes_are_named(self, choir, setting, message):
+        choir.recipe('recipe = "choir"\n[word]\n')
+        assert message in choir.run("word", setting, status=2).err
+
+    def test_a_run_is_done_again_from_its_record(self, choir):
+        choir.recipe(
+            'recipe = "choir"\n[word]\nvoice.times = 3\n[word-2]\nlike = "word"\n[song]\nreads.word = ["word", "word-2"]\n'
+        )
+        song(choir)
+        reruns = choir("verify", "--rerun", "--json").json["rerun"]
+        assert [(run["stage"], run["after"] == run["before"]) for run in reruns] == [
+            ("word", True),
+            ("word-2", True),
+            ("song", True),
+        ]
