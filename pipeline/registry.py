@@ -10,6 +10,7 @@ STAGES = "irpipe.stages"
 VIEWS = "irpipe.views"
 MODELS = "irpipe.models"  # name = "package:folder.folder", a folder of the package that holds a model
 SCORERS = "irpipe.scorers"
+REWARD_MODELS = "irpipe.reward_models"
 EXECUTORS = "irpipe.executors"
 
 

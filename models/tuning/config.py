@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Strict, model_validator
 
 from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
+from irpipe.models.scorers.config import REWARD_MODEL_MEANING
 from irpipe.pipeline.stage import Config, FilePath, Sources, setting
 
 _CODE = "released code, ReFL.py"
@@ -20,6 +21,7 @@ class TuneConfig(Config):
         meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
         source="ImageReward 4.2: SD v1.4",
     )
+    reward_model: str | None = setting(None, role="model", meaning=REWARD_MODEL_MEANING)
     trained: Literal["lora", "unet"] = setting(
         "lora",
         meaning="What is trained. lora: low-rank additions to the attention. unet: the whole network, as published.",
@@ -155,7 +157,8 @@ class TuneConfig(Config):
     def shared_reads(self) -> Sequence[str]:
         """The kinds that every tuning reads."""
         real = () if self.pretraining_data is not None else ("captioned-images",)
-        return ("selected-prompts", "pairs", "reward-model", *real)
+        reward = () if self.reward_model is not None else ("reward-model",)
+        return ("selected-prompts", "pairs", *reward, *real)
 
 
 class PoolConfig(TuneConfig):

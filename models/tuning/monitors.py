@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from irpipe.models.scorers import Scorer, judge_pictures
+from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Course, Denoiser, as_pixels, roll, rows_of, sampling_memory
 from irpipe.models.tuning.pairs import RealPairs, denoising_losses
@@ -121,7 +121,9 @@ class Monitor:
         flat = pictures.reshape(-1, *pictures.shape[2:])
         each = self.config.monitor_images
         texts = [prompt for prompt in self.prompts for _ in range(each)]
-        measures = {name: judge_pictures(judge, texts, list(flat)) for name, judge in self.judges.items()}
+        measures = {
+            name: score_pictures(judge, texts, list(flat), normalised=name == REWARD) for name, judge in self.judges.items()
+        }
         real = flat.astype(np.float64) / 255
         measures |= image_statistics(real)
         measures = {name: values.reshape(-1, each).mean(axis=1) for name, values in measures.items()}

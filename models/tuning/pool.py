@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.scorers import judge_pictures
+from irpipe.models.scorers.base import score_pictures
 from irpipe.models.training import Checkpoints
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.models.tuning.denoiser import as_pixels, roll, rows_of, sampling_memory
@@ -92,7 +92,7 @@ class PoolObjective:
                     )[:, -1]
                 with torch.no_grad():
                     pictures = session.denoiser.decode(found)
-                scores = judge_pictures(judge, [self._texts[row] for row in rows], as_pixels(pictures))
+                scores = score_pictures(judge, [self._texts[row] for row in rows], as_pixels(pictures), normalised=True)
                 black = np.array(session.denoiser.blackened(pictures))
                 scores[black] = np.nan
                 blackened += int(black.sum())

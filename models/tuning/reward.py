@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.tuning.denoiser import Denoiser, drawn
 from irpipe.pipeline.errors import TrainingError
 
@@ -47,18 +46,19 @@ class RewardSlope:
     """Asks a reward model for slopes. Decoder and reward model are frozen and in evaluation mode.
 
     Attributes:
+        model: a `RewardModel`.
         copies: the reward of a picture is the mean over so many copies under noise of deviation `grain`; 0: of the picture.
     """
 
-    model: ImageReward
+    model: Any
     denoiser: Denoiser
     phi: Phi
     margin: float
     copies: int
     grain: float
 
-    def at(self, clean: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> Slope:
-        """The slope at clean latents (n, c, h, w) for their prompts' tokens (n, l); seeds (n,) are of the grain.
+    def at(self, clean: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Slope:
+        """The slope at clean latents (n, c, h, w) for their texts, n rows each; seeds (n,) are of the grain.
 
         Raises:
             TrainingError: no gradient comes back.
@@ -66,21 +66,25 @@ class RewardSlope:
         latents = clean.detach().requires_grad_(True)
         with torch.autocast(latents.device.type, enabled=False):
             pictures = self.denoiser.decode(latents)
-            rewards = self._judge(pictures, ids, mask, seeds)
+            rewards = self._judge(pictures, texts, seeds)
             losses = reward_loss(rewards, self.phi, self.margin)
         if not losses.requires_grad:
             raise no_gradient("the reward model or the decoder blocks it")
         (gradients,) = torch.autograd.grad(losses.sum(), latents)
         return Slope(rewards.detach(), losses.detach(), gradients, self.denoiser.blackened(pictures))
 
-    def _judge(self, pictures: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _judge(self, pictures: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
         if not self.copies:
-            return self.model(self.model.preprocess(pictures), ids, mask, normalize=True).float()
+            return self._normalised(self.model(self.model.preprocess(pictures), texts))
         noise = drawn((self.copies, *pictures.shape[1:]), seeds, pictures.device)
         grained = (pictures[:, None] + self.grain * noise).flatten(0, 1)
-        repeated = (value.repeat_interleave(self.copies, dim=0) for value in (ids, mask))
-        scores: Tensor = self.model(self.model.preprocess(grained), *repeated, normalize=True)
-        return scores.float().view(-1, self.copies).mean(dim=1)
+        repeated = {name: value.repeat_interleave(self.copies, dim=0) for name, value in texts.items()}
+        scores = self._normalised(self.model(self.model.preprocess(grained), repeated))
+        return scores.view(-1, self.copies).mean(dim=1)
+
+    def _normalised(self, raw: Tensor) -> Tensor:
+        scores: Tensor = self.model.card.normalised(raw).float()
+        return scores
 
 
 def no_gradient(why: str) -> TrainingError:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import device_errors, memory_errors, pick_device
 from irpipe.models.pictures import decode_stream, need_room
-from irpipe.models.starts import start
+from irpipe.models.reward.imagereward import ImageReward
+from irpipe.models.reward.start import init_reward_model
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.progress import size as shown_size
 from irpipe.pipeline.shards import put_in_place
@@ -30,7 +30,7 @@ _CHUNK = 256  # images between two marks of how far it is
 
 def run(config: EncodeImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     named = context.models["model"][0]
-    model, _ = start(named, "auto", 0, config.image_size)
+    model, _ = init_reward_model(named, "auto", 0, config.image_size)
     card = card_of(model, named.revision, config)
     reader = ImageReader(inputs["images"].table("images"))
     need_room(context.work / DATA, len(reader) * card.bytes_each, "features")

@@ -33,7 +33,7 @@ class ReflObjective:
     """See `irpipe.models.tuning.loop.Objective`.
 
     Attributes:
-        conditions: encoded prompts; tokens: their ids and masks for the reward model, (prompts, l) each.
+        conditions: encoded prompts; texts: the same for the reward model, a row per prompt.
         carried: norms of the last steps' slopes, of all processes, a list a step.
     """
 
@@ -41,7 +41,7 @@ class ReflObjective:
     denoiser: Denoiser
     course: Course
     conditions: dict[str, Tensor]
-    tokens: tuple[Tensor, Tensor]
+    texts: dict[str, Tensor]
     slope: RewardSlope
     accelerator: Accelerator
     context: Context
@@ -57,7 +57,7 @@ class ReflObjective:
 
     @property
     def _count(self) -> int:
-        return len(self.tokens[0])
+        return len(next(iter(self.texts.values())))
 
     # -- rollouts -----------------------------------------------------------------------------------------------------
 
@@ -124,8 +124,8 @@ class ReflObjective:
         conditions = rows_of(self.conditions, prompts, device)
         predicted = self.denoiser.predict(latents, timesteps, conditions, self.config.guidance_scale)
         clean = self.denoiser.clean(latents, timesteps, predicted, self.course)
-        ids, mask = (kind[prompts].to(device) for kind in self.tokens)
-        slope = self.slope.at(clean, ids, mask, [noise_seed(self.config.seed, "grain", step, place) for place in places])
+        texts = {name: values[prompts].to(device) for name, values in self.texts.items()}
+        slope = self.slope.at(clean, texts, [noise_seed(self.config.seed, "grain", step, place) for place in places])
         norms = slope.norms
         self._step_norms += norms.tolist()
         factors = (self._limit / norms.clamp_min(1e-12)).clamp(max=1.0)
@@ -182,8 +182,8 @@ class ReflObjective:
         with self.accelerator.autocast():
             predicted = self.denoiser.predict(latents, timesteps, conditions, self.config.guidance_scale)
             clean = self.denoiser.clean(latents, timesteps, predicted, self.course)
-        ids, mask = (kind[:count].to(device) for kind in self.tokens)
-        plain = RewardSlope(self.slope.model, self.denoiser, "linear", 0.0, 0, 0.0).at(clean, ids, mask, [])
+        texts = {name: values[:count].to(device) for name, values in self.texts.items()}
+        plain = RewardSlope(self.slope.model, self.denoiser, "linear", 0.0, 0, 0.0).at(clean, texts, [])
         if not torch.isfinite(plain.gradients).all():
             raise no_gradient("it is not finite behind the decoder")
         if not plain.gradients.any():

@@ -25,13 +25,13 @@ def make_objective(config: ReflConfig, session: Session) -> ReflObjective:
     """ReFL's objective on a session's prompts: texts are encoded once, for the generator and for the reward model."""
     denoiser, texts = session.denoiser, list(session.prompts.values())
     reward = session.reward
-    ids, mask = reward.tokenise(texts)
+    encoded = {name: values.cpu() for name, values in reward.encode_texts(texts).items()}
     return ReflObjective(
         config,
         denoiser,
         denoiser.course(config.num_steps, config.scheduler),
         denoiser.encode(texts),
-        (ids.cpu(), mask.cpu()),
+        encoded,
         RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain),
         session.accelerator,
         session.context,

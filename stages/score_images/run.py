@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from irpipe.pipeline.stage import Context, Report, Rows
-from irpipe.pipeline.store import Artifact
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.images import RowGroup, in_shards, row_groups
 from irpipe.schemas.prompts import SELECTED_PROMPTS
@@ -20,12 +19,12 @@ from irpipe.schemas.scores import SCORES
 from irpipe.schemas.splits import PROMPT_SPLITS
 from irpipe.schemas.table import ROW_GROUP
 from irpipe.stages.score_images import ScoreImagesConfig
-from irpipe.stages.score_images.shards import RAW, SCORE, ShardScorer
+from irpipe.stages.score_images.shards import RAW, SCORE, ShardScorer, scorers_in
 
 _ROWS_PER_SHARD = 512
 
 
-def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     groups = row_groups(inputs["images"].table("images"))
     shards = {f"{number:05}.parquet": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
     made = context.map(
@@ -41,7 +40,7 @@ def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, co
     refuse(made, rejections)
     kept = read - len(rejections)
     rejections.check(read, kept)
-    names = list(dict.fromkeys(config.scorers))
+    names = scorers_in(made)
     write_scores(names, made, out)
     return Report(Rows(read, kept, rejections.write(out)), {"scorers": names, "rejected_for": rejections.counts()})
 
@@ -51,13 +50,13 @@ def images_in(groups: Sequence[RowGroup]) -> int:
     return sum(group.rows for group in groups)
 
 
-def scorer_of(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], context: Context) -> ShardScorer:
+def scorer_of(config: ScoreImagesConfig, inputs: Inputs, context: Context) -> ShardScorer:
     """The worker, which reads the prompts and loads the models where it runs."""
     prompts = ANNOTATED_PROMPTS if config.prompts == "annotations" else SELECTED_PROMPTS
     return ShardScorer(
         config,
         context.models,
-        inputs["reward-model"].path if "reward-model" in inputs else None,
+        inputs,
         (prompts, inputs[config.prompts].table(prompts.name)),
         inputs["pairs"].table(PROMPT_SPLITS.name) if config.split != "all" else None,
     )

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.pictures import decode_stream
-from irpipe.models.scorers import RewardModelScorer, Scorer, make_scorers
+from irpipe.models.scorers.base import Scorer, normalised_scores
+from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.images import ImageReader, RowGroup
 from irpipe.schemas.splits import PROMPT_SPLITS
 from irpipe.schemas.table import Table
@@ -34,14 +34,14 @@ class ShardScorer:
     """Writes the scores of the images of some row groups: a row per image, with the reason where it was not scored.
 
     Attributes:
-        reward: the folder of the reward model, if one scores.
+        inputs: of the run; the reward models among them are loaded.
         prompts: the table of the prompts' texts, and its files.
         splits: the files of `prompt_splits`, where one split is scored.
     """
 
     config: ScoreImagesConfig
     models: Mapping[str, tuple[Model, ...]]
-    reward: Path | None
+    inputs: Inputs
     prompts: tuple[Table, Sequence[Path]]
     splits: Sequence[Path] | None
 
@@ -62,16 +62,15 @@ class ShardScorer:
             "detail": pa.array([broken.get(place) for place in range(len(images))], pa.string()),
         }
         for name, scorer in self._scorers.items():
-            card = scorer.model.card if isinstance(scorer, RewardModelScorer) else None
             columns[RAW.format(name)] = raw[name]
-            columns[SCORE.format(name)] = (raw[name] - card.mean) / card.std if card else raw[name]
+            columns[SCORE.format(name)] = normalised_scores(scorer, raw[name])
         pq.write_table(pa.table(columns), draft)
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:
-        reward = ImageReward.from_pretrained(self.reward) if self.reward is not None else None
+        rewards = load_reward_models(self.inputs, self.models)
         device, dtype, seed = worker_device(self.config.device), self.config.dtype, self.config.seed
-        return make_scorers(self.config.scorers, self.models, reward, device=device, dtype=dtype, seed=seed)
+        return make_scorers(self.config.scorers, self.models, rewards, device=device, dtype=dtype, seed=seed)
 
     @cached_property
     def _prompts(self) -> Any:
@@ -101,6 +100,12 @@ class ShardScorer:
             "of another split" if not asked else image["fault"] or ("its prompt is not known" if text is None else None)
             for image, text, asked in zip(images, texts, among, strict=True)
         ]
+
+
+def scorers_in(shards: Sequence[Path]) -> list[str]:
+    """The names of the scorers of finished shards, in their order."""
+    names = pq.read_schema(shards[0]).names if shards else []
+    return [name.removeprefix(SCORE.format("")) for name in names if name.startswith(SCORE.format(""))]
 
 
 def score_all(

@@ -31,15 +31,15 @@ class TrainRmConfig(Config):
         " or a folder that train-rm wrote.",
         source="ImageReward 3.1: BLIP",
     )
-    head: Literal["auto", "matching", "published", "random", "kept"] = setting(
+    head: Literal["auto", "itm", "published", "random", "kept"] = setting(
         "auto",
-        meaning="How the head starts. matching: as the start's logit of image-text matching. published: near zero. random: with"
-        " even gain. kept: as it comes. auto: kept, else matching, else random.",
+        meaning="How the head starts. itm: as the start's logit of image-text matching. published: near zero. random: with"
+        " even gain. kept: as it comes. auto: kept, else itm, else random.",
         source="published: ImageReward 3.1, N(0, 1/(d+1)); see docs/LOG.md for why it is not the default",
     )
     fit_scale: bool = setting(
         True,
-        meaning="With a matching head: scale it, by one number, to the least loss on training pairs before the first step. The"
+        meaning="With the head itm: scale it, by one number, to the least loss on training pairs before the first step. The"
         " logit of image-text matching is far too sure of itself as a preference.",
     )
     image_size: int | None = setting(

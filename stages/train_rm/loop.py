@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import memory_errors
+from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.training import Checkpoints, Weights, used_gigabytes
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.interrupt import undisturbed
@@ -44,8 +44,8 @@ class Texts:
     def of(cls, model: ImageReward, prompts: dict[int, str], mirror: bool) -> Texts:
         """Tokenise prompts once."""
         plain = list(prompts.values())
-        versions = [model.tokenise(texts) for texts in (plain, [mirrored(text) for text in plain] if mirror else plain)]
-        (ids, mask), (other_ids, other_mask) = [(ids.cpu(), mask.cpu()) for ids, mask in versions]
+        versions = [model.encode_texts(texts) for texts in (plain, [mirrored(text) for text in plain] if mirror else plain)]
+        (ids, mask), (other_ids, other_mask) = [(one["input_ids"].cpu(), one["attention_mask"].cpu()) for one in versions]
         return cls({identity: row for row, identity in enumerate(prompts)}, (ids, other_ids), (mask, other_mask))
 
     def length(self, prompts: Sequence[int]) -> int:
@@ -224,10 +224,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:  # devices may differ in the last bits, and weights must not
             found = self.accelerator.reduce(found.to(self.accelerator.device), "mean").cpu()
         scale = float(found)
-        last = self.model.head_layers[-1]
-        with torch.no_grad():
-            last.weight.mul_(scale)
-            last.bias.mul_(scale)
+        self.model.scale_scores(scale)
         self.weights.restart_average()
         return round(scale, 6)
 
@@ -290,7 +287,7 @@ class Trainer:
         prompts = self.train.prompts[groups].tolist()
         length = self.texts.length(prompts)  # of the whole step, so that noise is the same however the step is cut
         total = float(sum(self.train.weights[self.train.pair_starts[n] : self.train.pair_starts[n + 1]].sum() for n in groups))
-        self._train_mode()
+        self.model.train()
         for one in self.optimizer.param_groups:
             one["lr"] = self.learning_rate(number)
         self.weights.fill_gradients()
@@ -318,12 +315,6 @@ class Trainer:
         self.weights.take_average(number + 1)
         return sums.over(self.accelerator)
 
-    def _train_mode(self) -> None:
-        """Training mode but for the vision tower's frozen blocks, which add no noise and so may be computed once."""
-        self.model.train()
-        for block in self.model.vision.encoder.layers[: self.frozen_blocks]:
-            block.eval()
-
     def _scores(self, batch: Batch, seeds: Sequence[int] | None, length: int) -> Tensor:
         """Raw scores (n,); with seeds, of augmented images."""
         device = self.accelerator.device
@@ -344,7 +335,7 @@ class Trainer:
             .to(device)
             for kind in (self.texts.ids, self.texts.mask)
         )
-        return self.model.judge(tokens, ids, mask)
+        return self.model.head_scores(tokens, {"input_ids": ids, "attention_mask": mask})
 
     def _enough_memory(self, batch: Batch) -> Any:
         images = len(batch.images)
@@ -425,7 +416,7 @@ class Trainer:
             raise TrainingError(
                 f"the reward model collapsed: after {number + 1:,} steps the loss is {recent.mean_loss:.5f} (ln 2 is {_LN2:.5f})"
                 f" and a prompt's images differ by {recent.mean_spread:.1e} in score",
-                fix="--set train-rm.head=matching and a BLIP with a matching head, a higher learning_rate, or, to let it go on,"
+                fix="--set train-rm.head=itm and a BLIP with a matching head, a higher learning_rate, or, to let it go on,"
                 " --set train-rm.collapse_after=0",
             )
 

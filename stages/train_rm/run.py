@@ -13,10 +13,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.imagereward import ImageReward
-from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
-from irpipe.models.starts import start
+from irpipe.models.reward.start import init_reward_model
 from irpipe.models.training import make_accelerator
 from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.settings import shown_config
@@ -44,11 +42,10 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         f"train-rm {context.work.parent.name[:12]}",
         shown_config(config),
     )
-    model, head = start(context.models["model"][0], config.head, config.seed, config.image_size)
-    for module in model.text.modules():
-        if isinstance(module, SeededDropout):
-            module.p = config.text_dropout  # a Hugging Face BLIP comes with 0
-    blocks = freeze(model, config.freeze, config.freeze_rate)
+    model, head = init_reward_model(context.models["model"][0], config.head, config.seed, config.image_size)
+    model.set_text_dropout(config.text_dropout)
+    model.freeze(config.freeze_rate, config.freeze)
+    blocks = int(config.freeze_rate * len(model.vision.encoder.layers))
     images = pairs.images
     read, faults = open_images(config, inputs, context, model, blocks, images, accelerator)
     kept, rejected = without_faults(pairs, faults, config.max_rejected)
@@ -66,7 +63,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
         accelerator,
         context,
     )
-    scale = trainer.fit_scale() if head == "matching" and config.fit_scale else None
+    scale = trainer.fit_scale() if head == "itm" and config.fit_scale else None
     state = trainer.run()
     metrics = {"head": head, "head_scale": scale, "rejected_for": rejected_for(rejected)}
     metrics |= figures(trainer, state, kept)
@@ -80,37 +77,11 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)
 
 
-def freeze(model: ImageReward, how: str, rate: float) -> int:
-    """Fix the lower layers of both towers.
-
-    Args:
-        how: `layers`: embeddings and int(rate * depth) layers of each tower. `published`: and one parameter of the next layer
-            each, where the released code stops a parameter late.
-
-    Returns:
-        how many blocks of the vision tower stay as they are, whole.
-    """
-    model.requires_grad_(True)
-    if rate == 0:
-        return 0
-    vision, text = model.vision, model.text
-    blocks, layers = (int(rate * len(stack)) for stack in (vision.encoder.layers, text.encoder.layer))
-    for part in (vision.embeddings, text.embeddings, *vision.encoder.layers[:blocks], *text.encoder.layer[:layers]):
-        part.requires_grad_(False)
-    if blocks == len(vision.encoder.layers):
-        vision.post_layernorm.requires_grad_(False)
-    elif how == "published":
-        vision.encoder.layers[blocks].layer_norm1.weight.requires_grad_(False)
-    if how == "published" and layers < len(text.encoder.layer):
-        text.encoder.layer[layers].attention.self.query.weight.requires_grad_(False)
-    return blocks
-
-
 def open_images(
     config: TrainRmConfig,
     inputs: Mapping[str, Artifact],
     context: Context,
-    model: ImageReward,
+    model: Any,
     blocks: int,
     images: NDArray[np.uint64],
     accelerator: Accelerator,
