@@ -7,7 +7,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAMES = ("startup", "store", "pairs", "votek", "embed", "graph", "generate", "images", "oracle", "reward_model", "refl", "report")
+NAMES = (
+    "startup",
+    "store",
+    "pairs",
+    "votek",
+    "embed",
+    "graph",
+    "generate",
+    "threads",
+    "images",
+    "oracle",
+    "reward_model",
+    "refl",
+    "report",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from irpipe.pipeline.commit import remove
 from irpipe.pipeline.cpus import usable_cpus
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.hashing import file_digest
-from irpipe.pipeline.manifest import describe
+from irpipe.pipeline.hashing import content_id, file_digest
+from irpipe.pipeline.manifest import list_files
 from irpipe.pipeline.registry import EXECUTORS, declared
 from irpipe.pipeline.settings import Config, setting
 from irpipe.pipeline.store import sync_folder, write_durably
@@ -86,7 +86,7 @@ class Durable:
     def __call__(self, shard: Any, path: Path) -> None:
         draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
         self.worker(shard, draft)
-        files = [draft / entry.path for entry in describe(draft).files] if draft.is_dir() else [draft]
+        files = [draft / name for name in list_files(draft)] if draft.is_dir() else [draft]
         for file in files:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
@@ -101,7 +101,9 @@ class Durable:
 
 def digest_of(path: Path) -> str:
     """The digest of a shard: of a file's bytes, or of a folder's paths and files."""
-    return describe(path).content_id if path.is_dir() else file_digest(path)
+    if not path.is_dir():
+        return file_digest(path)
+    return content_id((name, (path / name).stat().st_size, file_digest(path / name)) for name in list_files(path))
 
 
 def map_shards(
