@@ -97,6 +97,6 @@ def _large_recipe(folder: Path) -> None:
     (folder / "irpipe.toml").write_text(
         'recipe = "bench"\n[embed-prompts]\npath = "prompts.txt"\nembedder = "lexical"\n[prompt-graph]\nk = 20\n'
         '[select-prompts]\ncount = 5000\n[load-annotations]\npath = "mine.jsonl"\n[import-images]\nimage_root = "images.zip"\n'
-        "[build-pairs]\nuse_images = true\n",
+        "[split-prompts]\nuse_images = true\n[build-pairs]\nuse_images = true\n",
         encoding="utf-8",
     )

@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
         project.mkdir()
         (project / "irpipe.toml").write_text(
             f'recipe = "bench"\n[load-annotations]\npath = "../mine.jsonl"\n[import-images]\nimage_root = "../{root}"\n'
-            "[build-pairs]\nuse_images = true\n",
+            "[split-prompts]\nuse_images = true\n[build-pairs]\nuse_images = true\n",
             encoding="utf-8",
         )
         command = [*irpipe, "run", "build-pairs", "--quiet"]

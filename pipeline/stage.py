@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from irpipe.pipeline.store import Artifact
 
 # What a declaration needs comes from here, settings included.
-__all__ = ["Config", "FilePath", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
+__all__ = ["Config", "FilePath", "First", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,13 @@ class Many:
     kind: str
 
 
+@dataclass(frozen=True)
+class First:
+    """In `reads`: the first of some kinds that the recipe has a node for; the first one where it has none."""
+
+    kinds: tuple[str, ...]
+
+
 class Inputs(Mapping[str, "Artifact"]):
     """What a run reads. ``inputs[kind]`` is the artifact of a kind; ``inputs.all(kind)`` are those of a `Many`.
 
@@ -165,7 +172,7 @@ def kind_in(slot: str) -> str:
 
 Determinism = Literal["bitwise", "numeric"]
 Plugins = Callable[[Any, Sequence[Path]], Mapping[str, Sequence[str]]]
-Reads = Sequence[str | Many] | Callable[[Any], Sequence[str | Many]]
+Reads = Sequence[str | Many | First] | Callable[[Any], Sequence[str | Many | First]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +182,8 @@ class Stage:
     Attributes:
         name: as in the recipe and on the command line, ``build-pairs``.
         version: raised whenever the same settings and inputs would give another result.
-        reads: kinds of artifact it reads, one artifact of each, or several (`Many`); a function where that depends on its
-            settings.
+        reads: kinds of artifact it reads, one artifact of each, or several (`Many`), or the first that the recipe has a node for
+            (`First`); a function where that depends on its settings.
         reads_if_upstream: kinds it reads only where another of its inputs was made from them.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
@@ -205,10 +212,20 @@ class Stage:
     truth: bool = False
     evaluation: bool = False
 
-    def kinds_read(self, config: Config) -> dict[str, bool]:
-        """The kinds this stage reads under a config, and whether it takes several of each; without `reads_if_upstream`."""
+    def kinds_read(self, config: Config, written: Container[str] = ()) -> dict[str, bool]:
+        """The kinds this stage reads under a config, and whether it takes several of each; without `reads_if_upstream`.
+
+        Args:
+            written: the kinds that the recipe's nodes write, by which a `First` is chosen.
+        """
         reads = self.reads(config) if callable(self.reads) else self.reads
-        return {one.kind if isinstance(one, Many) else one: isinstance(one, Many) for one in reads}
+        kinds: dict[str, bool] = {}
+        for one in reads:
+            if isinstance(one, First):
+                kinds[next((kind for kind in one.kinds if kind in written), one.kinds[0])] = False
+            else:
+                kinds[one.kind if isinstance(one, Many) else one] = isinstance(one, Many)
+        return kinds
 
     def determinism_of(self, config: Config) -> Determinism:
         """Whether two runs under a config give the same bytes."""

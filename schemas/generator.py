@@ -13,7 +13,7 @@ from irpipe.schemas.files import read_json
 from irpipe.schemas.table import Column, Table
 
 CARD, ADDITIONS, WHOLE = "generator.json", "lora", "pipeline"
-KIND_ENDING = "-generator"  # the kind that a stage of tuning writes is its name and this
+KIND = "generator"
 
 TUNING_STEPS = Table(
     "steps",

@@ -21,6 +21,7 @@ batch_size = 64
 [simulate-annotations]
 [load-annotations]
 label_source = "model"
+[split-prompts]
 [build-pairs]
 [encode-images]
 model = "micro-blip"
@@ -136,6 +137,7 @@ num_steps = 4
 guidance_scale = 1.0
 alpha = 1.01
 [compare-generators]
+reads.generator = "refl"
 model = "micro-generator"
 num_steps = 4
 guidance_scale = 1.0

@@ -183,7 +183,7 @@ class TestTheStages:
     def test_table_3_with_the_bound_beside_it(self, rm):
         done = rm.last("evaluate-rm")
         report = (Path(done["path"]) / "report.txt").read_text(encoding="utf-8")
-        for word in (*CATEGORY_SCORERS, "oracle", "recall@4", "filter@2", "Bayes bound", "of the way", "Two people agree"):
+        for word in (*CATEGORY_SCORERS, "oracle", "recall@4", "filter@2", "Bayes bound", "share of gap", "Two people agree"):
             assert word in report
         assert done["metrics"]["bayes_bound"] > done["metrics"]["accuracy_random"]
         assert done["metrics"]["accuracy_oracle"] > 0.7
@@ -216,7 +216,7 @@ class TestTheStages:
         assert {row["prompt_id"] for row in rm.rows("SELECT DISTINCT prompt_id FROM scores")} == splits
 
     def test_prompts_nobody_annotated(self, rm):
-        rm.run("score-images", "score-images.scorers=['random']", "score-images.prompts='selected-prompts'")
+        rm.run("score-images", "score-images.scorers=['random']", "split-prompts.source='selected-prompts'")
 
     def test_a_scorer_of_another_package(self, rm, monkeypatch, install, tmp_path):
         """Declared as an entry point; it gets pictures as they are."""

@@ -177,14 +177,15 @@ class TestDataset:
             assert set(rows["split"]) == {split}
         assert load(tmp_path / "pairs")["train"].column_names == loaded["train"].column_names, "the pairs are the default"
 
-    def test_tables_beside_prompt_splits_are_split_by_prompt(self, rm, tmp_path, load):
+    def test_rejected_pairs_are_split_as_pairs_are(self, rm, tmp_path, load):
         rm("export", "build-pairs", str(tmp_path / "pairs"), "--to", "hf-dataset")
         rejected = load(tmp_path / "pairs", "rejected")
         rows = rm.rows(
-            "SELECT split, count(*) AS n FROM build_pairs.rejected JOIN prompt_splits USING (prompt_id) GROUP BY split"
+            "SELECT s.split, count(*) AS n FROM build_pairs.rejected JOIN prompt_splits s USING (prompt_id) GROUP BY s.split"
         )
         assert {split: len(part) for split, part in rejected.items()} == {row["split"]: row["n"] for row in rows}
-        splits = load(tmp_path / "pairs", "prompt_splits")
+        rm("export", "split-prompts", str(tmp_path / "splits"), "--to", "hf-dataset")
+        splits = load(tmp_path / "splits", "prompt_splits")
         for split, part in rejected.items():
             assert set(part["prompt_id"]) <= set(splits[split]["prompt_id"])
 
@@ -295,7 +296,7 @@ class TestDataset:
     def test_a_folder_of_a_hostile_name(self, rm, tmp_path, load):
         folder = tmp_path / "a`b '\"\n---\n <script>"
         rm("export", "build-pairs", str(folder), "--to", "hf-dataset")
-        assert {config["config_name"] for config in front(folder)["configs"]} == {"pairs", "prompt_splits", "rejected"}
+        assert {config["config_name"] for config in front(folder)["configs"]} == {"pairs", "rejected"}
         assert len(load(folder, "pairs")) == 3
         compile(blocks(folder, "python")[0], "card", "exec")
 

@@ -33,6 +33,7 @@ layout = "folder"
 image_root = "images"
 [simulate-annotations]
 [load-annotations]
+[split-prompts]
 [build-pairs]
 [oracle-truth]
 """

@@ -48,7 +48,6 @@ layout = "folder"
 image_root = "images"
 [score-images]
 scorers = ["random"]
-prompts = "selected-prompts"
 [score-images.reads]
 images = "generate-images"
 """
@@ -152,7 +151,7 @@ class TestScores:
         tables = {"images": files, "selected_prompts": [folder / "selected_prompts.parquet"]}
         artifact = SimpleNamespace(table=tables.__getitem__)
         inputs = Inputs({"images": ("images", artifact), "selected-prompts": ("select-prompts", artifact)})
-        config = ScoreImagesConfig(scorers=("random",), prompts="selected-prompts")
+        config = ScoreImagesConfig(scorers=("random",))
         (folder / "out").mkdir()
         tracemalloc.start()
         scoring.run(config, inputs, folder / "out", context)

@@ -158,7 +158,7 @@ class TuneConfig(Config):
         """The kinds that every tuning reads."""
         real = () if self.pretraining_data is not None else ("captioned-images",)
         reward = () if self.reward_model is not None else ("reward-model",)
-        return ("selected-prompts", "pairs", *reward, *real)
+        return ("splits", *reward, *real)
 
 
 class PoolConfig(TuneConfig):

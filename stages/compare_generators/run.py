@@ -19,7 +19,7 @@ from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.models.tuning.pictures import draw_columns
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -27,9 +27,9 @@ from irpipe.schemas.comparison import COMPARISON, WORTHS
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.schemas.images import ImageShards, encoded_row
 from irpipe.schemas.prompt_files import prompts_of
-from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
+from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.splits import read_splits
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.drawing import Images, Tuned, draw
 from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, table_4
@@ -54,10 +54,14 @@ class Made:
 
 def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     prompts = read_prompts(config, inputs, context)
-    cards: dict[str, GeneratorCard] = {
-        name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)
-    }
+    generators = inputs.all("generator")
+    cards: dict[str, GeneratorCard] = {node: check_base(node, artifact, context) for node, artifact in generators.items()}
     reward_models = load_reward_models(inputs, context.models)
+    if config.best_of and len(reward_models) > 1:
+        raise RecipeError(
+            f"best_of takes one reward model, and {' and '.join(reward_models)} are read",
+            fix="--set compare-generators.best_of=[], or name one reward model",
+        )
     made = make_all(config, prompts, cards, inputs, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
@@ -85,21 +89,18 @@ def read_prompts(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact]
         texts = dict.fromkeys(text.strip() for text in prompts_of(context.sources["prompts"][0]) if text.strip())
         found = [(prompt_id(text), text) for text in texts]
     else:
-        chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
-        known = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"]).to_pylist()
-        test = {row["prompt_id"] for row in known if row["split"] == "test"}
-        found = [(row["prompt_id"], row["prompt"]) for row in chosen if row["prompt_id"] in test]
+        found = list(read_splits(inputs["splits"])["test"].items())
     if len(found) < 2:
         raise InputError(
             f"there are {len(found)} evaluation prompts",
             where="prompts",
             expected="at least 2",
-            fix="--set build-pairs.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
+            fix="--set split-prompts.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
         )
     return found
 
 
-def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
+def check_base(node: str, artifact: Artifact, context: Context) -> GeneratorCard:
     """The card of a tuned generator.
 
     Raises:
@@ -108,7 +109,7 @@ def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
     card, base = GeneratorCard.read(artifact.path), context.models["model"][0]
     if card.revision != base.revision:
         raise InputError(
-            f"{card.stage} tuned {card.base}, and the base here is {base.name}",
+            f"{node} tuned {card.base}, and the base here is {base.name}",
             where=artifact.content_id[:12],
             fix=f"--set compare-generators.model={card.base}",
         )
@@ -127,7 +128,8 @@ def make_all(
     for name, card in cards.items():
         if card.negative_prompt and config.guidance_scale <= 1:
             context.say(f"  {name} marks bad images by {card.negative_prompt!r}, which without guidance steers nothing")
-    tuned = {name: Tuned(inputs[f"{name}-generator"].path, card) for name, card in cards.items()}
+    folders = inputs.all("generator")
+    tuned = {name: Tuned(folders[name].path, card) for name, card in cards.items()}
     pools, others = draw(config, prompts, max(config.best_of, default=1), tuned, context)
     count = len(prompts) * config.images_per_prompt
     made = {BASE: Made(*pools[0], count)}

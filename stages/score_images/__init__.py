@@ -1,7 +1,8 @@
 """Score images for their prompts, by a reward model and by others to compare it with.
 
-Reads: the images, the prompts' texts, the reward model if it is asked, and the pairs if only one split is scored.
-Writes: the tables `scores` and `rejected`.
+Reads: the images, the prompts with their splits (to score all, their texts from wherever the recipe has them), and the reward
+    models if they are asked.
+Writes: the tables `scores`, `scorer_cards` and `rejected`.
 Paper: ImageReward, section 4.1 (baselines) and the released code's scorers.
 Deviates: nothing.
 Cost: one forward pass per image and scorer; memory O(512 images) per process, and the prompts' texts; a kill costs at most one
@@ -16,11 +17,10 @@ from typing import Literal
 from irpipe.models.plugins import plugins
 from irpipe.models.scorers.config import ScorersConfig
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import Determinism, Many, Stage, setting
+from irpipe.pipeline.stage import Determinism, First, Many, Stage, setting
 
 
 class ScoreImagesConfig(ScorersConfig, MapConfig):
-    prompts: Literal["annotations", "selected-prompts"] = setting("annotations", meaning="Where the prompts' texts are from.")
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
@@ -34,8 +34,9 @@ class ScoreImagesConfig(ScorersConfig, MapConfig):
         return super().unused() | ({} if "random" in self.scorers else {"seed": "no scorer needs it: random"})
 
 
-def _reads(config: ScoreImagesConfig) -> Sequence[str | Many]:
-    return ("images", config.prompts, *config.reads_reward_models(), *(("pairs",) if config.split != "all" else ()))
+def _reads(config: ScoreImagesConfig) -> Sequence[str | Many | First]:
+    texts = First(("splits", "annotations", "selected-prompts")) if config.split == "all" else "splits"
+    return ("images", texts, *config.reads_reward_models())
 
 
 def _determinism(config: ScoreImagesConfig) -> Determinism:
@@ -44,7 +45,7 @@ def _determinism(config: ScoreImagesConfig) -> Determinism:
 
 STAGE = Stage(
     name="score-images",
-    version=1,
+    version=2,
     reads=_reads,
     writes="scores",
     determinism=_determinism,

@@ -11,15 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
-from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.images import RowGroup, in_shards, row_groups
-from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.scores import SCORES
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.scores import SCORER_CARDS, SCORES
 from irpipe.schemas.table import ROW_GROUP
 from irpipe.stages.score_images import ScoreImagesConfig
-from irpipe.stages.score_images.shards import RAW, SCORE, ShardScorer, scorers_in
+from irpipe.stages.score_images.shards import RAW, SCORE, ShardScorer, read_cards
 
 _ROWS_PER_SHARD = 512
 
@@ -28,7 +25,7 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
     groups = row_groups(inputs["images"].table("images"))
     shards = {f"{number:05}.parquet": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
     made = context.map(
-        scorer_of(config, inputs, context),
+        ShardScorer(config, inputs, context.models),
         shards,
         "scoring",
         "images",
@@ -40,26 +37,16 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
     refuse(made, rejections)
     kept = read - len(rejections)
     rejections.check(read, kept)
-    names = scorers_in(made)
+    cards = read_cards(made)
+    names = [card["scorer"] for card in cards]
     write_scores(names, made, out)
+    SCORER_CARDS.write(out, {column.name: [card[column.name] for card in cards] for column in SCORER_CARDS.columns})
     return Report(Rows(read, kept, rejections.write(out)), {"scorers": names, "rejected_for": rejections.counts()})
 
 
 def images_in(groups: Sequence[RowGroup]) -> int:
     """How many images some row groups hold."""
     return sum(group.rows for group in groups)
-
-
-def scorer_of(config: ScoreImagesConfig, inputs: Inputs, context: Context) -> ShardScorer:
-    """The worker, which reads the prompts and loads the models where it runs."""
-    prompts = ANNOTATED_PROMPTS if config.prompts == "annotations" else SELECTED_PROMPTS
-    return ShardScorer(
-        config,
-        context.models,
-        inputs,
-        (prompts, inputs[config.prompts].table(prompts.name)),
-        inputs["pairs"].table(PROMPT_SPLITS.name) if config.split != "all" else None,
-    )
 
 
 def refuse(shards: Sequence[Path], rejections: Rejections) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +22,11 @@ from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.images import ImageReader, RowGroup
-from irpipe.schemas.splits import PROMPT_SPLITS
-from irpipe.schemas.table import Table
+from irpipe.schemas.splits import PROMPT_SPLITS, prompts_table
 from irpipe.stages.score_images import ScoreImagesConfig
 
 RAW, SCORE = "raw {}", "score {}"  # columns of a scored shard, by scorer
+_CARDS = "scorer_cards"  # in the metadata of a scored shard
 _CHUNK, _WHOLE_CHUNK = 64, 16  # images decoded at a time: squares, and pictures as they are
 
 
@@ -34,16 +35,13 @@ class ShardScorer:
     """Writes the scores of the images of some row groups: a row per image, with the reason where it was not scored.
 
     Attributes:
-        inputs: of the run; the reward models among them are loaded.
-        prompts: the table of the prompts' texts, and its files.
-        splits: the files of `prompt_splits`, where one split is scored.
+        inputs: of the run; prompts and reward models are read where the worker runs.
+        models: those that the settings name.
     """
 
     config: ScoreImagesConfig
-    models: Mapping[str, tuple[Model, ...]]
     inputs: Inputs
-    prompts: tuple[Table, Sequence[Path]]
-    splits: Sequence[Path] | None
+    models: Mapping[str, tuple[Model, ...]]
 
     def __call__(self, groups: list[RowGroup], draft: Path) -> None:
         reader = ImageReader(groups=groups)
@@ -64,26 +62,41 @@ class ShardScorer:
         for name, scorer in self._scorers.items():
             columns[RAW.format(name)] = raw[name]
             columns[SCORE.format(name)] = normalised_scores(scorer, raw[name])
-        pq.write_table(pa.table(columns), draft)
+        pq.write_table(pa.table(columns).replace_schema_metadata({_CARDS: json.dumps(self._cards)}), draft)
+
+    @cached_property
+    def _rewards(self) -> dict[str, Any]:
+        return load_reward_models(self.inputs, self.models)
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:
-        rewards = load_reward_models(self.inputs, self.models)
         device, dtype, seed = worker_device(self.config.device), self.config.dtype, self.config.seed
-        return make_scorers(self.config.scorers, self.models, rewards, device=device, dtype=dtype, seed=seed)
+        return make_scorers(self.config.scorers, self.models, self._rewards, device=device, dtype=dtype, seed=seed)
+
+    @property
+    def _cards(self) -> list[dict[str, Any]]:
+        """Rows of `scorer_cards`."""
+        return [
+            {
+                "scorer": name,
+                "reward_model": name in self._rewards,
+                "log_odds": scorer.card is not None and scorer.card.log_odds,
+                "mean": None if scorer.card is None else scorer.card.mean,
+                "std": None if scorer.card is None else scorer.card.std,
+            }
+            for name, scorer in self._scorers.items()
+        ]
 
     @cached_property
     def _prompts(self) -> Any:
-        """Id and text of all prompts, as Arrow: a text takes its bytes and no more."""
-        table, files = self.prompts
-        return table.read(files, ["prompt_id", "prompt"])
+        return prompts_table(self.inputs)
 
     @cached_property
     def _split(self) -> Any:
         """Ids of the prompts whose images are scored; None for all."""
-        if self.splits is None:
+        if self.config.split == "all":
             return None
-        table = PROMPT_SPLITS.read(self.splits, ["prompt_id", "split"])
+        table = PROMPT_SPLITS.read(self.inputs["splits"].table(PROMPT_SPLITS.name), ["prompt_id", "split"])
         return table.filter(pc.equal(table["split"].cast("string"), self.config.split))["prompt_id"].combine_chunks()
 
     def _texts_of(self, prompt_ids: Sequence[int]) -> list[str | None]:
@@ -102,10 +115,10 @@ class ShardScorer:
         ]
 
 
-def scorers_in(shards: Sequence[Path]) -> list[str]:
-    """The names of the scorers of finished shards, in their order."""
-    names = pq.read_schema(shards[0]).names if shards else []
-    return [name.removeprefix(SCORE.format("")) for name in names if name.startswith(SCORE.format(""))]
+def read_cards(shards: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of `scorer_cards` of those who scored finished shards, in their order."""
+    cards: list[dict[str, Any]] = json.loads(pq.read_schema(shards[0]).metadata[_CARDS.encode()]) if shards else []
+    return cards
 
 
 def score_all(
