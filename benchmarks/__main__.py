@@ -12,7 +12,21 @@ from pathlib import Path
 
 from benchmarks import common
 
-NAMES = ("startup", "store", "pairs", "votek", "embed", "graph", "generate", "images", "oracle", "reward_model", "refl", "report")
+NAMES = (
+    "startup",
+    "store",
+    "pairs",
+    "votek",
+    "embed",
+    "graph",
+    "generate",
+    "threads",
+    "images",
+    "oracle",
+    "reward_model",
+    "refl",
+    "report",
+)
 
 
 def main(arguments: list[str]) -> None:

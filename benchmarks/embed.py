@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import DATA, quiet_context, show, timed
+from benchmarks.common import DATA, show, timed
 from irpipe.microworld.grammar import describe, sample_scene
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -29,9 +29,7 @@ def main(folder: Path, count: int) -> None:
     from sentence_transformers import SentenceTransformer
 
     plain_model = SentenceTransformer(str(model), device="cpu")
-    encode = sentence_encoder(
-        EmbedPromptsConfig(), quiet_context(folder / "work", models={"model": (Model("bench", "", model),)})
-    )
+    encode = sentence_encoder(EmbedPromptsConfig(), Model("bench", "", model))
     plain_model.encode(texts[:32])
     encode(texts[:32])
     plain, ours = [], []

@@ -19,7 +19,7 @@ from irpipe.pipeline.stage import Model
 from irpipe.schemas.prompts import prompt_id
 from irpipe.stages.generate_images import GenerateImagesConfig
 from irpipe.stages.generate_images.run import cut_shards, plan_jobs
-from irpipe.stages.generate_images.shards import Process, Workshop
+from irpipe.stages.generate_images.shards import ShardMaker
 
 
 class Size(NamedTuple):
@@ -82,12 +82,10 @@ def compare(
     config = GenerateImagesConfig(models=("model",), min_images=1, max_images=1)
     rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in prompts]
     (shard,) = cut_shards(plan_jobs(config, rows, 1), len(prompts))
-    settings = Sampling(size.steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
-    work = folder / f"work {device}"
-    work.mkdir()
-    process = Process(Workshop(settings, (Model("model", "0" * 64, model),), "png", best, device, work), device)
-    process.make(shard, lambda _: None)  # loads the model
-    ours = len(prompts) / min(timed(lambda: process.make(shard, lambda _: None))[0] for _ in range(size.rounds))
+    settings = Sampling(steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
+    make, work = ShardMaker(settings, (Model("model", "0" * 64, model),), "png", best, device), folder / f"work {device}"
+    make(shard, work / "first")  # loads the model
+    ours = len(prompts) / min(timed(lambda number=number: make(shard, work / str(number)))[0] for number in range(size.rounds))
     show(
         name,
         one_at_a_time=f"{one:.2f}/s",

@@ -45,11 +45,10 @@ from irpipe.pipeline.stage import Model
 from irpipe.schemas.features import DATA, FEATURES, FeatureFile
 from irpipe.schemas.images import ImageReader, ImageShards, image_row
 from irpipe.schemas.pairs import PAIRS
-from irpipe.schemas.rejected import Rejections
 from irpipe.stages.encode_images import EncodeImagesConfig
 from irpipe.stages.encode_images.run import batches, card_of
 from irpipe.stages.score_images import ScoreImagesConfig
-from irpipe.stages.score_images.run import score_all
+from irpipe.stages.score_images.shards import score_all
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import PairRows, group, read_pairs, steps_of_epoch
 from irpipe.stages.train_rm.loop import Texts, Trainer
@@ -422,9 +421,9 @@ def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], fol
                 scorer.model(*batch)
 
     def stage(files: Sequence[Path]) -> None:
-        images = list(ImageReader(files).rows(["prompt_id", "generator", "fault"]))
-        wanted, context = np.ones(count, dtype=bool), quiet_context(folder / "work")
-        raw = score_all({"reward-model": scorer}, files, images, wanted, texts, config, context, Rejections(0, "images"))
+        reader = ImageReader(files)
+        prompts_of = [texts[row["prompt_id"]] for row in reader.rows(["prompt_id"])]
+        raw, _ = score_all({"reward-model": scorer}, reader, prompts_of, np.ones(count, dtype=bool), config.batch_size)
         assert np.isfinite(raw["reward-model"]).all()
 
     pool = {side: write_images(folder / str(side), encoded(32, side), ids, prompts, side) for side in sides}
@@ -476,7 +475,7 @@ def _prepare(folder: Path, side: int, prompts: int) -> tuple[dict[str, float], f
     grouping, groups = timed(lambda: group(pairs, images))
     assert sum(len(step) for step in steps_of_epoch(groups, 64, 0, 0)) == len(groups) == prompts
     files = sorted((folder / "images").iterdir())
-    decoding, (_, faults) = timed(lambda: decode_all(files, images, side, folder, None, lambda _: None))
+    decoding, (_, faults) = timed(lambda: decode_all(files, images, side, quiet_context(folder / "work"), None))
     assert not faults
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     return {"reading": reading, "grouping": grouping, "decoding": decoding}, worker

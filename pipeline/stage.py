@@ -6,22 +6,21 @@ import importlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
+from irpipe.pipeline.registry import STAGES, declared
 from irpipe.pipeline.settings import Config, FilePath, Group, Role, Sources, given, group, setting
 
 if TYPE_CHECKING:
     from irpipe.pipeline.progress import Progress
+    from irpipe.pipeline.shards import Worker
     from irpipe.pipeline.store import Artifact
 
 # What a declaration needs comes from here, settings included.
 __all__ = ["Config", "FilePath", "First", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
-
-ENTRY_POINTS = "irpipe.stages"
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,43 @@ class Context:
     say: Callable[[str], None]
     sources: Mapping[str, tuple[Path, ...]]
     models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
+
+    def map(
+        self,
+        worker: Worker,
+        shards: Mapping[str, Any],
+        what: str,
+        unit: str,
+        *,
+        size: Callable[[Any], int] = lambda _: 1,
+        processes: int = 1,
+        executor: str | None = None,
+    ) -> list[Path]:
+        """Make shards that survive a kill, each whole: those of an earlier attempt are used again. See `pipeline/shards.py`.
+
+        Args:
+            worker: writes the result of one shard to a path.
+            shards: what each is made of, by the name of its file.
+            what: the title of the bar, and the folder in `work`: "embedding".
+            unit: what is counted: "prompts"; size: how many of them a shard holds.
+            processes: how many make shards side by side; executor: where, by name, if not on this machine.
+
+        Returns:
+            the results, in the order of `shards`.
+
+        Raises:
+            Exception: what a worker raised, an `IrpipeError` as it is.
+        """
+        from irpipe.pipeline.shards import make_executor, map_shards
+
+        with self.progress(what, sum(size(shard) for shard in shards.values()), unit) as bar:
+            return map_shards(
+                worker,
+                shards,
+                self.work / what.replace(" ", "-"),
+                lambda missing: make_executor(executor, min(processes, missing)),
+                lambda name: bar.advance(size(shards[name])),
+            )
 
 
 @dataclass(frozen=True)
@@ -219,10 +255,9 @@ class Stage:
         return module.rpartition(".")[0] or module
 
 
-@cache
 def registered() -> Mapping[str, EntryPoint]:
     """Every installed stage by name: irpipe's own and other packages' alike."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return declared(STAGES)
 
 
 def find_stage(name: str) -> Stage:
@@ -236,7 +271,7 @@ def find_stage(name: str) -> Stage:
     if name not in points:
         raise RecipeError(
             f"there is no stage {name!r}{did_you_mean(name, points)}",
-            fix=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
+            fix=f"install the package that declares it under the entry-point group {STAGES!r}",
         )
     try:
         stage = points[name].load()

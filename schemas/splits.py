@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -33,10 +34,13 @@ def read_splits(splits: Artifact) -> dict[str, dict[int, str]]:
     return texts
 
 
-def read_texts(inputs: Mapping[str, Artifact]) -> dict[int, str]:
-    """The texts of prompts by id, from the first artifact of those read that has them: splits, annotations, selected prompts."""
+def prompts_table(inputs: Mapping[str, Artifact]) -> Any:
+    """Ids and texts of prompts, from the first artifact of those read that has them: splits, annotations, selected prompts.
+
+    Returns:
+        an Arrow table with the columns `prompt_id` and `prompt`: a text takes its bytes and no more.
+    """
     for kind, table in (("splits", PROMPT_SPLITS), ("annotations", ANNOTATED_PROMPTS), ("selected-prompts", SELECTED_PROMPTS)):
         if kind in inputs:
-            rows = table.read(inputs[kind].table(table.name), ["prompt_id", "prompt"])
-            return dict(zip(rows["prompt_id"].to_pylist(), rows["prompt"].to_pylist(), strict=True))
-    return {}
+            return table.read(inputs[kind].table(table.name), ["prompt_id", "prompt"])
+    return pa.table({"prompt_id": pa.array([], pa.uint64()), "prompt": pa.array([], pa.string())})

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.lineage import stages_behind, trace
 from irpipe.pipeline.stage import find_stage
 from tests.shouting import runs
@@ -147,6 +148,7 @@ def test_the_record_tells_everything(project, shouting):
     assert record.inputs["word"].content_id == project.last("word")["content_id"]
     assert "irpipe" in record.packages and "numpy" in record.packages
     assert record.started <= record.ended and record.command[0] == "irpipe"
+    assert record.threads == threads() > 0
     text = project.store.record_path(record.key).read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 

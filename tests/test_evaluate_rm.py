@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import itertools
 import json
-import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from irpipe.models import plugins
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.baselines import aesthetic_head
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import SCORERS
 from irpipe.pipeline.stage import Model
 from irpipe.stages.evaluate_rm.accuracy import (
     accuracies,
@@ -181,6 +180,16 @@ class TestRankings:
         assert rho({"a": 1.0}, {"a": 2.0}) is None
 
 
+BRIGHT = """
+SIZES = []
+class Bright:
+    image_size = card = None
+    def __call__(self, prompts, pictures):
+        SIZES.append(pictures[0].shape)
+        return [float(picture.mean()) for picture in pictures]
+"""
+
+
 class TestTheStages:
     def test_table_3_with_the_bound_beside_it(self, rm):
         done = rm.last("evaluate-rm")
@@ -220,25 +229,14 @@ class TestTheStages:
     def test_prompts_nobody_annotated(self, rm):
         rm.run("score-images", "score-images.scorers=['random']", "split-prompts.source='selected-prompts'")
 
-    def test_a_scorer_of_another_package(self, rm, monkeypatch):
+    def test_a_scorer_of_another_package(self, rm, monkeypatch, install, tmp_path):
         """Declared as an entry point; it gets pictures as they are."""
-        sizes = []
-
-        class Bright:
-            image_size = None
-            card = None
-
-            def __call__(self, prompts, pictures):
-                sizes.append(pictures[0].shape)
-                return [float(picture.mean()) for picture in pictures]
-
-        module = type(sys)("brightness")
-        module.Bright = Bright
-        monkeypatch.setitem(sys.modules, "brightness", module)
-        point = EntryPoint("bright", "brightness:Bright", plugins.SCORERS)
-        monkeypatch.setattr("irpipe.models.scorers.make.declared_scorers", lambda: {"bright": point})
+        (tmp_path / "brightness.py").write_text(BRIGHT, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        install({"bright": "brightness:Bright"}, SCORERS)
+        module = importlib.import_module("brightness")
         rm.run("score-images", "score-images.scorers=['bright']")
-        assert sizes[0] == (32, 32, 3)
+        assert module.SIZES[0] == (32, 32, 3)
         module.Bright = type("Short", (), {"image_size": None, "card": None, "__call__": lambda *_: [1.0]})
         error = rm.run("score-images", "score-images.scorers=['bright']", "score-images.split=test", status=2).err
         assert "the scorer bright returned" in error

@@ -15,13 +15,14 @@ import typer
 from pydantic import BaseModel
 
 from irpipe.cli import app
+from irpipe.pipeline.registry import STAGES
 from irpipe.pipeline.settings import role_of, settings_of
-from irpipe.pipeline.stage import ENTRY_POINTS, Stage, find_stage, registered
+from irpipe.pipeline.stage import Stage, find_stage, registered
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("cli", "exports", "microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
-OURS = sorted(PROJECT["project"]["entry-points"][ENTRY_POINTS])
+OURS = sorted(PROJECT["project"]["entry-points"][STAGES])
 HEAVY = ("torch", "pandas", "pyarrow", "duckdb", "sklearn", "scipy", "numpy", "faiss", "PIL", "matplotlib", "transformers")
 
 

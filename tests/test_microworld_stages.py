@@ -14,7 +14,8 @@ from PIL import Image
 
 from irpipe.microworld.grammar import corrupt, describe, parse, sample_scene, split_of
 from irpipe.microworld.oracle import judge
-from irpipe.pipeline.external import shipped_folder, shipped_models
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.stage import Config, FilePath, Report, Rows, Stage, setting
 from tests.conftest import REPOSITORY
 
@@ -198,7 +199,7 @@ class TestShippedModels:
         assert sum(map(len, found.values())) < 12_000_000
 
     def test_they_are_found_by_name(self):
-        assert set(shipped_models()) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip", "micro-judge"}
+        assert set(declared(MODELS)) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip", "micro-judge"}
         assert shipped_folder("micro-clip").resolve() == WEIGHTS / "clip"
 
     def test_every_model_is_of_the_real_class_and_loads_without_a_word(self):

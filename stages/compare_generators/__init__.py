@@ -7,7 +7,8 @@ Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of
 Paper: ImageReward, section 4.2, table 4 and figure 6.
 Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
     over prompts. A tie is half a win.
-Cost: one image a generator, prompt and seed, and n for best-of-n; one forward pass an image and scorer.
+Cost: one image per generator, prompt and seed, and n for best-of-n; one forward pass per image and scorer. A kill costs at
+    most one shard of about 64 images per process.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pydantic import Field, Strict
 from irpipe.models.plugins import plugins
 from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.models.scorers.config import ScorersConfig
+from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, Many, Stage, setting
 
 
-class CompareGeneratorsConfig(ScorersConfig):
+class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     model: str = setting(
         STABLE_DIFFUSION, role="model", meaning="The generator that all were tuned from.", source="ImageReward 4.2"
     )

@@ -37,7 +37,7 @@ class EncodeImagesConfig(Config):
     batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
     device: str = setting("auto", role="execution", meaning="Where it runs: auto, cpu, cuda, cuda:1, mps.")
     num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one a core, none for few images."
+        None, ge=1, le=256, role="execution", meaning="Threads that decode images. Unset: as many as this process computes with."
     )
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) that do not decode that stops the run."

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from irpipe.models.loading import device_errors, memory_errors, pick_device
-from irpipe.models.pictures import decode_stream, need_room, put_in_place
+from irpipe.models.pictures import decode_stream, need_room
 from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.progress import size as shown_size
+from irpipe.pipeline.shards import put_in_place
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact, write_durably
 from irpipe.schemas.features import DATA, FEATURES, FeatureCard
@@ -37,7 +38,7 @@ def run(config: EncodeImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
     device = pick_device(config.device)
     with device_errors(device):
         model.to(device)
-    faults = encode(model, card, reader, inputs["images"].table("images"), config, context)
+    faults = encode(model, card, reader, config, context)
     rejections = Rejections(config.max_rejected, "images")
     for place, reason in faults.items():
         rejections.refuse(place, reason)
@@ -67,7 +68,7 @@ def card_of(model: ImageReward, revision: str, config: EncodeImagesConfig) -> Fe
 
 
 def encode(
-    model: ImageReward, card: FeatureCard, reader: ImageReader, files: list[Path], config: EncodeImagesConfig, context: Context
+    model: ImageReward, card: FeatureCard, reader: ImageReader, config: EncodeImagesConfig, context: Context
 ) -> dict[int, str]:
     """Write every image's features into the scratch file, from where an earlier attempt was stopped.
 
@@ -84,7 +85,7 @@ def encode(
         bar.advance(done)
         file.truncate(done * card.bytes_each)
         file.seek(done * card.bytes_each)
-        for start_place, pictures, bad in decode_stream(files, done, _CHUNK, card.image_size, config.num_workers):
+        for start_place, pictures, bad in decode_stream(reader, done, _CHUNK, card.image_size, config.num_workers):
             for states in batches(model, pictures, card, config):
                 file.write(states)
             faults |= {start_place + place: reason for place, reason in bad.items()}

@@ -5,7 +5,8 @@ Reads: the images, the prompts with their splits (to score all, their texts from
 Writes: the tables `scores`, `scorer_cards` and `rejected`.
 Paper: ImageReward, section 4.1 (baselines) and the released code's scorers.
 Deviates: nothing.
-Cost: one forward pass an image and scorer; memory O(batch_size).
+Cost: one forward pass per image and scorer; memory O(512 images) per process, and the prompts' texts; a kill costs at most one
+    shard of 512 images per process.
 """
 
 from __future__ import annotations
@@ -15,18 +16,16 @@ from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.scorers.config import ScorersConfig
+from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Determinism, First, Many, Stage, setting
 
 
-class ScoreImagesConfig(ScorersConfig):
+class ScoreImagesConfig(ScorersConfig, MapConfig):
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
-    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
+    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images per forward pass.")
     device: str = setting("auto", role="execution", meaning="Where the models run: auto, cpu, cuda, cuda:1, mps.")
-    num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one a core, none for few images."
-    )
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) that cannot be scored that stops the run."
     )

@@ -133,7 +133,11 @@ class TrainRmConfig(Config):
     )
     device: str = setting("auto", role="execution", meaning="Where it trains: auto, cpu, cuda, mps.")
     num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one a core, none for few images."
+        None,
+        ge=0,
+        le=256,
+        role="execution",
+        meaning="Processes that decode images. Unset: as many as may be used, one for few images.",
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Strict(False)] = setting(
         (), role="execution", meaning="Where curves go besides, while it runs; each must be installed."

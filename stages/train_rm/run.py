@@ -101,10 +101,8 @@ def open_images(
 
     else:
         files = inputs["images"].table("images")
-        with accelerator.main_process_first(), context.progress("decoding", len(images), "images") as bar:
-            pictures, faults = decode_all(
-                files, images, model.preprocess.image_size, context.work, config.num_workers, bar.advance
-            )
+        with accelerator.main_process_first():
+            pictures, faults = decode_all(files, images, model.preprocess.image_size, context, config.num_workers)
 
         def read(places: Any) -> Tensor:
             return torch.from_numpy(pictures.read(places))
