@@ -24,7 +24,7 @@ from irpipe.stages.embed_prompts.vectors import sentence_encoder
 FULL, TINY = 768, 32  # prompts
 
 
-def main(folder: Path, count: int) -> None:
+def main(_folder: Path, count: int) -> None:
     model, texts = _of_the_micro_world(count) if count == TINY else _real(count)
     from sentence_transformers import SentenceTransformer
 
