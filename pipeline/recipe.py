@@ -128,6 +128,12 @@ class Recipe:
             self._check_override(setting, target, nodes)
         return list(nodes.values())
 
+    def overrides_for(self, nodes: Iterable[Node]) -> list[str]:
+        """The overrides that have an effect on some nodes."""
+        names = {node.name for node in nodes}
+        reached = names | {like for name in names for like in self._models(name)}
+        return [one for one in self.overridden if {node_of(one), *self.grids.get(node_of(one), ())} & reached]
+
     # -- settings -----------------------------------------------------------------------------------------------------
 
     def _like(self, name: str) -> str | None:
@@ -183,7 +189,7 @@ class Recipe:
             RecipeError: it has none.
         """
         node, name = node_of(setting), field_of(setting)
-        if {node, *self.grids.get(node, ())} & nodes.keys() or any(node in self._models(one) for one in nodes):
+        if setting in self.overrides_for(nodes.values()):
             return
         node = self.grids.get(node, (node,))[0]
         known = settings_of(self.stages[node].config)
