@@ -246,7 +246,7 @@ class Runner:
 
     def _command(self, step: Step) -> list[str]:
         """The arguments of `irpipe` by which another process takes part in a run."""
-        overrides = self.recipe.overrides_for(self.recipe.chain(step.name))
+        overrides = self.recipe.overrides_for(self.recipe.upstream(step.name))
         flags = ["--force"] if self.planner.force == step.name else []
         flags += ["--strict-code"] if self.planner.strict_code else []
         return ["run", step.name, *flags, *(part for override in overrides for part in ("--set", override))]
