@@ -53,10 +53,10 @@ def score(
         raise ModelError(f"scoring needs the package {error.name}", fix="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
-    judge = open_scorer(scorer, model, device)
-    rows = [row for text in prompt for row in scored(judge, text, files)]
+    loaded_scorer = open_scorer(scorer, model, device)
+    rows = [row for text in prompt for row in scored(loaded_scorer, text, files)]
     if json_:
-        card = judge.card
+        card = loaded_scorer.card
         meaning = (
             {"mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning} if card else {}
         )
@@ -85,10 +85,10 @@ def open_scorer(name: str, model: str | None, device: str) -> Any:
 
     if model is None and name in OWN_SCORERS:
         raise ModelError(f"the scorer {name} needs a model", fix="--model FOLDER")
-    named = [locate(model)] if model is not None else []
-    rewards = {REWARD_MODEL: load_reward_model(files_of(named[0]))} if name == REWARD_MODEL else {}
-    models = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), named)
-    return make_scorers([name], models, rewards, device=device, dtype="float32", seed=0)[name]
+    models = [locate(model)] if model is not None else []
+    rewards = {REWARD_MODEL: load_reward_model(files_of(models[0]))} if name == REWARD_MODEL else {}
+    model_settings = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), models)
+    return make_scorers([name], model_settings, rewards, device=device, dtype="float32", seed=0)[name]
 
 
 def locate(model: str) -> Model:
@@ -111,7 +111,7 @@ def locate(model: str) -> Model:
     return Model(record.node, record.content_id, store.object_path(record.content_id))
 
 
-def image_files(given: Sequence[Path]) -> list[Path]:
+def image_files(paths: Sequence[Path]) -> list[Path]:
     """Image files, those of folders by name.
 
     Raises:
@@ -120,12 +120,12 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     from irpipe.pipeline.errors import InputError
 
     files: list[Path] = []
-    for path in given:
+    for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            if not found:
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not images:
                 raise InputError(f"{path} holds no images", where=str(path), expected=", ".join(_SUFFIXES))
-            files += found
+            files += images
         elif path.is_file():
             files.append(path)
         else:

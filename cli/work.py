@@ -97,7 +97,7 @@ def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption
 
     steps = planner(set_, watcher=watcher_for(json_lines=False, quiet=json_), strict=strict_code).plan(stage)
     if json_:
-        print_json([step.told for step in steps])
+        print_json([step.as_json for step in steps])
         return
     for step in steps:
         print("\n".join(step.lines))
@@ -140,9 +140,15 @@ def status(json_: JsonOption = False) -> None:
 def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
     state = row["state"]
     if row["process"]:
-        far = row["progress"]
-        told = tick_line(far["what"], far["done"], far["total"], far["unit"], far["seconds"], far["note"]) if far else ""
-        state = f"running (process {row['process']}){f': {told}' if told else ''}"
+        progress = row["progress"]
+        line = (
+            tick_line(
+                progress["what"], progress["done"], progress["total"], progress["unit"], progress["seconds"], progress["note"]
+            )
+            if progress
+            else ""
+        )
+        state = f"running (process {row['process']}){f': {line}' if line else ''}"
     elif row["why"] and row["why"] != [state]:
         state = f"{state}: {'; '.join(row['why'])}"
     return (
@@ -176,13 +182,13 @@ def log(
     key = log_key(store, recipe.name, stage)
     if key is None or not store.log_path(key).exists():
         raise StoreError(f"{stage} has no log", fix=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
-    place, running, seen = 0, True, False
+    position, running, printed = 0, True, False
     while running:
         running = follow and store.is_locked(key)  # asked before the read: what is written until then is read
-        told, place = read_journal(store.log_path(key), place)
-        for line in told if seen else latest_run(told):
+        lines, position = read_journal(store.log_path(key), position)
+        for line in lines if printed else latest_run(lines):
             print(json.dumps(line, ensure_ascii=False) if json_ else as_line(line), flush=True)
-        seen = True
+        printed = True
         if running:
             time.sleep(_FOLLOW_SECONDS)
 

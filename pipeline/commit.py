@@ -137,19 +137,19 @@ def faults(folder: Path) -> Iterator[str]:
     """What of an object's folder is not as its manifest and its name say; every file is hashed."""
     try:
         manifest = read_manifest(folder)
-        there = list_files(folder)
+        present = list_files(folder)
     except (DamageError, StageError) as error:
         yield error.what
         return
-    named = {entry.path: entry for entry in manifest.files}
-    yield from (f"{path} is missing" for path in named if path not in there)
-    yield from (f"{path} is not in the manifest" for path in there if path not in named)
+    entries = {entry.path: entry for entry in manifest.files}
+    yield from (f"{path} is missing" for path in entries if path not in present)
+    yield from (f"{path} is not in the manifest" for path in present if path not in entries)
     if content_id((entry.path, entry.size, entry.sha256) for entry in manifest.files) != folder.name:
         yield "its manifest is of another artifact"
-    both = [path for path in there if path in named]
+    both = [path for path in present if path in entries]
     with ThreadPoolExecutor() as pool:
         for path, sha in zip(both, pool.map(lambda path: file_digest(folder / path), both), strict=True):
-            if sha != named[path].sha256:
+            if sha != entries[path].sha256:
                 yield f"{path} has other bytes"
 
 

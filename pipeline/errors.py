@@ -68,11 +68,11 @@ class StageError(IrpipeError):
     """A stage broke its contract with the engine."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known word, or the list of known words."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    names = sorted(candidates)
+    matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
     listed = ", ".join(names)
     return f"; known: {listed if len(listed) <= _MOST_LISTED else listed[:_MOST_LISTED] + ' ...'}" if names else ""

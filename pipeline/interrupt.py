@@ -56,21 +56,21 @@ def undisturbed() -> Iterator[None]:
     before: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():  # signals reach no other
-            for one in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(one)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
                 # What is ignored, as Ctrl-C is by the background jobs of a shell, stays so; a block around this one minds it.
                 if callable(handler) and not isinstance(handler, _Noted):
-                    before[one] = handler
-                    signal.signal(one, noted)
+                    before[number] = handler
+                    signal.signal(number, noted)
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if noted.asked:
         raise KeyboardInterrupt
 
 
 def ignore_interrupts() -> None:
     """For a process that another one ends: Ctrl-C and SIGTERM, which may reach all of a job, are the other one's matter."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -24,7 +24,7 @@ class Journal(Watcher):
         self._path = path
         self._watcher = watcher
         self._torn = _ends_torn(path)
-        self._told = False
+        self._warned = False
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened: it is told and written."""
@@ -39,8 +39,8 @@ class Journal(Watcher):
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
         """A bar of the one who watches, and lines in the log."""
-        with self._watcher.progress(what, total, unit) as shown, super().progress(what, total, unit) as written:
-            yield _Both(shown, written)
+        with self._watcher.progress(what, total, unit) as bar, super().progress(what, total, unit) as log:
+            yield _Both(bar, log)
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
         """Work goes on: written only; the one who watches has a bar of his own."""
@@ -48,14 +48,14 @@ class Journal(Watcher):
 
     def keep(self, event: str, **fields: Any) -> None:
         """Something is written only: whoever watches learns it otherwise."""
-        told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
-        line = (json.dumps(told, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
+        line = (json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
         try:
             self._append(b"\n" + line if self._torn else line)
         except OSError as error:  # a run must not fail, nor a finished one be lost, for want of its log
             self._torn = True
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 self._watcher.say(f"  the log cannot be written: {error.strerror}")
 
     def _append(self, line: bytes) -> None:
@@ -78,12 +78,12 @@ def _ends_torn(path: Path) -> bool:
 
 
 class _Both:
-    def __init__(self, shown: Progress, written: Progress) -> None:
-        self._shown, self._written = shown, written
+    def __init__(self, bar: Progress, log: Progress) -> None:
+        self._bar, self._log = bar, log
 
     def advance(self, amount: int, note: str = "") -> None:
-        self._shown.advance(amount, note)
-        self._written.advance(amount, note)
+        self._bar.advance(amount, note)
+        self._log.advance(amount, note)
 
 
 def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -93,8 +93,8 @@ def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]
     with path.open("rb") as file:
         file.seek(start)
         text = file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    return _parsed(whole), start + len(whole)
+    complete = text[: text.rfind(b"\n") + 1]
+    return _parsed(complete), start + len(complete)
 
 
 def last_progress(path: Path) -> dict[str, Any] | None:
@@ -108,37 +108,37 @@ def last_progress(path: Path) -> dict[str, Any] | None:
 
 
 def _parsed(text: bytes) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for line in text.splitlines():
         try:
-            told = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue  # the rest of a line that began before the part that was read
-        if isinstance(told, dict) and "event" in told:
-            found.append(told)
-    return found
+        if isinstance(entry, dict) and "event" in entry:
+            entries.append(entry)
+    return entries
 
 
-def latest_run(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def latest_run(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines from the last start on: a key may have run before, forced or after a failure."""
-    starts = [place for place, line in enumerate(told) if line["event"] == "started"]
-    return told[starts[-1] :] if starts else told
+    starts = [index for index, entry in enumerate(entries) if entry["event"] == "started"]
+    return entries[starts[-1] :] if starts else entries
 
 
-def as_line(told: dict[str, Any]) -> str:
+def as_line(entry: dict[str, Any]) -> str:
     """One event as people read it."""
-    fields = {name: value for name, value in told.items() if name not in ("time", "event")}
-    match told["event"]:
+    fields = {name: value for name, value in entry.items() if name not in ("time", "event")}
+    match entry["event"]:
         case "message":
-            text = str(told["text"]).strip()
+            text = str(entry["text"]).strip()
         case "progress":
-            text = tick_line(told["what"], told["done"], told["total"], told["unit"], told["seconds"], told.get("note", ""))
+            text = tick_line(entry["what"], entry["done"], entry["total"], entry["unit"], entry["seconds"], entry.get("note", ""))
         case "started":
-            text = f"started, since {'; '.join(told['reasons'])}, by process {told['pid']}: {' '.join(told['command'])}"
+            text = f"started, since {'; '.join(entry['reasons'])}, by process {entry['pid']}: {' '.join(entry['command'])}"
         case "ended":
-            text = f"ended after {told['seconds']} s: {told['content_id']}"
+            text = f"ended after {entry['seconds']} s: {entry['content_id']}"
         case "failed":
-            text = f"failed: {told['error']}"
+            text = f"failed: {entry['error']}"
         case _:
-            text = f"{told['event']}: {json.dumps(fields, ensure_ascii=False)}"
-    return f"{told.get('time', '')}  {visible(text, _LONGEST_LINE)}"
+            text = f"{entry['event']}: {json.dumps(fields, ensure_ascii=False)}"
+    return f"{entry.get('time', '')}  {visible(text, _LONGEST_LINE)}"

@@ -112,7 +112,7 @@ def manifest_of(folder: Path, digests: list[tuple[str, str]]) -> Manifest:
 
 def list_files(folder: Path) -> list[str]:
     """Relative paths of all files below a folder but its manifest, sorted."""
-    found: list[str] = []
+    paths: list[str] = []
     pending = [""]
     while pending:
         below = pending.pop()
@@ -122,10 +122,10 @@ def list_files(folder: Path) -> list[str]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
-                    found.append(path)
+                    paths.append(path)
                 else:
                     raise StageError(f"{path} is a link or a special file: an artifact holds files only", where=str(folder))
-    return sorted(path for path in found if path != MANIFEST_FILE)
+    return sorted(path for path in paths if path != MANIFEST_FILE)
 
 
 def _tables(folder: Path, paths: list[str]) -> dict[str, TableEntry]:

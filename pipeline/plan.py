@@ -57,7 +57,7 @@ class Step:
         return self.node.name
 
     @property
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As a program reads it."""
         return {
             "stage": self.name,
@@ -73,8 +73,8 @@ class Step:
     def lines(self) -> list[str]:
         """As a person reads it."""
         time = f"  (about {duration(self.expected_seconds)})" if self.expected_seconds is not None else ""
-        made = f" {self.record.content_id[:12]}" if self.record else ""
-        first = f"{self.state:<6} {self.name}{made}{time if self.state != 'reuse' else ''}"
+        content = f" {self.record.content_id[:12]}" if self.record else ""
+        first = f"{self.state:<6} {self.name}{content}{time if self.state != 'reuse' else ''}"
         return [first, *(f"         {line}" for line in (*self.reasons, *self.notes))]
 
 
@@ -104,27 +104,27 @@ class Planner:
 
     def plan(self, target: str) -> list[Step]:
         """Every node up to the target, in order of running. Writes nothing."""
-        made: dict[str, InputEntry] = {}
+        entries: dict[str, InputEntry] = {}
         steps = []
         for node in self.recipe.chain(target):
-            step = self.examine(node, made)
+            step = self.examine(node, entries)
             if step.record is not None:
-                made[step.name] = input_entry(node, step.record)
+                entries[step.name] = input_entry(node, step.record)
             steps.append(step)
         return steps
 
-    def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
+    def examine(self, node: Node, entries: Mapping[str, InputEntry]) -> Step:
         """One node, given what its upstream nodes made."""
         stage = node.stage
         externals = self.externals(node)
-        inputs = {slot: made[name] for slot, name in node.upstream.items() if name in made}
-        missing = [name for name in node.upstream.values() if name not in made]
+        inputs = {slot: entries[name] for slot, name in node.upstream.items() if name in entries}
+        missing = [name for name in node.upstream.values() if name not in entries]
         notes = list(self._replaced(node))
         if missing:
-            near = self._nearest(node, inputs, externals)
-            reasons = list(_differences(node, near, inputs, externals)) if self.against_newest and near else []
+            nearest = self._nearest(node, inputs, externals)
+            reasons = list(_differences(node, nearest, inputs, externals)) if self.against_newest and nearest else []
             reasons.append(f"reads {' and '.join(missing)}, which must be made first")
-            return Step(node, "wait", externals, inputs, None, None, reasons, notes, near.seconds if near else None)
+            return Step(node, "wait", externals, inputs, None, None, reasons, notes, nearest.seconds if nearest else None)
         folders = [self.store.object_path(entry.content_id) for entry in inputs.values()]
         externals = with_plugins(stage, node.config, folders, externals)
         key = stage_key(
@@ -140,10 +140,10 @@ class Planner:
             if not (changed and self.strict_code):
                 notes += ["its code changed since (--strict-code makes that count)"] if changed else []
                 return Step(node, "reuse", externals, inputs, key, record, (), notes)
-        near = self._nearest(node, inputs, externals)
-        reasons = list(self._reasons(node, key, record, near, inputs, externals))
+        nearest = self._nearest(node, inputs, externals)
+        reasons = list(self._reasons(node, key, record, nearest, inputs, externals))
         notes += self._unfinished(node, key)
-        return Step(node, "run", externals, inputs, key, None, reasons, notes, near.seconds if near else None)
+        return Step(node, "run", externals, inputs, key, None, reasons, notes, nearest.seconds if nearest else None)
 
     def externals(self, node: Node, *, again: bool = False) -> Externals:
         """What a stage takes from outside; looked up once, unless asked again."""
@@ -190,7 +190,7 @@ class Planner:
         node: Node,
         key: str,
         record: Record | None,
-        near: Record | None,
+        nearest: Record | None,
         inputs: Mapping[str, InputEntry],
         externals: Externals,
     ) -> Iterator[str]:
@@ -198,23 +198,30 @@ class Planner:
             yield "forced"
         elif record is not None:
             yield "its code changed since (--strict-code)"
-        elif near is None:
+        elif nearest is None:
             yield "it never ran"
-        elif near.key == key:
+        elif nearest.key == key:
             yield "its artifact is damaged or was dropped"
         else:
-            yield from _differences(node, near, inputs, externals)
+            yield from _differences(node, nearest, inputs, externals)
 
     def _unfinished(self, node: Node, key: str) -> list[str]:
         """Work of killed runs: of this key, which is gone on with, and of other settings, which is not."""
-        others = 0
+        abandoned = 0
         for path in sorted(self.store.root.glob("work/*/scratch")):
-            found = attempt(self.store, path.parent.name)
-            if found and found["node"] == node.name and found["recipe"] == self.recipe.name and any(path.iterdir()):
+            unfinished = attempt(self.store, path.parent.name)
+            if (
+                unfinished
+                and unfinished["node"] == node.name
+                and unfinished["recipe"] == self.recipe.name
+                and any(path.iterdir())
+            ):
                 if path.parent.name == key:
                     return ["goes on where it was interrupted"]
-                others += 1
-        return [f"leaves {others} unfinished run{'s' if others > 1 else ''} of other settings: irpipe gc"] if others else []
+                abandoned += 1
+        return (
+            [f"leaves {abandoned} unfinished run{'s' if abandoned > 1 else ''} of other settings: irpipe gc"] if abandoned else []
+        )
 
 
 def _because(config: Config, stage: Stage, kind: str) -> str:
@@ -238,8 +245,8 @@ def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], e
         role = role_of(stage.config, name) if name in settings_of(stage.config) else "result"
         if role in ("result", "neutral") and config.get(name) != record.config.get(name):
             yield f"{node.name}.{name} {_show(record.config.get(name))} -> {_show(config.get(name))}"
-    for name in sorted(set(externals.shown) | set(record.external)):
-        before, now = record.external.get(name, {}), externals.shown.get(name, {})
+    for name in sorted(set(externals.entries) | set(record.external)):
+        before, now = record.external.get(name, {}), externals.entries.get(name, {})
         if before.get("digest") == now.get("digest"):
             continue
         if before.get("given") == now.get("given"):

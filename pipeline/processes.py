@@ -79,10 +79,10 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
             yield
         except RuntimeError as error:
             time.sleep(1)  # a process that failed closes its connections a moment before it ends
-            told = _failure(others, errors)
-            if told is None:
+            failure = _failure(others, errors)
+            if failure is None:
                 raise
-            raise StageError(f"{told}: {error}"[:400], fix="the same command goes on") from None
+            raise StageError(f"{failure}: {error}"[:400], fix="the same command goes on") from None
         finally:
             over.set()
             for other in others:
@@ -99,8 +99,8 @@ def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str 
         return None
     errors.seek(0)
     lines = errors.read().strip().splitlines()
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:] or ["without a word"]
-    return f"process {failed[0]} of {len(others) + 1} failed: {told[0]}"
+    messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:] or ["without a word"]
+    return f"process {failed[0]} of {len(others) + 1} failed: {messages[0]}"
 
 
 def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: threading.Event) -> None:

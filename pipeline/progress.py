@@ -40,14 +40,14 @@ class Watcher:
 class _Ticker:
     def __init__(self, watcher: Watcher, what: str, total: int | None, unit: str) -> None:
         self._watcher, self._what, self._total, self._unit = watcher, what, total, unit
-        self._started = self._told = time.monotonic()
+        self._started = self._last_tick = time.monotonic()
         self._done = 0
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
         now = time.monotonic()
-        if now - self._told >= _LINE_SECONDS:
-            self._told = now
+        if now - self._last_tick >= _LINE_SECONDS:
+            self._last_tick = now
             self._watcher.tick(self._what, self._done, self._total, self._unit, now - self._started, note)
 
 
@@ -89,9 +89,9 @@ class TerminalWatcher(Watcher):
                 if self.note:
                     yield Text(f"    {self.note}", no_wrap=True, overflow="ellipsis")
 
-        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
+        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
         with BarsWithNote(*columns, console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(what, total=total, told=""), total, unit)
+            yield _Bar(bars, bars.add_task(what, total=total, text=""), total, unit)
 
 
 class _Bar:
@@ -104,8 +104,8 @@ class _Bar:
         self._done += amount_done
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         self._bars.note = note
-        told = f"{portion(self._done, self._total, self._unit)}, {amount(rate, self._unit)}/s"
-        self._bars.update(self._task, advance=amount_done, told=told)
+        text = f"{portion(self._done, self._total, self._unit)}, {amount(rate, self._unit)}/s"
+        self._bars.update(self._task, advance=amount_done, text=text)
 
 
 class JsonWatcher(Watcher):
@@ -121,8 +121,8 @@ class JsonWatcher(Watcher):
         self.event("message", text=text)
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
-        told = {"note": note} if note else {}
-        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **told)
+        extra = {"note": note} if note else {}
+        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **extra)
 
 
 def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
@@ -137,20 +137,20 @@ def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
 def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> str:
     """``generating: 578 of 1,318 images, 18.1 images/s, 41 s left``."""
     rate = done / max(seconds, 1e-9)
-    left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return f"{what}: {portion(done, total, unit)}, {amount(rate, unit)}/s{left}{f'; {note}' if note else ''}"
+    remaining = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    return f"{what}: {portion(done, total, unit)}, {amount(rate, unit)}/s{remaining}{f'; {note}' if note else ''}"
 
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, remainder = divmod(total, 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02} s"
+        return f"{minutes} min {remainder:02} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min"
 

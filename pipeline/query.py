@@ -87,8 +87,8 @@ def _fix(error: Exception, store: Store, records: Sequence[Record]) -> str | Non
     if "UINT64" in str(error) or "UBIGINT" in str(error):
         return "write a row id as row_id('0123456789abcdef')"
     if "does not exist" in str(error):
-        known = sorted({name for name, _ in views(store, records) if "." not in name})
-        return f"the tables are {', '.join(known)}" if known else "irpipe run a stage first: there are no tables yet"
+        names = sorted({name for name, _ in views(store, records) if "." not in name})
+        return f"the tables are {', '.join(names)}" if names else "irpipe run a stage first: there are no tables yet"
     return None
 
 

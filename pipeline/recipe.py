@@ -100,16 +100,16 @@ class Recipe:
         if not isinstance(own, Mapping):
             raise RecipeError(f"[{name}.{WIRING}] must be a table of kind = node")
         like = self._like(name)
-        chosen = dict(self.wiring(like)) if like else {}
+        nodes_by_kind = dict(self.wiring(like)) if like else {}
         for kind, value in own.items():
-            named = [value] if isinstance(value, str) else value
-            if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+            names = [value] if isinstance(value, str) else value
+            if not isinstance(names, list) or not names or not all(isinstance(entry, str) for entry in names):
                 raise RecipeError(f"[{name}.{WIRING}] {kind} = {value!r} is neither a node nor a list of nodes")
-            for one in named:
-                if one not in self.tables and one not in self.grids:
-                    raise RecipeError(f"[{name}.{WIRING}] {kind}: there is no node {one!r}{did_you_mean(one, self.tables)}")
-            chosen[kind] = list(dict.fromkeys(node for one in named for node in self.grids.get(one, (one,))))
-        return chosen
+            for entry in names:
+                if entry not in self.tables and entry not in self.grids:
+                    raise RecipeError(f"[{name}.{WIRING}] {kind}: there is no node {entry!r}{did_you_mean(entry, self.tables)}")
+            nodes_by_kind[kind] = list(dict.fromkeys(node for entry in names for node in self.grids.get(entry, (entry,))))
+        return nodes_by_kind
 
     def chain(self, target: str) -> list[Node]:
         """The target and everything upstream of it, each after what it reads.
@@ -171,9 +171,9 @@ class Recipe:
         stage = self.stages[name]
         flat: dict[str, Any] = {}
         for node in reversed(list(self._models(name))):
-            theirs = _flattened(self.tables[node], self.stages[node])
+            inherited = _flattened(self.tables[node], self.stages[node])
             same = self.stages[node].name == stage.name
-            flat |= {key: value for key, value in theirs.items() if same or key in settings_of(stage.config)}
+            flat |= {key: value for key, value in inherited.items() if same or key in settings_of(stage.config)}
         return flat | _flattened(self.tables[name], stage)
 
     def _check_override(self, setting: str, target: str, nodes: Mapping[str, Node]) -> None:
@@ -183,12 +183,12 @@ class Recipe:
             RecipeError: it has none.
         """
         node, name = node_of(setting), field_of(setting)
-        if {node, *self.grids.get(node, ())} & nodes.keys() or any(node in self._models(one) for one in nodes):
+        if {node, *self.grids.get(node, ())} & nodes.keys() or any(node in self._models(reader) for reader in nodes):
             return
         node = self.grids.get(node, (node,))[0]
-        known = settings_of(self.stages[node].config)
-        if name not in known:
-            raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, known)}")
+        settings = settings_of(self.stages[node].config)
+        if name not in settings:
+            raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, settings)}")
         raise RecipeError(f"--set {setting} has no effect: {target} does not read {node}", fix="leave it out")
 
     # -- wiring -------------------------------------------------------------------------------------------------------
@@ -214,15 +214,15 @@ class Recipe:
             if kind in wiring:
                 upstream[kind] = self._producers(name, kind, wiring[kind], many=False)[0]
                 self._visit(upstream[kind], nodes, (*path, name))
-            elif near := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
-                upstream[kind] = near[0]
-        knowing = [producer for producer in upstream.values() if nodes[producer].knows_truth]
-        if knowing and not stage.evaluation:
+            elif candidates := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
+                upstream[kind] = candidates[0]
+        truths = [producer for producer in upstream.values() if nodes[producer].knows_truth]
+        if truths and not stage.evaluation:
             raise RecipeError(
-                f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
+                f"{name} may not read {truths[0]}, which holds or judges by the truth: only evaluations may",
                 fix=f"let {name} read another node, or declare it with evaluation=True if it trains and selects nothing",
             )
-        nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(knowing))
+        nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(truths))
 
     def _producers(self, name: str, kind: str, chosen: Sequence[str] | None, *, many: bool) -> Sequence[str]:
         """The nodes from which a node reads a kind: one, or several where it takes several.
@@ -308,25 +308,25 @@ def _ancestors(names: Iterable[str], nodes: Mapping[str, Node]) -> set[str]:
 def _explain(node: str, config: type[Config], error: Any) -> str:
     """One of pydantic's errors, in words of the recipe."""
     name = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
-    place = f"{node}.{name}" if name else node
+    where = f"{node}.{name}" if name else node
     if error["type"] == "extra_forbidden":
         outer, _, inner = name.rpartition(".")
-        known = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
-        same = [name for name in settings_of(config) if name.rpartition(".")[2] == inner]
-        near = f"; did you mean {same[0]!r}?" if same else did_you_mean(inner, known)
-        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{near}"
+        settings = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
+        namesakes = [name for name in settings_of(config) if name.rpartition(".")[2] == inner]
+        hint = f"; did you mean {namesakes[0]!r}?" if namesakes else did_you_mean(inner, settings)
+        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{hint}"
     if error["type"] == "value_error":
-        return f"{place}: {error['ctx']['error']}"
+        return f"{where}: {error['ctx']['error']}"
     if error["type"] == "missing":
-        return f"{place} must be given: --set {place}=..., or in {RECIPE_FILE}"
+        return f"{where} must be given: --set {where}=..., or in {RECIPE_FILE}"
     if error["type"] == "tuple_type":
-        return f"{place} = {error['input']!r}: should be a list, such as --set \"{place}=['{error['input']}']\""
+        return f"{where} = {error['input']!r}: should be a list, such as --set \"{where}=['{error['input']}']\""
     if error["type"] == "bool_type":
-        return f"{place} = {error['input']!r}: should be true or false"
+        return f"{where} = {error['input']!r}: should be true or false"
     if error["type"] == "model_type":
-        return f"{place} = {error['input']!r}: is a table of settings: {', '.join(groups_of(config)[name].model_fields)}"
+        return f"{where} = {error['input']!r}: is a table of settings: {', '.join(groups_of(config)[name].model_fields)}"
     message = error["msg"].replace("Input should be", "should be")
-    return f"{place} = {error['input']!r}: {message}"
+    return f"{where} = {error['input']!r}: {message}"
 
 
 def node_of(override: str) -> str:

@@ -85,7 +85,7 @@ class Runner:
         Raises:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
         """
-        made: dict[str, InputEntry] = {}
+        entries: dict[str, InputEntry] = {}
         if count() > 1:
             self._refuse_alone(target)
         set_threads()  # before any library that computes is loaded
@@ -95,7 +95,7 @@ class Runner:
                 self._refuse_truth(node)  # what is missing outside, or forbidden, is missed now, not after hours
             self._tell_plan(self.planner.plan(target))
             for node in chain:
-                step = self.planner.examine(node, made)
+                step = self.planner.examine(node, entries)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
                         f"{target} reads {step.name}, which is not at hand: {'; '.join(step.reasons)}",
@@ -103,7 +103,7 @@ class Runner:
                     )
                 record = self._reuse(step) if step.record else self._make(step)
                 self.store.point(self.recipe.name, node.name, record)
-                made[step.name] = input_entry(node, record)
+                entries[step.name] = input_entry(node, record)
         self.planner.watcher.event(
             "done",
             stage=target,
@@ -118,13 +118,13 @@ class Runner:
     def _tell_plan(self, steps: Sequence[Step]) -> None:
         """What will be reused, and what runs, why, and how long it took before."""
         watcher = self.planner.watcher
-        watcher.event("plan", steps=[step.told for step in steps])
+        watcher.event("plan", steps=[step.as_json for step in steps])
         due = [step for step in steps if step.state != "reuse"]
         if not due:
             return
-        known = sum(step.expected_seconds or 0.0 for step in due)
-        whole = all(step.expected_seconds is not None for step in due)
-        time_ = f", {'about' if whole else 'more than'} {duration(known)}" if known else ""
+        seconds = sum(step.expected_seconds or 0.0 for step in due)
+        complete = all(step.expected_seconds is not None for step in due)
+        time_ = f", {'about' if complete else 'more than'} {duration(seconds)}" if seconds else ""
         watcher.say(f"plan: {len(steps) - len(due)} of {len(steps)} stages are reused, {len(due)} to run{time_}")
         for step in due:
             for line in step.lines:
@@ -136,11 +136,11 @@ class Runner:
         Raises:
             RecipeError: one does. What a recipe's own stages read is refused by the recipe.
         """
-        shown = self.planner.externals(node).shown
-        for name, entry in shown.items():
+        entries = self.planner.externals(node).entries
+        for name, entry in entries.items():
             if entry["artifacts"] and not node.stage.evaluation:
-                behind = stages_behind(self.store, entry["artifacts"]) & set(registered())
-                if any(find_stage(stage).truth for stage in behind):
+                stages = stages_behind(self.store, entry["artifacts"]) & set(registered())
+                if any(find_stage(stage).truth for stage in stages):
                     raise RecipeError(f"{node.name}.{name} may not be made from the truth: only evaluations may read it")
 
     def _reuse(self, step: Step) -> Record:
@@ -149,7 +149,7 @@ class Runner:
         watcher = self.planner.watcher
         self._clear_work(step.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
-        watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
+        watcher.say(f"{step.name}: reused {record.content_id[:12]}{notes_of(step)}")
         return record
 
     def _make(self, step: Step) -> Record:
@@ -175,9 +175,9 @@ class Runner:
     def _clear_work(self, node: str, key: str) -> None:
         """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
         for work in self.store.root.glob("work/*"):
-            found = attempt(self.store, work.name)
-            published = work.name == key or (found is None and self.store.record(work.name) is not None)
-            mine = found is not None and found["node"] == node and found["recipe"] == self.recipe.name
+            unfinished = attempt(self.store, work.name)
+            published = work.name == key or (unfinished is None and self.store.record(work.name) is not None)
+            mine = unfinished is not None and unfinished["node"] == node and unfinished["recipe"] == self.recipe.name
             if published or (mine and not any(work.glob("scratch/*"))):
                 with self.store.lock_if_free(work.name) as free:
                     if free:
@@ -194,12 +194,12 @@ class Runner:
             pid=os.getpid(),
             command=["irpipe", *sys.argv[1:]],
         )
-        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
+        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{notes_of(step)}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
-        told = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        state = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
-        write_durably(attempt_file, to_json(told))
+        write_durably(attempt_file, to_json(state))
         started, clock = _now(), time.monotonic()
         inputs = open_inputs(self.store, step.inputs)
         context = Context(
@@ -213,7 +213,7 @@ class Runner:
             before = self.store.record(key)
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
-            self._keep_error(attempt_file, told, error)
+            self._keep_error(attempt_file, state, error)
             self._say_how_to_go_on(step, key, watcher, error, time.monotonic() - clock)
             raise
         rows = report.rows
@@ -237,19 +237,21 @@ class Runner:
         )
         return record
 
-    def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
+    def _keep_error(self, path: Path, state: dict[str, object], error: BaseException) -> None:
         """Leave the reason beside the kept work, for `irpipe status`."""
         if path.parent.exists():
             try:
-                write_durably(path, to_json({**told, "error": _told(error)}))
+                write_durably(path, to_json({**state, "error": error_line(error)}))
             except OSError:
                 self.planner.watcher.say("  the reason could not be written beside the kept work")
 
     def _say_how_to_go_on(self, step: Step, key: str, watcher: Journal, error: BaseException, seconds: float) -> None:
         """Where the work is kept, and the command that goes on with it."""
-        watcher.keep("failed", stage=step.name, error=_told(error))
-        kept = self.store.work_path(key) / "scratch"
-        work = f"what it had saved is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
+        watcher.keep("failed", stage=step.name, error=error_line(error))
+        scratch = self.store.work_path(key) / "scratch"
+        work = (
+            f"what it had saved is kept in {scratch}" if scratch.is_dir() and any(scratch.iterdir()) else "nothing of it is kept"
+        )
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
         watcher.say(f"  log: irpipe log {step.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 
@@ -271,7 +273,7 @@ class Runner:
             config=shown_config(step.node.config),
             given=given_names(step.node.config),
             inputs=step.inputs,
-            external=step.externals.shown,
+            external=step.externals.entries,
             code_digest=code,
             packages=_packages(),
             git=_git(self.recipe.root),
@@ -292,14 +294,14 @@ def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
     return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
 
 
-def _told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What went wrong, in a line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
 
 
-def _noted(step: Step) -> str:
+def notes_of(step: Step) -> str:
     return f" ({'; '.join(step.notes)})" if step.notes else ""
 
 
@@ -337,10 +339,10 @@ def _git(folder: Path) -> dict[str, object] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return result.stdout.strip() if result.returncode == 0 else None
 
     commit_id = git("rev-parse", "HEAD")
     return None if commit_id is None else {"commit": commit_id, "dirty": bool(git("status", "--porcelain"))}

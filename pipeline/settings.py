@@ -84,14 +84,14 @@ def group(kind: type[Group]) -> Any:
 @cache
 def settings_of(config: type[BaseModel]) -> Mapping[str, FieldInfo]:
     """Every setting of a config by name, in order; those of a group as ``group.setting``."""
-    found: dict[str, FieldInfo] = {}
+    settings: dict[str, FieldInfo] = {}
     for name, info in config.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Group):
-            found.update({f"{name}.{inner}": field for inner, field in settings_of(kind).items()})
+            settings.update({f"{name}.{inner}": field for inner, field in settings_of(kind).items()})
         else:
-            found[name] = info
-    return found
+            settings[name] = info
+    return settings
 
 
 def groups_of(config: type[BaseModel]) -> Mapping[str, type[Group]]:

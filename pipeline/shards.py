@@ -88,15 +88,15 @@ class Durable:
         self.worker(shard, draft)
         files = [draft / name for name in list_files(draft)] if draft.is_dir() else [draft]
         for file in files:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         for folder in {file.parent for file in files} - {path.parent}:
             sync_folder(folder)
-        made = digest_of(draft)
+        digest = digest_of(draft)
         if path.exists():
             remove(path)
         draft.rename(path)
-        write_durably(_digest_file(path), made)
+        write_durably(_digest_file(path), digest)
 
 
 def digest_of(path: Path) -> str:
@@ -175,13 +175,13 @@ def make_executor(name: str | None, processes: int) -> Executor:
         RecipeError: no installed package declares it.
     """
     name = name or ("inline" if processes == 1 else "processes")
-    known = declared(EXECUTORS)
-    if name not in known:
+    executors = declared(EXECUTORS)
+    if name not in executors:
         raise RecipeError(
-            f"there is no executor {name!r}{did_you_mean(name, known)}",
+            f"there is no executor {name!r}{did_you_mean(name, executors)}",
             fix=f"install the package that declares it under the entry-point group {EXECUTORS!r}",
         )
-    executor: Executor = known[name].load()(processes)
+    executor: Executor = executors[name].load()(processes)
     return executor
 
 

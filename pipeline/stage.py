@@ -220,11 +220,11 @@ class Stage:
         """
         reads = self.reads(config) if callable(self.reads) else self.reads
         kinds: dict[str, bool] = {}
-        for one in reads:
-            if isinstance(one, First):
-                kinds[next((kind for kind in one.kinds if kind in written), one.kinds[0])] = False
+        for read in reads:
+            if isinstance(read, First):
+                kinds[next((kind for kind in read.kinds if kind in written), read.kinds[0])] = False
             else:
-                kinds[one.kind if isinstance(one, Many) else one] = isinstance(one, Many)
+                kinds[read.kind if isinstance(read, Many) else read] = isinstance(read, Many)
         return kinds
 
     def determinism_of(self, config: Config) -> Determinism:

@@ -54,19 +54,19 @@ def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
     """The plan of every stage that has one, and what is wrong with the others."""
     steps: dict[str, Step] = {}
     errors: dict[str, IrpipeError] = {}
-    made: dict[str, InputEntry] = {}
+    entries: dict[str, InputEntry] = {}
     for name in planner.recipe.stages:
         try:
             for node in planner.recipe.chain(name):
                 if node.name in steps or node.name in errors:
                     continue
                 try:
-                    step = steps[node.name] = planner.examine(node, made)
+                    step = steps[node.name] = planner.examine(node, entries)
                 except IrpipeError as error:
                     errors[node.name] = error
                     continue
                 if step.record is not None:
-                    made[node.name] = input_entry(node, step.record)
+                    entries[node.name] = input_entry(node, step.record)
         except IrpipeError as error:
             errors[name] = error
     return steps, errors
@@ -86,13 +86,15 @@ def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
     """The latest unfinished run of each node of a recipe."""
     latest: dict[str, _Attempt] = {}
     for path in sorted(store.root.glob("work/*/attempt.json")):
-        found = attempt(store, path.parent.name)
-        if found is None or found["recipe"] != recipe:
+        unfinished = attempt(store, path.parent.name)
+        if unfinished is None or unfinished["recipe"] != recipe:
             continue
-        node = str(found["node"])
-        one = _Attempt(path.parent.name, str(found["started"]), int(str(found["pid"])), str(found.get("error", "killed")))
-        if node not in latest or one.started > latest[node].started:
-            latest[node] = one
+        node = str(unfinished["node"])
+        latest_attempt = _Attempt(
+            path.parent.name, str(unfinished["started"]), int(str(unfinished["pid"])), str(unfinished.get("error", "killed"))
+        )
+        if node not in latest or latest_attempt.started > latest[node].started:
+            latest[node] = latest_attempt
     return latest
 
 
@@ -102,16 +104,16 @@ def _standing(
     store = planner.store
     record = store.newest(planner.recipe.name, name)
     if name in attempts and store.is_locked(attempts[name].key):
-        one = attempts[name]
-        return Standing(name, "running", (), record, one.process, last_progress(store.log_path(one.key)))
+        running = attempts[name]
+        return Standing(name, "running", (), record, running.process, last_progress(store.log_path(running.key)))
     if step is not None and step.state == "reuse":
         assert step.record is not None
-        other = record is not None and record.key != step.record.key
-        return Standing(name, "done", ("its newest result is of other settings",) if other else (), step.record)
+        newer = record is not None and record.key != step.record.key
+        return Standing(name, "done", ("its newest result is of other settings",) if newer else (), step.record)
     ended = attempts.get(name)
     if ended is not None and (record is None or ended.started > record.ended):
-        of_others = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
-        return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *of_others), record)
+        note = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
+        return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *note), record)
     if step is None:
         return Standing(name, "unread" if isinstance(error, UnreadError) else "cannot run", _why(error), record)
     if record is None and store.ref_path(planner.recipe.name, name).exists():

@@ -140,13 +140,13 @@ class Store:
         """
         if len(prefix) < 4 or any(digit not in "0123456789abcdef" for digit in prefix):
             raise StoreError(f"{prefix!r} is not an id", expected="at least 4 of its hex digits", fix="irpipe status")
-        found = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
-        if not found:
+        matches = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
+        if not matches:
             raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", fix="irpipe status")
-        if len({record.content_id for record in found}) > 1:
-            listed = ", ".join(f"{record.content_id[:12]} ({record.node})" for record in found)
+        if len({record.content_id for record in matches}) > 1:
+            listed = ", ".join(f"{record.content_id[:12]} ({record.node})" for record in matches)
             raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", fix="give more digits")
-        return max(found, key=lambda record: record.ended)
+        return max(matches, key=lambda record: record.ended)
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -161,9 +161,9 @@ class Store:
         def busy() -> None:
             raise BlockingIOError
 
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(self.lock(key, busy))
+                stack.enter_context(self.lock(key, busy))
             except OSError as error:
                 if not isinstance(error, BlockingIOError) and error.errno not in (errno.EROFS, errno.EACCES):
                     raise
@@ -174,9 +174,9 @@ class Store:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep `irpipe gc` out while artifacts are read."""
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_SH, lambda: None))
+                stack.enter_context(_flock(self.root / "lock", fcntl.LOCK_SH, lambda: None))
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES):
                     raise  # but nobody collects a store that cannot be written
@@ -193,9 +193,9 @@ class Store:
         def refuse() -> None:
             raise StoreError("a run is using this store", where=str(self.root), fix="wait for it to end, then again")
 
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_EX, refuse))
+                stack.enter_context(_flock(self.root / "lock", fcntl.LOCK_EX, refuse))
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES):
                     raise  # but nobody changes a store that cannot be written

@@ -13,11 +13,11 @@ _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 def visible(text: Any, longest: int = LONGEST) -> str:
     """Text without control characters: these are shown rather than obeyed. It is cut where it is too long."""
-    shown = "".join(_shown(letter) for letter in str(text)[:longest])
-    return f"{shown} … ({len(str(text)):,} characters)" if len(str(text)) > longest else shown
+    letters = "".join(_visible_letter(letter) for letter in str(text)[:longest])
+    return f"{letters} … ({len(str(text)):,} characters)" if len(str(text)) > longest else letters
 
 
-def _shown(letter: str) -> str:
+def _visible_letter(letter: str) -> str:
     if letter in "\n\t":
         return " "
     code = ord(letter)

@@ -38,23 +38,23 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
     makers: dict[str, set[str]] = {}
     for record in store.records():
         makers.setdefault(record.content_id, set()).add(record.node)
-    found = []
+    damaged = []
     with watcher.progress("verifying", len(folders), "artifacts") as bar:
         for folder in folders:
-            what = next(faults(folder), None)
-            if what is not None:
-                found.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{what}; moved aside"))
+            fault = next(faults(folder), None)
+            if fault is not None:
+                damaged.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{fault}; moved aside"))
                 set_aside(store, folder)
             bar.advance(1)
     checked = {folder.name for folder in folders}
     for name, stages in sorted(makers.items()):
         if name not in checked:
-            found.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
+            damaged.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
     for path in sorted(store.root.glob("keys/??/*.json")):
         if store.record(path.stem) is None:
-            found.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
+            damaged.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
             set_aside(store, path)
-    return len(folders), found
+    return len(folders), damaged
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         config = _config_of(stage, record)
         folders = [store.object_path(entry.content_id) for entry in record.inputs.values()]
         externals = with_plugins(stage, config, folders, resolve(stage.name, config, root, store, watcher, remember=False))
-        changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
+        changed = [name for name, entry in record.external.items() if externals.entries.get(name) != entry]
         if changed:
             raise InputError(f"{record.external[changed[0]]['given']} is not what it was")
         inputs = Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in record.inputs.items()})

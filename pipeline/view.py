@@ -1,7 +1,7 @@
 """What people should see of an artifact: blocks that `irpipe show` prints in the terminal and `irpipe report` draws in a page.
 
-A view is a function from `Shown` to blocks, one for each kind of artifact. A package declares its own under the entry-point group
-`irpipe.views`: kind = "module:function".
+A view is a function from a `Subject` to blocks, one for each kind of artifact. A package declares its own under the entry-point
+group `irpipe.views`: kind = "module:function".
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ Block = Text | Grid | Chart | Picture | Gallery
 
 
 @dataclass(frozen=True)
-class Shown:
+class Subject:
     """An artifact and those around it.
 
     Attributes:
@@ -133,33 +133,33 @@ class Shown:
         """What it is."""
         return kind_of(self.record)
 
-    def near(self, kind: str) -> Artifact | None:
+    def related(self, kind: str) -> Artifact | None:
         """The artifact of a kind that this one was made from, the nearest, or else the newest that was made from it."""
-        found = self.near_run(kind)
-        return self.store.open(found.content_id) if found is not None else None
+        run = self.related_run(kind)
+        return self.store.open(run.content_id) if run is not None else None
 
-    def near_run(self, kind: str) -> Record | None:
+    def related_run(self, kind: str) -> Record | None:
         """The run that made it."""
         of_kind = [run for run in self.runs if kind_of(run) == kind and self.store.holds(run.content_id)]
-        behind = self._behind(self.record)
-        above = [run for run in of_kind if run.key in behind]
-        if above:
-            return min(above, key=lambda run: (behind[run.key], _newest_first(run)))
-        below = [run for run in of_kind if self.record.key in self._behind(run)]
-        return min(below, key=_newest_first, default=None)
+        distances = self._distances_behind(self.record)
+        upstream = [run for run in of_kind if run.key in distances]
+        if upstream:
+            return min(upstream, key=lambda run: (distances[run.key], _newest_first(run)))
+        downstream = [run for run in of_kind if self.record.key in self._distances_behind(run)]
+        return min(downstream, key=_newest_first, default=None)
 
-    def _behind(self, record: Record) -> dict[str, int]:
+    def _distances_behind(self, record: Record) -> dict[str, int]:
         """Keys of the runs that a run was made from, and over how many steps at least."""
         by_key = {run.key: run for run in self.runs}
-        found: dict[str, int] = {}
+        distances: dict[str, int] = {}
         pending = deque([(record, 1)])
         while pending:
             run, steps = pending.popleft()
             for key in parents_of(run, self.runs):
-                if key in by_key and key not in found:
-                    found[key] = steps
+                if key in by_key and key not in distances:
+                    distances[key] = steps
                     pending.append((by_key[key], steps + 1))
-        return found
+        return distances
 
     def ask(self, query: str, **tables: Sequence[Path]) -> list[dict[str, Any]]:
         """Rows of a query over Parquet files, each table by the name it is given here; row ids as 16 hex digits."""
@@ -171,7 +171,7 @@ def _newest_first(run: Record) -> float:
     return -datetime.fromisoformat(run.ended).timestamp()
 
 
-View = Callable[[Shown], Sequence[Block]]
+View = Callable[[Subject], Sequence[Block]]
 
 
 def kind_of(record: Record) -> str:
@@ -182,37 +182,37 @@ def kind_of(record: Record) -> str:
         return ""
 
 
-def view_of(shown: Shown) -> Sequence[Block]:
+def blocks_of(subject: Subject) -> Sequence[Block]:
     """The blocks of an artifact: those of its kind's view, and what was rejected, as every kind has it.
 
     Raises:
         IrpipeError: a part of it is missing or damaged.
     """
-    point = declared(VIEWS).get(shown.kind)
-    blocks = list(point.load()(shown)) if point is not None else []
-    return [*blocks, *_rejected(shown)]
+    point = declared(VIEWS).get(subject.kind)
+    blocks = list(point.load()(subject)) if point is not None else []
+    return [*blocks, *_rejected(subject)]
 
 
-def seen(shown: Shown) -> tuple[Sequence[Block], str]:
+def blocks_or_fault(subject: Subject) -> tuple[Sequence[Block], str]:
     """The blocks of an artifact, or none and why.
 
     A view is anybody's code and meets anybody's data: what is wrong with one artifact must not hide the others.
     """
     try:
-        return view_of(shown), ""
+        return blocks_of(subject), ""
     except IrpipeError as error:
         return [], f"it cannot be shown: {error.what}"
     except Exception as error:  # noqa: BLE001 # whatever it is, it is told in its place
         return [], f"it cannot be shown: {type(error).__name__}: {error}"
 
 
-def _rejected(shown: Shown) -> list[Block]:
+def _rejected(subject: Subject) -> list[Block]:
     """How many rows were rejected for each reason."""
-    table = shown.artifact.manifest.tables.get("rejected")
+    table = subject.artifact.manifest.tables.get("rejected")
     if table is None or not table.rows:
         return []
-    rows = shown.ask(
+    rows = subject.ask(
         "SELECT reason::VARCHAR AS reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC",
-        rejected=shown.artifact.table("rejected"),
+        rejected=subject.artifact.table("rejected"),
     )
     return [Grid("Rejected, by reason", ("reason", "rows"), [(row["reason"], row["rows"]) for row in rows])]
