@@ -22,7 +22,7 @@ class LineageFormat(StrEnum):
 
 
 def show(identifier: IdArgument, json_: JsonOption = False) -> None:
-    """Show an artifact: how it was made, its files, tables and figures, and what people want to see of its kind.
+    """Show an artifact: how it was made, its files, tables and metrics, and the view of its kind (charts, tables, pictures).
 
     Example: irpipe show build-pairs
     """
@@ -56,7 +56,7 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     try:
         from irpipe.report.terminal import print_blocks
     except ModuleNotFoundError as error:
-        print(f"\nto see what it holds: pip install 'irpipe[report]' ({error.name} is not installed)")
+        print(f"\nto see its view: pip install 'irpipe[report]' ({error.name} is not installed)")
         return
     with store.in_use():
         blocks, fault = blocks_or_fault(Subject(store, record, lineage(store, record).records))
@@ -72,7 +72,7 @@ def lineage(
     ] = LineageFormat.text,
     json_: JsonOption = False,
 ) -> None:
-    """Show what an artifact was made from, and what was made from it.
+    """Show the ancestors and descendants of an artifact.
 
     Example: irpipe lineage build-pairs --format mermaid
     """
@@ -179,7 +179,7 @@ def _compare(left: Record, right: Record) -> list[tuple[str, str, Any, Any]]:
 def sql(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False
 ) -> None:
-    """Ask the newest tables of the recipe a question in SQL. `SHOW ALL TABLES` lists them.
+    """Run an SQL query over the recipe's newest tables. `SHOW ALL TABLES` lists them.
 
     Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"
     """
@@ -191,14 +191,14 @@ def sql(
         answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
     if json_:
         if len(set(answer.columns)) < len(answer.columns):
-            raise StoreError(f"two columns have one name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")
+            raise StoreError(f"two columns have the same name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")
         print_json([dict(zip(answer.columns, map(_json_value, row), strict=True)) for row in answer.rows])
     else:
         print_table(answer.columns, answer.rows)
 
 
 def _json_value(value: Any) -> Any:
-    """NaN and infinities are no JSON."""
+    """A value as JSON has it: NaN and infinities become null."""
     if isinstance(value, list | tuple):
         return [_json_value(item) for item in value]
     if isinstance(value, dict):
@@ -207,7 +207,7 @@ def _json_value(value: Any) -> Any:
 
 
 def cite(stage: StageArgument, json_: JsonOption = False) -> None:
-    """List a stage's settings: default, meaning, and where the default comes from.
+    """List a stage's settings: default, meaning, and the source of the default.
 
     Example: irpipe cite prompt-graph
     """
@@ -233,14 +233,16 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
 def report(
     identifier: Annotated[
         str | None,
-        typer.Argument(metavar="[STAGE|ID]", help="A stage or an id: it and what it was made from. Without: the recipe."),
+        typer.Argument(
+            metavar="[STAGE|ID]", help="A stage or an id: that artifact and its ancestors. Default: the whole recipe."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where the page goes. Without: report.html, or report-ID.html.")
+        Path | None, typer.Option("--out", metavar="FILE", help="The file to write. Default: report.html, or report-ID.html.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again while a run goes on.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Rewrite the page every few seconds while a run goes on.")] = False,
 ) -> None:
-    """Write one self-contained web page: what ran, what it made, and what that is worth.
+    """Write one self-contained web page: runs, results and evaluations.
 
     Example: irpipe report --out report.html
     """

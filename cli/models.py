@@ -20,7 +20,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     prompt: Annotated[
-        list[str], typer.Option("--prompt", metavar="TEXT", help="What the images should show. May be given often.")
+        list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt that the images are scored for. May be repeated.")
     ],
     model: Annotated[
         str | None,
@@ -34,7 +34,7 @@ def score(
     scorer: Annotated[
         str,
         typer.Option(
-            "--scorer", metavar="NAME", help="Who scores: reward-model, clip, blip, aesthetic, or what a package declares."
+            "--scorer", metavar="NAME", help="The scorer: reward-model, clip, blip, aesthetic, or one that a package declares."
         ),
     ] = "reward-model",
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
@@ -72,10 +72,10 @@ def score(
 
 
 def open_scorer(name: str, model: str | None, device: str) -> Any:
-    """A scorer with the model that a person names.
+    """A scorer with a model.
 
     Raises:
-        ModelError: it needs a model, and none was named.
+        ModelError: it needs a model, and none was given.
     """
     from irpipe.models.loading import files_of
     from irpipe.models.plugins import OWN_SCORERS
@@ -92,7 +92,7 @@ def open_scorer(name: str, model: str | None, device: str) -> Any:
 
 
 def locate(model: str) -> Model:
-    """A model that a person names: by a path, a shipped name, a hub id with its revision, an artifact's id or a node."""
+    """A model by a path, a shipped name, a hub id with its revision, an artifact's id or a node's name."""
     from irpipe.pipeline.external import shipped_folder
     from irpipe.pipeline.registry import MODELS, declared
     from irpipe.pipeline.stage import Model
@@ -106,7 +106,7 @@ def locate(model: str) -> Model:
     if at:
         return Model(name, revision, None)
     if "/" in model:
-        return Model(model, "", path)  # a path that does not exist: whoever loads it says so
+        return Model(model, "", path)  # a path that does not exist: loading it raises the error
     _, store, record = find(model)
     return Model(record.node, record.content_id, store.object_path(record.content_id))
 

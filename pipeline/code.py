@@ -9,7 +9,7 @@ from pathlib import Path
 
 from irpipe.pipeline.hashing import digest
 
-_ENGINE = "irpipe.pipeline"  # decides when a stage runs, not what comes out of it
+_ENGINE = "irpipe.pipeline"  # decides when a stage runs, not its result
 
 
 Parsed = dict[Path, tuple[str, frozenset[str]]]
@@ -21,7 +21,7 @@ def code_digest(package: str, parsed: Parsed | None = None) -> str:
     The engine is left out. Modules count by name and syntax tree.
 
     Args:
-        parsed: files that were read before, and now; stages share most of what they import.
+        parsed: cache of parsed files, filled here; stages share most of their imports.
     """
     top = package.partition(".")[0]
     modules = parsed if parsed is not None else {}

@@ -1,4 +1,4 @@
-"""What in the store nothing refers to any more, and dropping it."""
+"""Finding and deleting what the store does not need any more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from irpipe.pipeline.store import Store
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go: its path, its bytes, the name a person knows it by, and why nothing needs it."""
+    """Something that can be deleted: its path, its size in bytes, a readable name, and why nothing needs it."""
 
     path: Path
     size: int
@@ -46,11 +46,11 @@ def garbage(store: Store) -> Iterator[Garbage]:
         if not store.is_locked(folder.name):
             unfinished = attempt(store, folder.name)
             name = f"unfinished {unfinished['stage']} {folder.name[:12]}" if unfinished else f"work {folder.name[:12]}"
-            yield Garbage(folder, _size(folder), name, "an unfinished run; dropping it loses what it had done")
+            yield Garbage(folder, _size(folder), name, "an unfinished run; deleting it loses its work")
 
 
 def _needed(store: Store) -> list[Record]:
-    """The newest result of every stage of every recipe, and all that these were made from."""
+    """The newest result of every stage of every recipe, and all ancestors."""
     records: dict[str, Record] = {}
     for path in sorted(store.root.glob("refs/*/*.json")):
         record = store.newest(path.parent.name, path.stem)

@@ -1,4 +1,4 @@
-"""How many processors this process may use, and with how many threads it computes."""
+"""The number of processors that this process may use, and of threads that it computes with."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ _MOST_LISTED = 200  # characters
 
 
 class IrpipeError(Exception):
-    """An error of the user's world (input, recipe, store): exit status 2 and no traceback."""
+    """An error in what the user controls (input, recipe, store): exit status 2 and no traceback."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class InputError(IrpipeError):
 
 
 class UnreadError(InputError):
-    """Something from outside is too large to be read only to look at it."""
+    """A file from outside is too large to be read only for a plan or a status."""
 
 
 class RejectedError(IrpipeError):
@@ -45,11 +45,11 @@ class RejectedError(IrpipeError):
 
 
 class LeakError(IrpipeError):
-    """Rows that belong together stand in different splits."""
+    """Related rows are in different splits."""
 
 
 class ModelError(IrpipeError):
-    """Model weights are not at hand or are not of the kind asked for."""
+    """Model weights are missing, or are not of the expected kind."""
 
 
 class StoreError(IrpipeError):
@@ -61,7 +61,7 @@ class DamageError(StoreError):
 
 
 class TrainingError(IrpipeError):
-    """A training cannot go on: it learns nothing, or its numbers are none any more."""
+    """A training cannot go on: it learns nothing, or its numbers are not finite."""
 
 
 class StageError(IrpipeError):

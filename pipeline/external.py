@@ -23,14 +23,14 @@ from irpipe.pipeline.store import Store
 
 _BESIDE_A_FILE = (".json", ".txt")  # tokenizers: a model that is one file counts with those that lie beside it
 _LFS_POINTER = b"version https://git-lfs"
-# A file changed twice within the clock's grain keeps its `stat`: what is younger than this is not remembered.
+# A file changed twice within the clock's resolution keeps its `stat`: younger files are not remembered.
 _SETTLED_SECONDS = 2.0
 _STAT = struct.Struct(">QQQQ")
 
 
 @dataclass(frozen=True)
 class Externals:
-    """The external settings of one stage: what counts towards its key, where it lies, and what people read."""
+    """The external settings of one stage: what counts towards its key, where it is, and the entries of the run's record."""
 
     digests: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, tuple[Path, ...]] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Externals:
 
 @dataclass(frozen=True)
 class _Source:
-    """One thing from outside: its identity, where it lies, and the artifact it is, if it is one."""
+    """One thing from outside: its identity, its path, and the artifact it belongs to, if any."""
 
     digest: Any
     path: Path
@@ -54,7 +54,7 @@ def resolve(
 
     Args:
         remember: whether digests may be written to the store's memory (a plan writes nothing).
-        most_bytes: what is larger, and not remembered, is not read; None: everything is.
+        most_bytes: larger files whose digest is not remembered are not read; None: all are read.
 
     Raises:
         InputError: a file is missing, empty or a Git LFS pointer.
@@ -115,7 +115,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
 
 
 def shipped_folder(name: str) -> Path:
-    """Where a model lies that an installed package ships.
+    """The folder of a model that an installed package ships.
 
     Raises:
         ModelError: the package is broken.
@@ -156,7 +156,7 @@ def _artifact_of(path: Path, store: Store, where: str) -> str | None:
     """The artifact that a path reaches into, if any.
 
     Raises:
-        InputError: the path is in the store, but not in one artifact: nobody could say what it was made from.
+        InputError: the path is in the store, but not in one artifact, so that its lineage is not known.
     """
     if not path.resolve().is_relative_to(store.root):
         return None
@@ -178,7 +178,7 @@ class Memory:
     def digest(self, path: Path, where: str) -> str:
         """SHA-256 of a file, or the Merkle digest of a folder.
 
-        Cost: one `stat` a file when nothing changed; else one read of what did.
+        Cost: one `stat` per file when nothing changed; else one read of each file that did.
         """
         path = path.resolve()
         if path.is_file():
@@ -213,14 +213,14 @@ class Memory:
         if remembered is not None:
             return remembered
         if self._most_bytes is not None and count > self._most_bytes:
-            raise UnreadError(f"{path.name} ({size(count)}) was not read yet, or changed since")
+            raise UnreadError(f"{path.name} ({size(count)}) was not read yet, or has changed")
         fresh: str = compute()
         if self._remember and time.time() - path.stat().st_ctime > _SETTLED_SECONDS:
             self._store(str(path), signature, fresh)
         return fresh
 
     def _lookup(self, path: str, signature: bytes) -> str | None:
-        """What is remembered, if anything: a memory that is missing, locked or broken only costs a read."""
+        """The remembered digest, if any: a memory that is missing, locked or broken only costs a read."""
         try:
             with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as connection:
                 query = "SELECT digest FROM digests WHERE path = ? AND signature = ?"
@@ -249,7 +249,7 @@ def _walk(folder: Path, store: Path) -> list[tuple[str, bytes]]:
     Links are followed, but not into a folder that is already being walked; a link to nowhere counts as the link it is.
 
     Raises:
-        InputError: a link leads into the store, where it would hide what is made from what.
+        InputError: a link leads into the store: the lineage would miss that.
     """
     files = []
     top = folder.stat()

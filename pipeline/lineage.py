@@ -1,4 +1,4 @@
-"""Where an artifact came from, what was made from it, and the trace of one row through all of them."""
+"""Ancestors and descendants of an artifact, and the trace of one row through them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lineage:
 
 
 def lineage(store: Store, focus: Record) -> Lineage:
-    """Both directions from one run, by the records in the store."""
+    """The lineage of one run in both directions, from the records in the store."""
     records, up = _runs(store)
     down: dict[str, list[str]] = {key: [] for key in records}
     for key, parents in up.items():
@@ -46,7 +46,7 @@ def lineage(store: Store, focus: Record) -> Lineage:
 
 
 def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
-    """Names of the stages that made some artifacts or anything they were made from.
+    """Names of the stages that made some artifacts and their ancestors.
 
     Raises:
         StoreError: no record says what made one of them.
@@ -55,7 +55,7 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     ids = set(content_ids)
     unknown = ids - {record.content_id for record in records.values()}
     if unknown:
-        raise StoreError(f"no record says what made {min(unknown)[:12]}", fix="make it again, or copy it out of the store")
+        raise StoreError(f"no record says what made {min(unknown)[:12]}", fix="make it again, or copy its files out of the store")
     keys = [key for key, record in records.items() if record.content_id in ids]
     runs = [records[key] for start in keys for key in {start, *_reach(start, up)}]
     # A parent whose own record is gone is still named by those who read it.
@@ -123,14 +123,14 @@ def as_mermaid(graph: Lineage) -> str:
 
 @dataclass(frozen=True)
 class TracedRow:
-    """A row that names the id, or that is named by a row that does."""
+    """A row that holds the id, or one that such a row leads to."""
 
     stage: str
     content_id: str
     table: str
     distance: int
     row: Mapping[str, Any]
-    more: int = 0  # rows of this table at this distance that are not told
+    more: int = 0  # further rows of this table at this distance
 
 
 def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 20) -> Iterator[TracedRow]:
@@ -138,9 +138,9 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
 
     Args:
         records: the runs whose tables are searched, upstream first.
-        most: rows told of one table at one distance.
+        most: rows returned per table and distance.
 
-    Of ids that stand in more than `most` rows of a table (the prompt of a hundred pairs), the rest is counted.
+    Of an id in more than `most` rows of a table (the prompt of a hundred pairs), the rest is only counted.
     """
     import duckdb
 

@@ -34,11 +34,11 @@ class Step:
     """One node of a plan.
 
     Attributes:
-        state: `reuse`, `run`, or `wait`: whether it runs depends on what comes out upstream.
+        state: `reuse`, `run`, or `wait`: whether it runs depends on results upstream.
         key: what its run would be; None while an input is not made yet.
         record: the run that is reused.
         reasons: why it runs, field by field against the nearest earlier run.
-        notes: what else a person should know (a replaced input, changed code, abandoned work).
+        notes: further information (a replaced input, changed code, abandoned work).
         expected_seconds: how long the nearest earlier run took.
     """
 
@@ -58,7 +58,7 @@ class Step:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """As a program reads it."""
+        """The step as JSON values."""
         return {
             "stage": self.name,
             "state": self.state,
@@ -71,7 +71,7 @@ class Step:
 
     @property
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """The step as lines of text."""
         time = f"  (about {duration(self.expected_seconds)})" if self.expected_seconds is not None else ""
         content = f" {self.record.content_id[:12]}" if self.record else ""
         first = f"{self.state:<6} {self.name}{content}{time if self.state != 'reuse' else ''}"
@@ -83,11 +83,11 @@ class Planner:
     """Examines the stages of one recipe against one store.
 
     Attributes:
-        force: name of a stage that runs although its result is at hand.
-        strict_code: a result made by other code is not reused.
+        force: name of a node that runs although its result exists.
+        strict_code: do not reuse results of other versions of the code.
         remember: whether digests of outside files may be remembered in the store.
-        against_newest: reasons are told against the recipe's newest result of a stage, not against the nearest of all runs.
-        most_bytes: outside files larger than this are not read, if their digest is not remembered: an error says so.
+        against_newest: compare with the recipe's newest result of a node, not with the most similar of all runs.
+        most_bytes: outside files larger than this are not read if their digest is not remembered; that is an error.
     """
 
     recipe: Recipe
@@ -146,7 +146,7 @@ class Planner:
         return Step(node, "run", externals, inputs, key, None, reasons, notes, nearest.seconds if nearest else None)
 
     def externals(self, node: Node, *, again: bool = False) -> Externals:
-        """What a stage takes from outside; looked up once, unless asked again."""
+        """The external inputs of a node; resolved once, unless `again`."""
         name = node.name
         if again or name not in self._externals:
             self._externals[name] = resolve(
@@ -170,7 +170,7 @@ class Planner:
                 yield f"{node.name}{_because(node.config, node.stage, kind)} makes {producers[0]} unnecessary"
 
     def code_changed(self, stage: Stage, record: Record) -> bool:
-        """Whether a run was made by other code than there is now."""
+        """Whether the stage's code has changed since a run."""
         return code_digest(stage.package, self._parsed) != record.code_digest
 
     def _nearest(self, node: Node, inputs: Mapping[str, InputEntry], externals: Externals) -> Record | None:
@@ -206,7 +206,7 @@ class Planner:
             yield from _differences(node, nearest, inputs, externals)
 
     def _unfinished(self, node: Node, key: str) -> list[str]:
-        """Work of killed runs: of this key, which is gone on with, and of other settings, which is not."""
+        """Notes on killed runs: work of this key is continued, work of other settings is not."""
         abandoned = 0
         for path in sorted(self.store.root.glob("work/*/scratch")):
             unfinished = attempt(self.store, path.parent.name)
@@ -217,7 +217,7 @@ class Planner:
                 and any(path.iterdir())
             ):
                 if path.parent.name == key:
-                    return ["goes on where it was interrupted"]
+                    return ["continues where it was interrupted"]
                 abandoned += 1
         return (
             [f"leaves {abandoned} unfinished run{'s' if abandoned > 1 else ''} of other settings: irpipe gc"] if abandoned else []
@@ -225,7 +225,7 @@ class Planner:
 
 
 def _because(config: Config, stage: Stage, kind: str) -> str:
-    """The setting, `.name`, that alone makes a stage read no artifact of a kind; nothing where several do together."""
+    """The setting, `.name`, that alone makes a stage read no artifact of a kind; empty where several settings do."""
     for name in given_names(config):
         if kind not in stage.kinds_read(default_config(type(config), **nested({name: value_of(config, name)}))):
             return f".{name}"
@@ -233,7 +233,7 @@ def _because(config: Config, stage: Stage, kind: str) -> str:
 
 
 def input_entry(node: Node, record: Record) -> InputEntry:
-    """What a run records of an input that a node made."""
+    """The entry of an input in a run's record."""
     return InputEntry(node.stage.name, node.name, record.key, record.content_id)
 
 

@@ -1,4 +1,4 @@
-"""Code of other packages that a run loads: which distribution, which version, which files."""
+"""Code of other packages that a run loads: distribution, version and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OURS = "irpipe"  # our own code counts by the versions of stages
 
 
 def with_plugins(stage: Stage, config: Config, folders: Sequence[Path], externals: Externals) -> Externals:
-    """What a stage takes from outside, and with it the code of other packages that its work loads.
+    """The external inputs of a stage, with the code of other packages that it loads.
 
     Args:
         folders: of the artifacts that it reads.

@@ -1,4 +1,4 @@
-"""What a person or a program sees of a run: bars and lines on stderr, or one JSON event a line on stdout."""
+"""Output of a run: bars and lines on stderr, or one JSON event per line on stdout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
-_LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, tells how far it is
+_LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, reports its progress
 
 
 class Progress(Protocol):
@@ -20,7 +20,7 @@ class Progress(Protocol):
 
 
 class Watcher:
-    """Somebody who watches a run. This one looks away (``--quiet``); the others override what they show."""
+    """Receives a run's output. This one ignores it (``--quiet``); the others override what they show."""
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened: a plan was made, a stage was reused, started, ended."""
@@ -80,7 +80,7 @@ class TerminalWatcher(Watcher):
         from rich.text import Text
 
         class BarsWithNote(Bars):
-            """A note has a line of its own: beside a bar it would leave the bar no room."""
+            """A note has its own line: beside a bar it would leave no room for the bar."""
 
             note = ""
 
@@ -109,7 +109,7 @@ class _Bar:
 
 
 class JsonWatcher(Watcher):
-    """One JSON object a line on stdout, for programs; on the stdout of the start, whatever is redirected later."""
+    """One JSON object per line on stdout, for programs; on the stdout at the start, whatever is redirected later."""
 
     def __init__(self) -> None:
         self._stream = sys.stdout
@@ -156,12 +156,12 @@ def duration(seconds: float) -> str:
 
 
 def local_time(moment: str) -> str:
-    """A moment in UTC, as records have it, by the clock on the wall: ``2026-11-21 17:45``."""
+    """A time in UTC, as in records, in local time: ``2026-11-21 17:45``."""
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def size(count: int) -> str:
-    """Bytes as people read them: ``950 B``, ``1.4 MB``."""
+    """Bytes in a readable unit: ``950 B``, ``1.4 MB``."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -171,14 +171,14 @@ def size(count: int) -> str:
 
 
 def portion(done: int, total: int | None, unit: str) -> str:
-    """``578 of 1,318 images``, or ``578 images`` where nobody knows of how many."""
+    """``578 of 1,318 images``, or ``578 images`` where the total is not known."""
     if total is None:
         return amount(done, unit)
     return f"{size(done) if unit == 'bytes' else format(done, ',')} of {amount(total, unit)}"
 
 
 def amount(count: float, unit: str) -> str:
-    """``1,200 prompts``; bytes as people read them."""
+    """``1,200 prompts``; bytes in a readable unit."""
     if unit == "bytes":
         return size(round(count))
     return f"{count:,.1f} {unit}" if count < 100 and count != int(count) else f"{count:,.0f} {unit}"

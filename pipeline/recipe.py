@@ -1,4 +1,4 @@
-"""Nodes of a recipe: stages under names, with typed settings, and which node makes what another reads."""
+"""Nodes of a recipe: stages under names, with typed settings and wiring."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Node:
 
     Attributes:
         upstream: the node behind each input: by kind, or by ``kind[node]`` where it reads several of a kind.
-        knows_truth: whether it, or anything upstream, is the truth that no trained stage may see.
+        knows_truth: whether it, or an ancestor, holds ground truth, which only evaluation stages may read.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Recipe:
             raise RecipeError("\n".join(_explain(name, stage.config, item) for item in error.errors())) from None
 
     def idle(self, name: str) -> list[str]:
-        """Settings that stand aside because others leave them without effect: those of a node that this one is like, and
+        """Inherited settings that are left out because other settings leave them without effect: those of `like` nodes, and
         those of the recipe beside a --set for the same node."""
         overridden = {field_of(override) for override in self.overridden if node_of(override) == name}
         firm = overridden or set(_flattened(self.tables[name], self.stages[name]))
@@ -115,10 +115,13 @@ class Recipe:
         """The target and everything upstream of it, each after what it reads.
 
         Raises:
-            RecipeError: the recipe lacks a node, has two for one kind, or runs in a circle.
+            RecipeError: the recipe lacks a node, has two for one kind, or has a cycle.
         """
         if target in self.grids:
-            raise RecipeError(f"{target} is a grid of {len(self.grids[target])} nodes", fix=f"run {self.grids[target][0]!r}, say")
+            raise RecipeError(
+                f"{target} is a grid of {len(self.grids[target])} nodes",
+                fix=f"run one of them, such as {self.grids[target][0]!r}",
+            )
         if target not in self.tables:
             fix = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", fix=fix)
@@ -147,12 +150,12 @@ class Recipe:
         """The nodes that a node is like, the nearest first.
 
         Raises:
-            RecipeError: they run in a circle.
+            RecipeError: they have a cycle.
         """
         path = [name]
         while (like := self._like(path[-1])) is not None:
             if like in path:
-                raise RecipeError(f"the recipe {self.name!r} runs in a circle: {f' is {LIKE} '.join((*path, like))}")
+                raise RecipeError(f"the recipe {self.name!r} has a cycle: {f' is {LIKE} '.join((*path, like))}")
             path.append(like)
             yield like
 
@@ -196,7 +199,7 @@ class Recipe:
     def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...]) -> None:
         """Add a node after those it reads."""
         if name in path:
-            raise RecipeError(f"the recipe {self.name!r} runs in a circle: {' -> '.join((*path, name))}")
+            raise RecipeError(f"the recipe {self.name!r} has a cycle: {' -> '.join((*path, name))}")
         if name in nodes:
             return
         stage, config = self.stages[name], self.config(name)
@@ -219,8 +222,8 @@ class Recipe:
         truths = [producer for producer in upstream.values() if nodes[producer].knows_truth]
         if truths and not stage.evaluation:
             raise RecipeError(
-                f"{name} may not read {truths[0]}, which holds or judges by the truth: only evaluations may",
-                fix=f"let {name} read another node, or declare it with evaluation=True if it trains and selects nothing",
+                f"{name} may not read {truths[0]}, which holds or uses ground truth: only evaluation stages may",
+                fix=f"let {name} read another node, or declare it with evaluation=True if it neither trains nor selects",
             )
         nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(truths))
 
@@ -255,7 +258,7 @@ class Recipe:
         return chosen
 
     def _check_wiring(self, name: str, kinds: Iterable[str]) -> None:
-        """What a node's own table names under `reads` must be what it reads; what it is like may read more."""
+        """The kinds under `reads` in a node's own table must be kinds that it reads; those of its `like` node may be more."""
         own = self.tables[name].get(WIRING, {})
         for kind in own if isinstance(own, Mapping) else ():
             if kind not in kinds:
@@ -275,7 +278,7 @@ def _flattened(table: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def _instead(stage: Stage, kind: str) -> str | None:
-    """The setting that makes a stage read something of somebody's instead of a kind of artifact, if it has one."""
+    """The option that gives a stage a file instead of an artifact of a kind, if it has one."""
     for name in hashed_names(default_config(stage.config), ("external", "model")):
         if kind not in stage.kinds_read(default_config(stage.config, **nested({name: Path("FILE")}))):
             return f"--set {stage.name}.{name}=FILE"
@@ -289,7 +292,7 @@ def _table_for(kind: str) -> str | None:
             if find_stage(name).writes == kind:
                 return f"add a table [{name}] to {RECIPE_FILE}"
         except (RecipeError, StageError):
-            continue  # another package's broken stage is no help
+            continue  # another package's broken stage cannot help
     return None
 
 
@@ -306,7 +309,7 @@ def _ancestors(names: Iterable[str], nodes: Mapping[str, Node]) -> set[str]:
 
 
 def _explain(node: str, config: type[Config], error: Any) -> str:
-    """One of pydantic's errors, in words of the recipe."""
+    """One of pydantic's errors as a message about the recipe."""
     name = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
     where = f"{node}.{name}" if name else node
     if error["type"] == "extra_forbidden":

@@ -80,7 +80,7 @@ class Runner:
         """Make the target, running what is missing upstream and reusing the rest.
 
         Args:
-            only: run nothing but the target; what it reads must be at hand.
+            only: run nothing but the target; the artifacts that it reads must exist.
 
         Raises:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
@@ -88,17 +88,17 @@ class Runner:
         entries: dict[str, InputEntry] = {}
         if count() > 1:
             self._refuse_alone(target)
-        set_threads()  # before any library that computes is loaded
+        set_threads()  # before numpy or torch is loaded
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
             for node in chain:
-                self._refuse_truth(node)  # what is missing outside, or forbidden, is missed now, not after hours
+                self._refuse_truth(node)  # missing or forbidden files are errors now, not after hours
             self._tell_plan(self.planner.plan(target))
             for node in chain:
                 step = self.planner.examine(node, entries)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
-                        f"{target} reads {step.name}, which is not at hand: {'; '.join(step.reasons)}",
+                        f"{target} reads {step.name}, which does not exist yet: {'; '.join(step.reasons)}",
                         fix=f"irpipe run {step.name}, or leave out --only",
                     )
                 record = self._reuse(step) if step.record else self._make(step)
@@ -116,7 +116,7 @@ class Runner:
         return record
 
     def _tell_plan(self, steps: Sequence[Step]) -> None:
-        """What will be reused, and what runs, why, and how long it took before."""
+        """Say which stages are reused, and which run, why, and how long they took before."""
         watcher = self.planner.watcher
         watcher.event("plan", steps=[step.as_json for step in steps])
         due = [step for step in steps if step.state != "reuse"]
@@ -131,17 +131,17 @@ class Runner:
                 watcher.say(f"  {line}")
 
     def _refuse_truth(self, node: Node) -> None:
-        """No setting may name an artifact that holds or judges by the truth, unless the stage is an evaluation.
+        """No setting may name an artifact with ground truth, unless the stage is an evaluation.
 
         Raises:
-            RecipeError: one does. What a recipe's own stages read is refused by the recipe.
+            RecipeError: one does. The wiring of the recipe's own nodes is checked by the recipe.
         """
         entries = self.planner.externals(node).entries
         for name, entry in entries.items():
             if entry["artifacts"] and not node.stage.evaluation:
                 stages = stages_behind(self.store, entry["artifacts"]) & set(registered())
                 if any(find_stage(stage).truth for stage in stages):
-                    raise RecipeError(f"{node.name}.{name} may not be made from the truth: only evaluations may read it")
+                    raise RecipeError(f"{node.name}.{name} may not be made from ground truth: only evaluation stages may read it")
 
     def _reuse(self, step: Step) -> Record:
         record = step.record
@@ -164,7 +164,7 @@ class Runner:
             return self._run(step, key)
 
     def _finished(self, step: Step, key: str) -> Record | None:
-        """What another process made meanwhile, or a killed one had finished, unless it is to be made anew."""
+        """The result that another process made meanwhile, or that a killed one had finished; None with `force`."""
         if self.planner.force == step.name:
             return None
         record = recover(self.store, key) or self.store.lookup(key)
@@ -173,7 +173,7 @@ class Runner:
         return record
 
     def _clear_work(self, node: str, key: str) -> None:
-        """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
+        """Remove finished work: of this key, if a kill came after publishing, and of failed runs that kept nothing."""
         for work in self.store.root.glob("work/*"):
             unfinished = attempt(self.store, work.name)
             published = work.name == key or (unfinished is None and self.store.record(work.name) is not None)
@@ -238,15 +238,15 @@ class Runner:
         return record
 
     def _keep_error(self, path: Path, state: dict[str, object], error: BaseException) -> None:
-        """Leave the reason beside the kept work, for `irpipe status`."""
+        """Write the error beside the kept work, for `irpipe status`."""
         if path.parent.exists():
             try:
                 write_durably(path, to_json({**state, "error": error_line(error)}))
             except OSError:
-                self.planner.watcher.say("  the reason could not be written beside the kept work")
+                self.planner.watcher.say("  the error could not be written beside the kept work")
 
     def _say_how_to_go_on(self, step: Step, key: str, watcher: Journal, error: BaseException, seconds: float) -> None:
-        """Where the work is kept, and the command that goes on with it."""
+        """Say where the work is kept, and the command that continues it."""
         watcher.keep("failed", stage=step.name, error=error_line(error))
         scratch = self.store.work_path(key) / "scratch"
         work = (
@@ -256,7 +256,7 @@ class Runner:
         watcher.say(f"  log: irpipe log {step.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 
     def _check_unchanged(self, step: Step) -> None:
-        """A file from outside that changed while it was read would give an artifact under a wrong key."""
+        """A file from outside that changed during the run would give an artifact under a wrong key."""
         now = self.planner.externals(step.node, again=True).digests
         if any(step.externals.digests[name] != value for name, value in now.items()):
             raise InputError(f"a file that {step.name} reads changed while it ran", fix="run the same command again")
@@ -295,7 +295,7 @@ def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
 
 
 def error_line(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """An error in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""How every stage of a recipe stands: made, out of date and why, being made and how far, failed and with what error."""
+"""The state of every stage of a recipe: done, out of date and why, running and its progress, failed and the error."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Standing:
     """One node of a recipe.
 
     Attributes:
-        state: done: as irpipe.toml stands, its result is at hand. stale: there is a result of other settings or inputs. lost:
+        state: done: the result under the present irpipe.toml exists. stale: there is a result of other settings or inputs. lost:
             its result is no longer in the store. cannot run: its settings or what it reads are wrong. unread: it reads large
             files that no run has read as they are now.
         why: the reasons for that, or the error.
-        record: the run whose result is at hand, else its newest one, whatever the settings.
-        process: the process that runs it; progress: how far that is, as the log has it.
+        record: the run whose result exists, else the newest one, whatever its settings.
+        process: the process that runs it; progress: the last progress in its log.
     """
 
     node: str
@@ -42,7 +42,7 @@ class Standing:
 def survey(planner: Planner) -> list[Standing]:
     """Every stage of the recipe, in its order. Writes nothing, and reads no large file.
 
-    Cost: a few look-ups a stage, however many runs there are.
+    Cost: a few look-ups per stage, whatever the number of runs.
     """
     planner = Planner(planner.recipe, planner.store, planner.watcher, most_bytes=MOST_BYTES, against_newest=True)
     steps, errors = _steps(planner)
@@ -51,7 +51,7 @@ def survey(planner: Planner) -> list[Standing]:
 
 
 def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
-    """The plan of every stage that has one, and what is wrong with the others."""
+    """The plan of every stage that has one, and the errors of the others."""
     steps: dict[str, Step] = {}
     errors: dict[str, IrpipeError] = {}
     entries: dict[str, InputEntry] = {}

@@ -1,4 +1,4 @@
-"""Values from data as people read them: nothing in them is obeyed by a terminal or reorders a page."""
+"""Values from data as safe text: no control characters, nothing that reorders text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _visible_letter(letter: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure: four digits, thousands apart; of a mapping or list each one."""
+    """A number with four digits and separated thousands; of a mapping or list each value."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Are the store's bytes what its manifests say, and does running again give them again?"""
+"""Verification: hash the store again, and repeat runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from irpipe.pipeline.store import Store
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not what its name says, the stages whose result it was, and the first thing wrong with it."""
+    """A damaged object or record: its name, the stages that made it, and its first fault."""
 
     name: str
     stages: tuple[str, ...]
@@ -29,7 +29,7 @@ class Fault:
 
 
 def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
-    """Hash every object again and read every record. What is damaged is moved aside; the next run makes it again.
+    """Hash every object again and read every record. Damaged ones are moved aside; the next run makes them again.
 
     Returns:
         how many objects were checked, and the faults.
@@ -59,17 +59,17 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came out when a run was done again with its own settings and inputs."""
+    """The result of repeating a run with its own settings and inputs."""
 
     stage: str
     before: str
     after: str | None
     determinism: str
-    problem: str | None  # why it could not be done again
+    problem: str | None  # why it could not be repeated
 
     @property
     def differs(self) -> bool:
-        """Whether it came out otherwise although it must not."""
+        """Whether the result differs although the stage is bitwise."""
         return self.after != self.before and self.determinism == "bitwise"
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Rerun:
 
 
 def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
-    """Do a run again, beside the store's objects, and hash what comes out.
+    """Repeat a run outside the store's objects, and hash its result.
 
     Args:
         root: the folder that outside files are relative to.
