@@ -275,7 +275,7 @@ def test_quiet_prints_the_path_only(project, shouting):
 def test_sql_prints_json_that_others_read(project, shouting):
     project.last("word")
     assert project.rows("SELECT ['nan'::DOUBLE, 1] AS x") == [{"x": [None, 1.0]}]
-    assert "two columns have one name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
+    assert "two columns have the same name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
     assert "Catalog Error" in project("sql", "SELECT * FROM nothing", status=2).err
     secret = project.root / "out.csv"
     assert "is not a single query" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
