@@ -65,10 +65,10 @@ def on_hub(card: GeneratorCard) -> bool:
 
 def summary(card: GeneratorCard, folder: str) -> str:
     """What it is, and how to load it."""
-    what = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "low-rank additions (LoRA) to its UNet"
+    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "low-rank additions (LoRA) to its UNet"
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
-        f"A text-to-image generator tuned to human preference: {what}.",
+        f"A text-to-image generator tuned to human preference: {contents}.",
         fenced("python", "\n".join(["import torch", "from diffusers import DiffusionPipeline", *loading(card, folder)])),
     ).rstrip()
 
@@ -96,17 +96,17 @@ def loading(card: GeneratorCard, folder: str) -> list[str]:
 
 def tuned(card: GeneratorCard, record: Record) -> str:
     """Base, method, steps, the stop rule's verdict, and what to give as negative prompt."""
-    noted = record.metrics.get("noted")  # under on_trip = "note" it is told and goes on
-    verdict = f"noted, and was told to go on: {plain('; '.join(noted))}" if noted else "found nothing"
+    warnings = record.metrics.get("noted")  # under on_trip = "note" it is told and goes on
+    verdict = f"noted, and was told to go on: {plain('; '.join(warnings))}" if warnings else "found nothing"
     verdict = f"stopped it: {plain(card.stopped_for)}" if card.stopped_for else verdict
-    nothing = "no look was better than the first: these are the base's own weights" if not card.kept_step else ""
+    base_note = "no look was better than the first: these are the base's own weights" if not card.kept_step else ""
     rows = [
         ("base", code(card.base)),
         ("its revision, or the digest of its folder", code(card.revision)),
         ("method", code(card.stage)),
         ("what was trained", "the UNet" if card.trained == "unet" else "low-rank additions to the UNet"),
         ("steps done", f"{card.steps:,}"),
-        ("weights of step", f"{card.kept_step:,}{f' ({nothing})' if nothing else ''}"),
+        ("weights of step", f"{card.kept_step:,}{f' ({base_note})' if base_note else ''}"),
         ("the stop rule", verdict),
         *([("give as negative prompt", code(card.negative_prompt))] if card.negative_prompt else []),
         *((f"trained on {plain(kind)}", code(content)) for kind, content in card.trained_on.items()),
@@ -116,9 +116,9 @@ def tuned(card: GeneratorCard, record: Record) -> str:
 
 def monitors(artifact: Artifact, card: GeneratorCard) -> str:
     """What held-out prompts and real pairs said before the first step and of the weights that were kept."""
-    looks = MONITORS.read(artifact.table(MONITORS.name)).to_pylist() if MONITORS.name in artifact.manifest.tables else []
-    before = {row["measure"]: row for row in looks if row["step"] == 0}
-    after = {row["measure"]: row for row in looks if row["step"] == card.kept_step}
+    evaluations = MONITORS.read(artifact.table(MONITORS.name)).to_pylist() if MONITORS.name in artifact.manifest.tables else []
+    before = {row["measure"]: row for row in evaluations if row["step"] == 0}
+    after = {row["measure"]: row for row in evaluations if row["step"] == card.kept_step}
     rows = [
         (code(name), _figure(before[name]["value"]), _figure(row["value"]), _figure(row["error"]))
         for name, row in after.items()
@@ -141,4 +141,4 @@ def _figure(value: float | None) -> str:
 
 def pictures(folder: Path) -> str:
     """The drawings that are there."""
-    return joined(*(f"![{what}]({name})" for name, what in _PICTURES.items() if (folder / name).is_file())).rstrip()
+    return joined(*(f"![{caption}]({name})" for name, caption in _PICTURES.items() if (folder / name).is_file())).rstrip()
