@@ -141,7 +141,7 @@ def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
     state = row["state"]
     if row["process"]:
         far = row["progress"]
-        told = tick_line(far["what"], far["done"], far["total"], far["unit"], far["seconds"], far["note"]) if far else ""
+        told = tick_line(**{name: value for name, value in far.items() if name not in ("time", "event")}) if far else ""
         state = f"running (process {row['process']}){f': {told}' if told else ''}"
     elif row["why"] and row["why"] != [state]:
         state = f"{state}: {'; '.join(row['why'])}"

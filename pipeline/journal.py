@@ -42,9 +42,10 @@ class Journal(Watcher):
         with self._watcher.progress(what, total, unit) as shown, super().progress(what, total, unit) as written:
             yield _Both(shown, written)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
         """Work goes on: written only; the one who watches has a bar of his own."""
-        self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note)
+        earlier = {"resumed": resumed} if resumed else {}
+        self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note, **earlier)
 
     def keep(self, event: str, **fields: Any) -> None:
         """Something is written only: whoever watches learns it otherwise."""
@@ -84,6 +85,15 @@ class _Both:
     def advance(self, amount: int, note: str = "") -> None:
         self._shown.advance(amount, note)
         self._written.advance(amount, note)
+
+    def resume(self, amount: int) -> None:
+        self._shown.resume(amount)
+        self._written.resume(amount)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        with self._shown.aside(), self._written.aside():
+            yield
 
 
 def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -132,7 +142,7 @@ def as_line(told: dict[str, Any]) -> str:
         case "message":
             text = str(told["text"]).strip()
         case "progress":
-            text = tick_line(told["what"], told["done"], told["total"], told["unit"], told["seconds"], told.get("note", ""))
+            text = tick_line(**{"note": "", **fields})
         case "started":
             text = f"started, since {'; '.join(told['reasons'])}, by process {told['pid']}: {' '.join(told['command'])}"
         case "ended":

@@ -69,11 +69,12 @@ def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, A
     expanded: dict[str, dict[str, Any]] = {}
     grids: dict[str, list[str]] = {}
     for name, table in tables.items():
-        axes = table.get(GRID)
-        if axes is None:
+        grid = table.get(GRID)
+        if grid is None:
             expanded[name] = table
             continue
-        if not isinstance(axes, dict) or not axes or not all(isinstance(values, list) and values for values in axes.values()):
+        axes = _axes(grid)
+        if not axes or not all(isinstance(values, list) and values for values in axes.values()):
             raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
         grids[name] = []
         for point in product(*axes.values()):
@@ -84,6 +85,14 @@ def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, A
             if LIKE not in table:
                 expanded[node].setdefault(STAGE, name)
     return expanded, grids
+
+
+def _axes(grid: Any) -> dict[str, Any]:
+    """The lists of a grid by setting, those of groups by ``group.setting``."""
+    axes: dict[str, Any] = {}
+    for name, values in grid.items() if isinstance(grid, dict) else ():
+        axes |= {f"{name}.{inner}": value for inner, value in values.items()} if isinstance(values, dict) else {name: values}
+    return axes
 
 
 def _with(table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

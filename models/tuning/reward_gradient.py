@@ -1,0 +1,87 @@
+"""Gradient of the reward with respect to predicted clean latents: decode, preprocess, score, backpropagate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.tuning.denoiser import Denoiser, drawn
+from irpipe.pipeline.errors import TrainingError
+
+Phi = Literal["margin", "linear"]
+
+
+def reward_loss(rewards: Tensor, phi: Phi, margin: float) -> Tensor:
+    """The loss of each normalised reward r, (n,) to (n,). margin: relu(margin - r), as released. linear: -r."""
+    return torch.relu(margin - rewards) if phi == "margin" else -rewards
+
+
+@dataclass(frozen=True)
+class RewardGradient:
+    """Of some samples: rewards and losses (n,), and the losses' gradients with respect to predicted x0, (n, c, h, w)."""
+
+    rewards: Tensor
+    losses: Tensor
+    gradients: Tensor
+    blackened: list[bool]
+
+    @property
+    def norms(self) -> Tensor:
+        """(n,) of the gradients."""
+        return self.gradients.flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class RewardGradients:
+    """Computes reward gradients. Decoder and reward model are frozen and in evaluation mode.
+
+    Attributes:
+        noise_samples: the reward is the mean over so many noisy copies of an image, of standard deviation `noise_std`; 0: of the
+            image itself.
+    """
+
+    model: ImageReward
+    denoiser: Denoiser
+    phi: Phi
+    margin: float
+    noise_samples: int
+    noise_std: float
+
+    def at(self, x0: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> RewardGradient:
+        """Gradients at predicted x0 (n, c, h, w) for their prompts' tokens (n, l); seeds (n,) are of the noisy copies.
+
+        Raises:
+            TrainingError: no gradient comes back.
+        """
+        latents = x0.detach().requires_grad_(True)
+        with torch.autocast(latents.device.type, enabled=False):
+            pictures = self.denoiser.decode(latents)
+            rewards = self._rewards(pictures, ids, mask, seeds)
+            losses = reward_loss(rewards, self.phi, self.margin)
+        if not losses.requires_grad:
+            raise no_gradient("the reward model or the decoder blocks it")
+        (gradients,) = torch.autograd.grad(losses.sum(), latents)
+        return RewardGradient(rewards.detach(), losses.detach(), gradients, self.denoiser.blackened(pictures))
+
+    def _rewards(self, pictures: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(n,) of pictures (n, 3, H, W) from 0 to 1."""
+        if not self.noise_samples:
+            return self.model(self.model.preprocess(pictures), ids, mask, normalize=True).float()
+        noise = drawn((self.noise_samples, *pictures.shape[1:]), seeds, pictures.device)
+        noisy = (pictures[:, None] + self.noise_std * noise).flatten(0, 1)
+        repeated = (value.repeat_interleave(self.noise_samples, dim=0) for value in (ids, mask))
+        scores: Tensor = self.model(self.model.preprocess(noisy), *repeated, normalize=True)
+        return scores.float().view(-1, self.noise_samples).mean(dim=1)
+
+
+def no_gradient(why: str) -> TrainingError:
+    """The error of a reward that does not reach what is trained."""
+    return TrainingError(
+        f"no gradient of the reward reaches the trained weights: {why}",
+        fix="another reward model: irpipe run train-rm; or training.dtype=float32",
+    )
