@@ -274,7 +274,8 @@ def newest(store: Store, stage: str) -> Artifact:
 def best_of(folder: Path, reward: Path, base: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Rows of best-of-n by the same reward model, for each of the first images."""
     from irpipe.models.imagereward import ImageReward
-    from irpipe.models.scorers import RewardModelScorer, judge_pictures
+    from irpipe.models.scorers.base import score_pictures
+    from irpipe.models.scorers.reward import RewardModelScorer
 
     store = Store(folder / "artifacts")
     with np.load(folder / "judged" / "pool.npz") as pool:
@@ -283,7 +284,7 @@ def best_of(folder: Path, reward: Path, base: NDArray[np.float64]) -> list[dict[
 
     judge = RewardModelScorer(ImageReward.from_pretrained(reward), "cpu", torch.float32)
     texts = [text for _, text in test_prompts(store) for _ in range(worth.shape[1])]
-    scores = judge_pictures(judge, texts, list(pictures.reshape(-1, 32, 32, 3))).reshape(worth.shape[:2])
+    scores = score_pictures(judge, texts, list(pictures.reshape(-1, 32, 32, 3))).reshape(worth.shape[:2])
     rows = []
     for n in (2, 4):
         found = np.empty_like(base)

@@ -80,7 +80,7 @@ def _plain(_: Path) -> tuple[float, dict[str, float]]:
         timestep = scheduler.timesteps[late]
         clean = scheduler.step(unet(latents, timestep, states).sample, timestep, latents).pred_original_sample
         images = (vae.decode(clean / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
-        scores = reward(reward.preprocess(images), *reward.tokenise(texts), normalize=True)
+        scores = reward.card.normalised(reward(reward.preprocess(images), reward.encode_texts(texts)))
         (torch.relu(2 - scores).mean() * 1e-3).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         adam.step()
@@ -107,7 +107,7 @@ def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
         denoiser,
         denoiser.course(config.num_steps, "ddpm"),
         denoiser.encode(PROMPTS),
-        reward.tokenise(PROMPTS),
+        reward.encode_texts(PROMPTS),
         RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0),
         Accelerator(cpu=True),
         Context(folder, Watcher().progress, print, {}),

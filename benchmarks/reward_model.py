@@ -37,8 +37,8 @@ from irpipe.models.imagereward import (
 )
 from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
+from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers import RewardModelScorer, squares
-from irpipe.models.starts import start
 from irpipe.models.training import make_accelerator
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
 
 
 def micro_model() -> ImageReward:
-    return start(Model("micro-blip", "0" * 40, shipped_folder("micro-blip")), "auto", 0)[0]
+    return init_reward_model(Model("micro-blip", "0" * 40, shipped_folder("micro-blip")), "auto", 0)[0]
 
 
 def random_model(vision: Mapping[str, Any], text: Mapping[str, Any]) -> ImageReward:

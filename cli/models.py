@@ -12,47 +12,55 @@ from irpipe.cli.common import JsonOption, find, print_json, print_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from irpipe.pipeline.stage import Model
+
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="A folder that train-rm wrote, a published ImageReward.pt, an artifact's id, or train-rm.",
-        ),
-    ],
     prompt: Annotated[
         list[str], typer.Option("--prompt", metavar="TEXT", help="What the images should show. May be given often.")
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The scorer's model: a folder, a published ImageReward.pt, a shipped model's name, hub-id@revision, or of reward"
+            " models also an artifact's id or a stage such as train-rm.",
+        ),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer", metavar="NAME", help="Who scores: reward-model, clip, blip, aesthetic, or what a package declares."
+        ),
+    ] = "reward-model",
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Score images for a prompt with a reward model: higher is better; scores of different prompts do not compare.
+    """Score images for a prompt with a reward model, or another scorer: higher is better; scores of different prompts do not
+    compare.
 
     Example: irpipe score --model train-rm --prompt "a red circle" images/ --json
     """
     from irpipe.pipeline.errors import ModelError
 
     try:
-        from irpipe.models.imagereward import ImageReward
-        from irpipe.models.loading import device_errors, pick_device
+        from irpipe.models.scorers.base import score_pictures  # noqa: F401 # whether the extra is installed
     except ModuleNotFoundError as error:
         raise ModelError(f"scoring needs the package {error.name}", fix="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
-    judge = ImageReward.from_pretrained(locate(model))
-    with device_errors(pick_device(device)):
-        judge.to(pick_device(device))
+    judge = open_scorer(scorer, model, device)
     rows = [row for text in prompt for row in scored(judge, text, files)]
     if json_:
         card = judge.card
-        print_json(
-            {"scores": rows, "mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning}
+        meaning = (
+            {"mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning} if card else {}
         )
+        print_json({"scorer": scorer, "scores": rows, **meaning})
         return
     print_table(
         ("rank", "score", "raw", "image", "prompt"),
@@ -63,13 +71,43 @@ def score(
     )
 
 
-def locate(model: str) -> Path:
-    """The files of a model that a person names by a path, an id or a stage."""
+def open_scorer(name: str, model: str | None, device: str) -> Any:
+    """A scorer with the model that a person names.
+
+    Raises:
+        ModelError: it needs a model, and none was named.
+    """
+    from irpipe.models.loading import files_of
+    from irpipe.models.plugins import OWN_SCORERS
+    from irpipe.models.reward import load_reward_model
+    from irpipe.models.scorers.make import REWARD_MODEL, make_scorers
+    from irpipe.pipeline.errors import ModelError
+
+    if model is None and name in OWN_SCORERS:
+        raise ModelError(f"the scorer {name} needs a model", fix="--model FOLDER")
+    named = [locate(model)] if model is not None else []
+    rewards = {REWARD_MODEL: load_reward_model(files_of(named[0]))} if name == REWARD_MODEL else {}
+    models = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), named)
+    return make_scorers([name], models, rewards, device=device, dtype="float32", seed=0)[name]
+
+
+def locate(model: str) -> Model:
+    """A model that a person names: by a path, a shipped name, a hub id with its revision, an artifact's id or a node."""
+    from irpipe.pipeline.external import shipped_folder, shipped_models
+    from irpipe.pipeline.stage import Model
+
     path = Path(model)
-    if path.exists() or "/" in model:
-        return path
+    if path.exists():
+        return Model(model, "", path)
+    if model in shipped_models():
+        return Model(model, "", shipped_folder(model))
+    name, at, revision = model.partition("@")
+    if at:
+        return Model(name, revision, None)
+    if "/" in model:
+        return Model(model, "", path)  # a path that does not exist: whoever loads it says so
     _, store, record = find(model)
-    return store.object_path(record.content_id)
+    return Model(record.node, record.content_id, store.object_path(record.content_id))
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
@@ -94,7 +132,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def scored(judge: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, Any]]:
+def scored(scorer: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, Any]]:
     """Score, raw score and rank of every image for one prompt, in the order given.
 
     Raises:
@@ -102,33 +140,31 @@ def scored(judge: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, Any
     """
     import sys
 
+    import numpy as np
+
     from irpipe.models.pictures import decode
+    from irpipe.models.scorers.base import normalised_scores, score_pictures
     from irpipe.pipeline.errors import InputError
     from irpipe.pipeline.progress import watcher_for
 
-    scores: list[float] = []
+    raw: list[float] = []
     watcher = watcher_for(json_lines=False, quiet=not sys.stderr.isatty())
     with watcher.progress("scoring", len(files), "images") as bar:
         for start in range(0, len(files), 32):
             pictures = []
             for file in files[start : start + 32]:
                 try:
-                    pictures.append(decode(file.read_bytes()))
+                    pictures.append(np.asarray(decode(file.read_bytes()).convert("RGB")))
                 except InputError as error:
                     raise InputError(error.what, where=str(file)) from None
-            scores += judge.score(prompt, pictures)
+            raw += score_pictures(scorer, [prompt] * len(pictures), pictures).tolist()
             bar.advance(len(pictures))
-    order = sorted(range(len(files)), key=lambda place: -scores[place])
-    ranks = {place: rank for rank, place in enumerate(order, 1)}
+    scores = normalised_scores(scorer, np.array(raw)).tolist()
+    order = sorted(range(len(files)), key=lambda index: -scores[index])
+    ranks = {index: rank for rank, index in enumerate(order, 1)}
     return [
-        {
-            "image": str(file),
-            "prompt": prompt,
-            "score": scores[place],
-            "raw": scores[place] * judge.card.std + judge.card.mean,
-            "rank": ranks[place],
-        }
-        for place, file in enumerate(files)
+        {"image": str(file), "prompt": prompt, "score": scores[index], "raw": raw[index], "rank": ranks[index]}
+        for index, file in enumerate(files)
     ]
 
 

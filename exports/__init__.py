@@ -6,7 +6,7 @@ generator     a tuned generator as a folder for diffusers
 kinds         which artifact goes to what
 markup        text in Markdown, YAML, TOML and shell, whatever is in it
 reproduction  the recipe under which a run comes out again
-reward_model  a reward model as a folder for `ImageReward.from_pretrained`
+reward_model  a reward model as a folder for `load_reward_model`
 weights       copying weights, never pickled ones
 """
 

@@ -1,4 +1,4 @@
-"""A reward model as a folder for `ImageReward.from_pretrained`, and a model card."""
+"""A reward model as a folder for `load_reward_model`, and a model card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from irpipe.exports.cards import Origin, figures, write_card
 from irpipe.exports.kinds import is_reward_model, kind_of, refuse
 from irpipe.exports.markup import code, fenced, joined, plain, table
 from irpipe.exports.weights import copy_weights
+from irpipe.models.plugins import format_of
 from irpipe.pipeline.export import new_folder, write_lineage
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Artifact, Store
@@ -29,7 +30,7 @@ def export_reward_model(store: Store, record: Record, folder: Path) -> None:
     with new_folder(folder) as draft:
         copy_weights(artifact, draft, {name: name for name in files_of(artifact)})
         write_lineage(store, record, draft)
-        parts = (summary(folder.name), scores(card), training(card), curves(draft))
+        parts = (summary(folder.name, format_of(artifact.path)), scores(card), training(card), curves(draft))
         write_card(
             draft,
             {"library_name": "irpipe", "tags": ["irpipe", "reward-model", "human-preference"]},
@@ -44,29 +45,32 @@ def files_of(artifact: Artifact) -> list[str]:
     return [name for name in names if "/" not in name and not name.endswith(".parquet")]
 
 
-def summary(folder: str) -> str:
+def summary(folder: str, format_name: str | None) -> str:
     """What it is, and how to load it."""
     lines = [
-        "from irpipe.models.imagereward import ImageReward",
+        "from irpipe.models.reward import load_reward_model",
+        "from irpipe.models.scorers.base import score_pictures",
+        "from irpipe.models.scorers.reward import RewardModelScorer",
         "",
-        f"model = ImageReward.from_pretrained({folder!a})",
-        "# higher is better: scores of PIL images for one prompt",
-        'scores = model.score("a prompt", images)',
+        f'scorer = RewardModelScorer(load_reward_model({folder!a}), "cpu", torch.float32)',
+        "# higher is better: scores of images (height, width, 3) uint8, each for its prompt",
+        'scores = score_pictures(scorer, ["a prompt"] * len(images), images, normalised=True)',
     ]
     return joined(
         "# A reward model of human preference",
-        "It scores how well people would like an image for a prompt (ImageReward, arXiv 2304.05977).",
-        fenced("python", "\n".join(lines)),
+        f"It scores how well people would like an image for a prompt. Its format is {code(format_name or 'unknown')}.",
+        fenced("python", "\n".join(["import torch", "", *lines])),
+        fenced("sh", f'irpipe score --model {folder} --prompt "a prompt" images/'),
     ).rstrip()
 
 
 def scores(card: ScoreCard) -> str:
     """What a score means, and how it is normalised."""
+    difference = "Differences of raw scores are log odds that people prefer the one image to the other." if card.log_odds else ""
     return joined(
         "## What its scores mean",
         f"{plain(card.meaning[:1].upper() + card.meaning[1:])}. A score is the raw one less the mean, {card.mean:.6g}, by the"
-        f" standard deviation, {card.std:.6g}, of raw scores over {plain(card.normalised_on)}. Differences of raw scores are log"
-        " odds that people prefer the one image to the other.",
+        f" standard deviation, {card.std:.6g}, of raw scores over {plain(card.normalised_on)}. {difference}",
     ).rstrip()
 
 

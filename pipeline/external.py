@@ -24,6 +24,7 @@ from irpipe.pipeline.store import Store
 
 MODELS = "irpipe.models"  # the entry-point group by which packages ship models: name = "package:folder.folder"
 
+_BESIDE_A_FILE = (".json", ".txt")  # tokenizers: a model that is one file counts with those that lie beside it
 _LFS_POINTER = b"version https://git-lfs"
 # A file changed twice within the clock's grain keeps its `stat`: what is younger than this is not remembered.
 _SETTLED_SECONDS = 2.0
@@ -97,6 +98,10 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
         _refuse_store(folder, value, store, where)
         digest_ = memory.digest(folder, where)
         return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
+    if value and folder.is_file():
+        beside = [path for path in sorted(folder.parent.iterdir()) if path.suffix in _BESIDE_A_FILE and path.is_file()]
+        digest_ = digest(["file", *([path.name, memory.digest(path, where)] for path in (folder, *beside))])
+        return Model(f"file:{digest_[:12]}", digest_, folder), digest_
     if value in shipped_models():
         folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
@@ -106,7 +111,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
         raise ModelError(
             f"{where} = {value!r} is neither a local folder, a shipped model, nor a hub id with a pinned revision"
             + (did_you_mean(value, shipped_models()) if "/" not in value else ""),
-            expected="name/model@<40 hex digits of a commit>, or a folder with the model's files",
+            expected="name/model@<40 hex digits of a commit>, or a folder or file with the weights",
             fix="take the commit from the model page's history, or give the folder that holds the weights",
         )
     return Model(name, revision, None), ["hub", name, revision]

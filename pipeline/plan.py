@@ -11,6 +11,7 @@ from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.external import Externals, resolve
 from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
+from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher, duration
 from irpipe.pipeline.recipe import Node, Recipe
 from irpipe.pipeline.settings import (
@@ -124,6 +125,8 @@ class Planner:
             reasons = list(_differences(node, near, inputs, externals)) if self.against_newest and near else []
             reasons.append(f"reads {' and '.join(missing)}, which must be made first")
             return Step(node, "wait", externals, inputs, None, None, reasons, notes, near.seconds if near else None)
+        folders = [self.store.object_path(entry.content_id) for entry in inputs.values()]
+        externals = with_plugins(stage, node.config, folders, externals)
         key = stage_key(
             stage.name,
             stage.version,

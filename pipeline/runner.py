@@ -253,7 +253,8 @@ class Runner:
 
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed while it was read would give an artifact under a wrong key."""
-        if self.planner.externals(step.node, again=True).digests != step.externals.digests:
+        now = self.planner.externals(step.node, again=True).digests
+        if any(step.externals.digests[name] != value for name, value in now.items()):
             raise InputError(f"a file that {step.name} reads changed while it ran", fix="run the same command again")
 
     def _record(self, step: Step, key: str, report: Report, started: str, clock: float, code: str, manifest: Manifest) -> Record:

@@ -50,9 +50,9 @@ class Model:
     """A model whose identity is known.
 
     Attributes:
-        name: its hub id, the name an installed package ships it by, or `folder:` and 12 digits of its content.
-        revision: the commit on the hub, or the digest of the folder.
-        folder: where its files lie; None while they are the hub's.
+        name: its hub id, the name an installed package ships it by, or `folder:` (`file:`) and 12 digits of its content.
+        revision: the commit on the hub, or the digest of the content.
+        folder: where its files lie, or the one file; None while they are the hub's.
     """
 
     name: str
@@ -128,6 +128,7 @@ def kind_in(slot: str) -> str:
 
 
 Determinism = Literal["bitwise", "numeric"]
+Plugins = Callable[[Any, Sequence[Path]], Mapping[str, Sequence[str]]]
 Reads = Sequence[str | Many] | Callable[[Any], Sequence[str | Many]]
 
 
@@ -143,6 +144,8 @@ class Stage:
         reads_if_upstream: kinds it reads only where another of its inputs was made from them.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
+        plugins: from its settings and the folders of what it reads (artifacts and models) to the names of the entry points, by
+            group, that its work loads. Those of other packages count towards the key, by version and files.
         writes: the kind of artifact it writes.
         determinism: ``bitwise`` if two runs on one machine give the same bytes, else ``numeric``; a function where that
             depends on its settings.
@@ -158,6 +161,7 @@ class Stage:
     reads_if_upstream: Sequence[str] = ()
     extra: str | None = None
     processes: bool = False
+    plugins: Plugins | None = None
     writes: str
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
     config: type[Config]

@@ -12,6 +12,7 @@ from irpipe.pipeline.commit import faults, set_aside
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError
 from irpipe.pipeline.external import resolve
 from irpipe.pipeline.manifest import Record, describe
+from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.settings import Config, nested
 from irpipe.pipeline.stage import Context, Inputs, Stage, find_stage
@@ -91,7 +92,8 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
     try:
         stage = find_stage(record.stage)
         config = _config_of(stage, record)
-        externals = resolve(stage.name, config, root, store, watcher, remember=False)
+        folders = [store.object_path(entry.content_id) for entry in record.inputs.values()]
+        externals = with_plugins(stage, config, folders, resolve(stage.name, config, root, store, watcher, remember=False))
         changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
         if changed:
             raise InputError(f"{record.external[changed[0]]['given']} is not what it was")

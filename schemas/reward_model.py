@@ -1,4 +1,4 @@
-"""A trained reward model: the files of `irpipe.models.imagereward`, and the pairs that could not be trained on."""
+"""A trained reward model: the files of `irpipe.models.reward`, and the pairs that could not be trained on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ScoreCard:
         normalised_on: which images those are.
         trained_on: content ids, splits, tie policy and label source of the training data.
         metrics: figures of the training.
+        log_odds: whether differences of raw scores are log odds of preference, as a training on pairs makes them.
     """
 
     mean: float
@@ -34,6 +35,11 @@ class ScoreCard:
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     meaning: str = "higher is better; compare within one prompt only"
+    log_odds: bool = True
+
+    def normalised(self, raw: Any) -> Any:
+        """(raw - mean) / std, of a number, an array or a tensor."""
+        return (raw - self.mean) / self.std
 
     @classmethod
     def read(cls, folder: Path) -> ScoreCard:

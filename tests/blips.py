@@ -37,7 +37,8 @@ def published(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def published_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """Random weights of a small model under the published names, the unused ones included."""
     torch.manual_seed(seed)
-    from irpipe.models.imagereward import Preprocessing, configs
+    from irpipe.models.reward.blip_weights import configs
+    from irpipe.models.reward.preprocessing import Preprocessing
 
     model = ImageReward(*configs(VISION, TEXT), preprocessing=Preprocessing(16))
     back = {

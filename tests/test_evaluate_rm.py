@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from irpipe.models import scorers
+from irpipe.models import plugins
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.scorers import aesthetic_head
-from irpipe.models.starts import start
+from irpipe.models.reward.start import init_reward_model
+from irpipe.models.scorers.baselines import aesthetic_head
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -215,6 +215,7 @@ class TestTheStages:
 
         class Bright:
             image_size = None
+            card = None
 
             def __call__(self, prompts, pictures):
                 sizes.append(pictures[0].shape)
@@ -223,11 +224,11 @@ class TestTheStages:
         module = type(sys)("brightness")
         module.Bright = Bright
         monkeypatch.setitem(sys.modules, "brightness", module)
-        point = EntryPoint("bright", "brightness:Bright", scorers.ENTRY_POINTS)
-        monkeypatch.setattr("irpipe.models.scorers.others", lambda: {"bright": point})
+        point = EntryPoint("bright", "brightness:Bright", plugins.SCORERS)
+        monkeypatch.setattr("irpipe.models.scorers.make.declared_scorers", lambda: {"bright": point})
         rm.run("score-images", "score-images.scorers=['bright']")
         assert sizes[0] == (32, 32, 3)
-        module.Bright = type("Short", (), {"image_size": None, "__call__": lambda *_: [1.0]})
+        module.Bright = type("Short", (), {"image_size": None, "card": None, "__call__": lambda *_: [1.0]})
         error = rm.run("score-images", "score-images.scorers=['bright']", "score-images.split=test", status=2).err
         assert "the scorer bright returned" in error
 
@@ -288,7 +289,7 @@ class TestTheCommand:
         folder.mkdir()
         for name, colour in (("red", "red"), ("blue", "blue")):
             Image.new("RGB", (40, 50), colour).save(folder / f"{name}.png")
-        start(Model("micro-blip", "", shipped_folder("micro-blip")), "auto", 0)[0].save_pretrained(tmp_path / "model")
+        init_reward_model(Model("micro-blip", "", shipped_folder("micro-blip")), "auto", 0)[0].save_pretrained(tmp_path / "model")
         return folder
 
     def test_json_and_table_and_python_agree(self, project, images):

@@ -115,6 +115,7 @@ def test_the_command_line_is_frozen():
             "images": ["images"],
             "model": ["--model"],
             "prompt": ["--prompt"],
+            "scorer": ["--scorer"],
             "device": ["--device"],
             "json_": ["--json"],
         },

@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from irpipe.models.imagereward import (
-    PUBLISHED_CARD,
-    ImageReward,
-    Preprocessing,
+from irpipe.models.imagereward import ImageReward
+from irpipe.models.noise import Noise, SeededDropout
+from irpipe.models.reward.blip_weights import PUBLISHED_CARD, published_tokenizer
+from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.reward.start import (
+    fitted_positions,
+    init_reward_model,
     initialise_head,
     initialise_head_as_published,
-    published_tokenizer,
+    of_size,
 )
-from irpipe.models.noise import Noise, SeededDropout
-from irpipe.models.starts import fitted_positions, of_size, start
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -35,7 +36,7 @@ MICRO = Model("micro-blip", "0" * 40, shipped_folder("micro-blip"))
 
 @pytest.fixture(scope="module")
 def micro():
-    return start(MICRO, "auto", 0)[0]
+    return init_reward_model(MICRO, "auto", 0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ class TestAgainstThePublishedImplementation:
     def inputs(self, tensors):
         pixels = torch.stack([tensors[f"pixels.{i}.{j}"] for i in range(3) for j in range(4)])
         ids, mask = (tensors[name].repeat_interleave(4, dim=0) for name in ("input_ids", "attention_mask"))
-        return pixels, ids, mask
+        return pixels, {"input_ids": ids, "attention_mask": mask}
 
     def test_preprocessing(self, recorded, model):
         tensors, _ = recorded
@@ -71,7 +72,7 @@ class TestAgainstThePublishedImplementation:
         tensors, told = recorded
         with torch.no_grad():
             raw = model(*self.inputs(tensors)).view(3, 4)
-            normalised = model(*self.inputs(tensors), normalize=True).view(3, 4)
+            normalised = model.card.normalised(raw)
         torch.testing.assert_close(raw, tensors["reward_raw"], rtol=1e-5, atol=0)
         torch.testing.assert_close(normalised, tensors["reward"], rtol=1e-5, atol=1e-7)
         assert (told["normaliser_mean"], told["normaliser_std"]) == (PUBLISHED_CARD.mean, PUBLISHED_CARD.std)
@@ -213,15 +214,15 @@ class TestStarts:
         from transformers import BlipForImageTextRetrieval
 
         blip = BlipForImageTextRetrieval.from_pretrained(MICRO.folder, dtype=torch.float32).eval()
-        ids, mask = micro.tokenise(["a red circle", "a large blue square above a small red cross"])
+        texts = micro.encode_texts(["a red circle", "a large blue square above a small red cross"])
         pixels = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
-            logits = blip(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=True).itm_score
-            torch.testing.assert_close(micro(pixels, ids, mask), logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-5)
+            logits = blip(pixel_values=pixels, **texts, use_itm_head=True).itm_score
+            torch.testing.assert_close(micro(pixels, texts), logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-5)
 
     def test_dropout_hardly_disturbs_the_matching_head(self, micro):
-        ids, mask = micro.tokenise(["a red circle"])
-        states = micro.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=torch.randn(1, 65, 64)).last_hidden_state
+        texts = micro.encode_texts(["a red circle"])
+        states = micro.text(**texts, encoder_hidden_states=torch.randn(1, 65, 64)).last_hidden_state
         with torch.no_grad():
             plain = micro.head(states[:, 0])
             micro.head.train()
@@ -230,14 +231,14 @@ class TestStarts:
         assert (noisy / plain).std() < 0.15  # through one channel alone it would be 0.9
 
     def test_published_heads_are_as_small_as_published(self, micro):
-        layers = start(MICRO, "published", 0)[0].head_layers
+        layers = init_reward_model(MICRO, "published", 0)[0].head_layers
         for layer in layers:
             assert not layer.bias.any()
             if layer.weight.numel() > 1000:
                 assert layer.weight.std().item() == pytest.approx(1 / 65, rel=0.1)
 
     def test_heads_depend_on_the_seed_alone(self):
-        one, same, other = (start(MICRO, "random", seed)[0].head[0].weight for seed in (1, 1, 2))
+        one, same, other = (init_reward_model(MICRO, "random", seed)[0].head[0].weight for seed in (1, 1, 2))
         assert torch.equal(one, same) and not torch.equal(one, other)
 
     @pytest.mark.parametrize(
@@ -254,12 +255,12 @@ class TestStarts:
     def test_a_published_checkpoint_keeps_its_head_unless_asked(self, tmp_path):
         state = published_state()
         checkpoint = TestCheckpoints().make(tmp_path, state)
-        model, head = start(Model("x", "", checkpoint.parent), "auto", 0)
+        model, head = init_reward_model(Model("x", "", checkpoint.parent), "auto", 0)
         assert head == "kept" and torch.equal(model.head[7].weight, state["mlp.layers.7.weight"])
-        again, head = start(Model("x", "", checkpoint.parent), "published", 0)
+        again, head = init_reward_model(Model("x", "", checkpoint.parent), "published", 0)
         assert head == "published" and not torch.equal(again.head[7].weight, state["mlp.layers.7.weight"])
         with pytest.raises(ModelError, match="no head for image-text matching"):
-            start(Model("x", "", checkpoint.parent), "matching", 0)
+            init_reward_model(Model("x", "", checkpoint.parent), "itm", 0)
 
     def test_blips_own_checkpoint(self, tmp_path):
         """`model_large.pth`: under 'model', with momentum copies, a decoder, queues and the matching head."""
@@ -269,8 +270,8 @@ class TestStarts:
         wide |= {"itm_head.weight": torch.randn(2, 16), "itm_head.bias": torch.randn(2)}
         wide["visual_encoder.pos_embed"] = torch.randn(1, 1 + 14 * 14, 16)
         TestCheckpoints().make(tmp_path, {"model": wide}, "model_large.pth")
-        model, head = start(Model("blip", "", tmp_path), "auto", 0)
-        assert head == "matching" and model.preprocess.image_size == 14 * 8
+        model, head = init_reward_model(Model("blip", "", tmp_path), "auto", 0)
+        assert head == "itm" and model.preprocess.image_size == 14 * 8
         assert torch.equal(model.vision.embeddings.class_embedding, state["visual_encoder.cls_token"])
         logit = wide["itm_head.weight"][1] - wide["itm_head.weight"][0]
         states = torch.randn(5, 16)
@@ -281,10 +282,10 @@ class TestStarts:
     def test_wrong_kinds(self, what):
         folder = shipped_folder(f"micro-{what}")
         with pytest.raises(ModelError, match=r"is a CLIPModel|holds no BLIP"):
-            start(Model(what, "", folder), "auto", 0)
+            init_reward_model(Model(what, "", folder), "auto", 0)
 
     def test_another_image_size_fits_the_positions(self):
-        model = of_size(start(MICRO, "auto", 0)[0], 48)
+        model = of_size(init_reward_model(MICRO, "auto", 0)[0], 48)
         assert model.score("a red circle", [Image.new("RGB", (64, 64))]) and model.vision.config.image_size == 48
         table = torch.randn(1, 1 + 16, 4)
         assert torch.equal(fitted_positions(table, 17), table) and fitted_positions(table, 26).shape == (1, 26, 4)

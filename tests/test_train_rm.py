@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.starts import start
+from irpipe.models.reward.start import init_reward_model
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.pairs import PAIRS
@@ -37,7 +37,6 @@ from irpipe.stages.train_rm.data import (
     steps_of_epoch,
 )
 from irpipe.stages.train_rm.loop import augment
-from irpipe.stages.train_rm.run import freeze
 from tests.paired import RECIPE
 
 MICRO = Model("micro-blip", "0" * 40, shipped_folder("micro-blip"))
@@ -111,7 +110,7 @@ class TestTraining:
         """-log sigmoid(better - worse), mean over pairs by weight; in float64 from the scores of the untrained model."""
         done = rm.last("train-rm", "train-rm.epochs=1", "build-pairs.weighting='prompt'", "train-rm.fit_scale=false")
         before = pq.read_table(Path(done["path"]) / "curves.parquet").to_pylist()[0]
-        model, _ = start(MICRO, "auto", 1234)
+        model, _ = init_reward_model(MICRO, "auto", 1234)
         pairs = rm.rows("SELECT prompt_id, better, worse, weight FROM pairs WHERE split = 'validation'")
         images = {
             row["image_id"]: row["image"]["bytes"]
@@ -128,9 +127,9 @@ class TestTraining:
         for pair in pairs:
             for end in ("better", "worse"):
                 if pair[end] not in scores:
-                    ids, mask = model.tokenise([prompts[pair["prompt_id"]]])
+                    texts = model.encode_texts([prompts[pair["prompt_id"]]])
                     with torch.no_grad():
-                        scores[pair[end]] = model(model.preprocess(decode(images[pair[end]]))[None], ids, mask).item()
+                        scores[pair[end]] = model(model.preprocess(decode(images[pair[end]]))[None], texts).item()
         gaps = np.array([scores[pair["better"]] - scores[pair["worse"]] for pair in pairs])
         weight = np.array([pair["weight"] for pair in pairs])
         assert len(set(weight.tolist())) > 1
@@ -223,7 +222,7 @@ class TestTheSameHoweverItIsCut:
         again = rm.last("train-rm", *settings, "train-rm.frozen_part='recomputed'")
         assert close(kept, again)
         assert "encode-images" in rm("plan", "train-rm", "--set", settings[0], "--set", settings[1]).out, "auto keeps"
-        untouched, _ = start(MICRO, "auto", 0)
+        untouched, _ = init_reward_model(MICRO, "auto", 0)
         first = dict(untouched.vision.encoder.layers[0].named_parameters())
         trained = weights(kept)
         assert all(torch.equal(trained[f"vision.encoder.layers.0.{name}"], value) for name, value in first.items())
@@ -260,7 +259,7 @@ def test_gradients_of_k_times_b_are_those_of_kb(tmp_path, monkeypatch):
             grain=0.1,
             weight_decay=0.1,
         )
-        model, _ = start(MICRO, "random", 0)
+        model, _ = init_reward_model(MICRO, "random", 0)
         texts = Texts.of(
             model, {number: f"a {'large ' * (number % 3)}red circle left of a cross" for number in range(1, 7)}, True
         )
@@ -347,7 +346,7 @@ def flags_of(*settings):
 
 class TestFaults:
     def test_a_zeroed_head_collapses(self, rm):
-        model, _ = start(MICRO, "auto", 0)
+        model, _ = init_reward_model(MICRO, "auto", 0)
         for layer in model.head_layers:
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
@@ -356,7 +355,7 @@ class TestFaults:
         assert "collapsed" in error and "ln 2" in error and "head=matching" in error
 
     def test_weights_that_are_not_finite_are_known_at_once(self, rm):
-        model, _ = start(MICRO, "auto", 0)
+        model, _ = init_reward_model(MICRO, "auto", 0)
         model.head[0].weight.data[0, 0] = float("nan")
         model.save_pretrained(rm.root / "broken")
         error = rm.run("train-rm", "train-rm.model=broken", status=2).err
@@ -495,8 +494,10 @@ class TestSweep:
 
 class TestFreezing:
     def frozen(self, how, rate):
-        model, _ = start(MICRO, "auto", 0)
-        blocks = freeze(model, how, rate)
+        model, _ = init_reward_model(MICRO, "auto", 0)
+        model.freeze(rate, how)
+        model.train()
+        blocks = sum(not block.training for block in model.vision.encoder.layers)
         return blocks, {name for name, value in model.named_parameters() if not value.requires_grad}
 
     def test_exactly_the_published_parameters(self):
@@ -519,7 +520,7 @@ class TestFreezing:
     def test_the_ends(self, how):
         assert self.frozen(how, 0.0) == (0, set())
         blocks, everything = self.frozen(how, 1.0)
-        model, _ = start(MICRO, "auto", 0)
+        model, _ = init_reward_model(MICRO, "auto", 0)
         towers = {name for name, _ in model.named_parameters() if not name.startswith("head")}
         assert blocks == 3 and everything == towers
 

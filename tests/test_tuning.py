@@ -38,14 +38,14 @@ def objective_of(world, tmp_path, denoiser=None, **settings) -> ReflObjective:
     denoiser = denoiser or denoiser_of(guidance_scale=config.guidance_scale)
     denoiser.unet.requires_grad_(True)
     reward = reward_model(world).requires_grad_(False)
-    ids, mask = reward.tokenise(PROMPTS)
+    texts = reward.encode_texts(PROMPTS)
     slope = RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain)
     return ReflObjective(
         config,
         denoiser,
         denoiser.course(config.num_steps, config.scheduler),
         denoiser.encode(PROMPTS),
-        (ids, mask),
+        texts,
         slope,
         Accelerator(cpu=True),
         Context(tmp_path, Watcher().progress, print, {}),
@@ -160,8 +160,8 @@ class TestObjective:
         noise = denoiser.unet(latents, times, objective.conditions["prompt_embeds"][prompts]).sample
         clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
         images = (denoiser.vae.decode(clean / denoiser.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
-        ids, mask = objective.tokens
-        rewards = slope.model(slope.model.preprocess(images), ids[prompts], mask[prompts], normalize=True)
+        texts = {name: values[prompts] for name, values in objective.texts.items()}
+        rewards = slope.model.card.normalised(slope.model(slope.model.preprocess(images), texts))
         torch.relu(2 - rewards).mean().backward()
         for name, value in denoiser.unet.named_parameters():
             if value.grad is not None:
@@ -272,17 +272,15 @@ class TestStopRule:
         from irpipe.models.tuning import session
 
         class Dark(ImageReward):
-            def forward(self, pixel_values, input_ids, attention_mask, normalize=False):
-                return -4 * pixel_values.mean(dim=(1, 2, 3))
-
-        plain = session.ImageReward.from_pretrained
+            def forward(self, pixels, texts):
+                return -4 * pixels.mean(dim=(1, 2, 3)) * self.card.std + self.card.mean
 
         def dark(path):
-            model = plain(path)
+            model = ImageReward.from_pretrained(path)
             model.__class__ = Dark
             return model
 
-        monkeypatch.setattr(session.ImageReward, "from_pretrained", staticmethod(dark))
+        monkeypatch.setattr(session, "load_reward_model", dark)
         laid = ("refl.steps=40", "refl.phi=linear", "refl.learning_rate=3e-3", "refl.max_denoising_rise=10.0")
         done = world.last("refl", *laid)
         metrics = done["metrics"]

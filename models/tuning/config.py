@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
+from irpipe.models.scorers.config import REWARD_MODEL_MEANING
 from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings
 from irpipe.pipeline.settings import Group
 from irpipe.pipeline.stage import Config, FilePath, Sources, group, setting
@@ -116,6 +117,7 @@ class TuneConfig(Config):
         meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
         source="ImageReward 4.2: SD v1.4",
     )
+    reward_model: str | None = setting(None, role="model", meaning=REWARD_MODEL_MEANING)
     trainable: Literal["lora", "unet"] = setting(
         "lora",
         meaning="What is trained. lora: low-rank adapters in the UNet. unet: the whole UNet, as published.",
@@ -171,7 +173,8 @@ class TuneConfig(Config):
     def shared_reads(self) -> Sequence[str]:
         """The kinds that every tuning reads."""
         captioned = () if self.pretraining_data is not None else ("captioned-images",)
-        return ("selected-prompts", "pairs", "reward-model", *captioned)
+        reward = () if self.reward_model is not None else ("reward-model",)
+        return ("selected-prompts", "pairs", *reward, *captioned)
 
     def training_config(self, stage: str) -> TrainingConfig:
         """The training of a stage with these settings."""

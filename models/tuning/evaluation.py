@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from irpipe.models.scorers import Scorer, judge_pictures
+from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Evaluator, Verdict
@@ -174,7 +174,9 @@ class GeneratorEvaluator(Evaluator):
             pictures, denoising = self._sample(), self._denoising()
         flat = pictures.reshape(-1, *pictures.shape[2:])
         texts = [prompt for prompt in self.prompts for _ in range(chosen.images)]
-        measures = {name: judge_pictures(scorer, texts, list(flat)) for name, scorer in self.scorers.items()}
+        measures = {
+            name: score_pictures(scorer, texts, list(flat), normalised=name == REWARD) for name, scorer in self.scorers.items()
+        }
         pixels = flat.astype(np.float64) / 255
         measures |= image_statistics(pixels)
         measures = {name: values.reshape(-1, chosen.images).mean(axis=1) for name, values in measures.items()}

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.scorers import judge_pictures
+from irpipe.models.scorers.base import score_pictures
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, shuffled
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
@@ -128,7 +128,7 @@ class PoolObjective(SampleObjective):
         with torch.no_grad():
             pictures = session.denoiser.decode(latents)
         texts = [self._texts[row] for row in rows]
-        scores = judge_pictures(session.evaluator.scorers[REWARD], texts, as_pixels(pictures))
+        scores = score_pictures(session.evaluator.scorers[REWARD], texts, as_pixels(pictures), normalised=True)
         scores[np.array(session.denoiser.blackened(pictures))] = np.nan
         return scores
 

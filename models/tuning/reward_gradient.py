@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.tuning.denoiser import Denoiser, drawn
 from irpipe.pipeline.errors import TrainingError
 
@@ -41,19 +40,20 @@ class RewardGradients:
     """Computes reward gradients. Decoder and reward model are frozen and in evaluation mode.
 
     Attributes:
+        model: a `RewardModel`.
         noise_samples: the reward is the mean over so many noisy copies of an image, of standard deviation `noise_std`; 0: of the
             image itself.
     """
 
-    model: ImageReward
+    model: Any
     denoiser: Denoiser
     phi: Phi
     margin: float
     noise_samples: int
     noise_std: float
 
-    def at(self, x0: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> RewardGradient:
-        """Gradients at predicted x0 (n, c, h, w) for their prompts' tokens (n, l); seeds (n,) are of the noisy copies.
+    def at(self, x0: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> RewardGradient:
+        """Gradients at predicted x0 (n, c, h, w) for their texts, n rows each; seeds (n,) are of the noisy copies.
 
         Raises:
             TrainingError: no gradient comes back.
@@ -61,22 +61,26 @@ class RewardGradients:
         latents = x0.detach().requires_grad_(True)
         with torch.autocast(latents.device.type, enabled=False):
             pictures = self.denoiser.decode(latents)
-            rewards = self._rewards(pictures, ids, mask, seeds)
+            rewards = self._rewards(pictures, texts, seeds)
             losses = reward_loss(rewards, self.phi, self.margin)
         if not losses.requires_grad:
             raise no_gradient("the reward model or the decoder blocks it")
         (gradients,) = torch.autograd.grad(losses.sum(), latents)
         return RewardGradient(rewards.detach(), losses.detach(), gradients, self.denoiser.blackened(pictures))
 
-    def _rewards(self, pictures: Tensor, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _rewards(self, pictures: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
         """(n,) of pictures (n, 3, H, W) from 0 to 1."""
         if not self.noise_samples:
-            return self.model(self.model.preprocess(pictures), ids, mask, normalize=True).float()
+            return self._normalised(self.model(self.model.preprocess(pictures), texts))
         noise = drawn((self.noise_samples, *pictures.shape[1:]), seeds, pictures.device)
         noisy = (pictures[:, None] + self.noise_std * noise).flatten(0, 1)
-        repeated = (value.repeat_interleave(self.noise_samples, dim=0) for value in (ids, mask))
-        scores: Tensor = self.model(self.model.preprocess(noisy), *repeated, normalize=True)
-        return scores.float().view(-1, self.noise_samples).mean(dim=1)
+        repeated = {name: value.repeat_interleave(self.noise_samples, dim=0) for name, value in texts.items()}
+        scores = self._normalised(self.model(self.model.preprocess(noisy), repeated))
+        return scores.view(-1, self.noise_samples).mean(dim=1)
+
+    def _normalised(self, raw: Tensor) -> Tensor:
+        scores: Tensor = self.model.card.normalised(raw).float()
+        return scores
 
 
 def no_gradient(why: str) -> TrainingError:

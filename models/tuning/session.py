@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from irpipe.models.imagereward import ImageReward
-from irpipe.models.loading import quiet
-from irpipe.models.scorers import ClipScorer, NormalisedScorer, RewardModelScorer, Scorer
-from irpipe.models.starts import start
+from irpipe.models.loading import files_of, quiet
+from irpipe.models.reward.base import load_reward_model
+from irpipe.models.reward.start import init_reward_model
+from irpipe.models.scorers.base import Scorer
+from irpipe.models.scorers.baselines import ClipScorer
+from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.loop import Trainer
@@ -59,7 +61,7 @@ class Session:
 
     Attributes:
         prompts: id and text of the prompts that are trained on; held_out: of those that are evaluated on.
-        reward: the reward model, frozen, on the device.
+        reward: the reward model (`RewardModel`), frozen, on the device.
         captioned: captioned images; the first `evaluation.captioned_images` of them are only evaluated on.
         schedule: all noise levels of the generator's own training.
         read: how many prompts were read.
@@ -74,7 +76,7 @@ class Session:
     schedule: NoiseSchedule
     prompts: dict[int, str]
     held_out: dict[int, str]
-    reward: ImageReward
+    reward: Any
     captioned: CaptionedImages
     evaluator: GeneratorEvaluator
     rejections: Rejections
@@ -94,7 +96,7 @@ class Session:
         title = f"{stage} {context.work.parent.name[:12]}"
         accelerator = make_accelerator(stage, config.training, title, shown_config(config))
         denoiser = load_trainee(config, context, str(accelerator.device))
-        reward = ImageReward.from_pretrained(inputs["reward-model"].path).to(accelerator.device).requires_grad_(False)
+        reward = open_reward_model(inputs, context).to(accelerator.device).requires_grad_(False)
         if config.training.checkpoint_activations:
             denoiser.unet.enable_gradient_checkpointing()
             denoiser.vae.enable_gradient_checkpointing()
@@ -227,6 +229,12 @@ def excluded(context: Context) -> set[str]:
     return {normalise(text) for path in context.sources.get("exclude", ()) for text in prompts_of(path)}
 
 
+def open_reward_model(inputs: Mapping[str, Artifact], context: Context) -> Any:
+    """The reward model that is tuned for: the one that `reward_model` names, or else the recipe's."""
+    given = context.models.get("reward_model")
+    return load_reward_model(files_of(given[0]) if given else inputs["reward-model"].path)
+
+
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
     """The generator: in float32 if all of the UNet is trained, else in the training's precision (see `make_trainable`)."""
     return load_denoiser(
@@ -284,13 +292,13 @@ def _forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def make_scorers(stage: str, reward: ImageReward, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
+def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, device: str) -> dict[str, Scorer]:
     """The trained reward, and the scorers that nothing is trained on.
 
     Raises:
         ModelError: the held-out scorer is the trained reward.
     """
-    held_out, _ = start(context.models["evaluation.held_out_model"][0], "auto", config.training.seed)
+    held_out, _ = init_reward_model(context.models["evaluation.held_out_model"][0], "auto", config.training.seed)
     theirs, ours = held_out.state_dict(), reward.state_dict()
     if theirs.keys() == ours.keys() and all(
         theirs[name].shape == value.shape and torch.equal(theirs[name], value.cpu()) for name, value in ours.items()
@@ -300,7 +308,7 @@ def make_scorers(stage: str, reward: ImageReward, config: TuneConfig, context: C
             fix=f"--set {stage}.evaluation.held_out_model=... of other annotations, or a BLIP with a matching head",
         )
     return {
-        REWARD: NormalisedScorer(reward, device, torch.float32),
+        REWARD: RewardModelScorer(reward, device, torch.float32),
         HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
         SIMILARITY: ClipScorer(context.models["evaluation.similarity_model"][0], device, torch.float32),
     }

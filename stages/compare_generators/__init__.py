@@ -17,13 +17,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
-from irpipe.pipeline.stage import Config, FilePath, Stage, setting
+from irpipe.models.plugins import plugins
+from irpipe.models.published import STABLE_DIFFUSION
+from irpipe.models.scorers.config import ScorersConfig
+from irpipe.pipeline.stage import FilePath, Many, Stage, setting
 
 Tuned = Literal["refl", "raft", "reward-weighted", "filter-tune"]
 
 
-class CompareGeneratorsConfig(Config):
+class CompareGeneratorsConfig(ScorersConfig):
     model: str = setting(
         STABLE_DIFFUSION, role="model", meaning="The generator that all were tuned from.", source="ImageReward 4.2"
     )
@@ -54,11 +56,9 @@ class CompareGeneratorsConfig(Config):
     scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
         ("reward-model", "clip", "blip"),
         min_length=1,
-        meaning="Who judges: reward-model, clip, aesthetic, blip, random, or what installed packages declare as irpipe.scorers.",
+        meaning="Who scores: reward-model (all that the recipe names), clip, aesthetic, blip, random, or what installed packages"
+        " declare as irpipe.scorers.",
     )
-    clip_model: str = setting(CLIP, role="model", meaning="The CLIP of the scorers clip and aesthetic.")
-    aesthetic_model: str | None = setting(None, role="model", meaning="The folder with the aesthetic head's weights.")
-    blip_model: str = setting(BLIP, role="model", meaning="The BLIP of the scorer blip.")
     truth: bool = setting(False, meaning="Also ask the micro world's oracle: its utility, alignment and fidelity.")
     bootstrap: int = setting(2000, ge=100, le=100_000, meaning="Resamplings for 95 % intervals.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
@@ -71,17 +71,17 @@ class CompareGeneratorsConfig(Config):
     batch_size: int = setting(8, ge=1, le=4096, meaning="Images a batch. Counts towards the key: it can change the last bits.")
     device: str = setting("auto", role="execution", meaning="Where the models run: auto, cpu, cuda, cuda:1, mps.")
 
-    def unused(self) -> dict[str, str]:
-        asked = set(self.scorers)
-        needs = {"clip_model": {"clip", "aesthetic"}, "aesthetic_model": {"aesthetic"}, "blip_model": {"blip"}}
-        return {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether a reward model is asked at all."""
+        return super().needs_reward_model or bool(self.best_of)
 
 
-def _reads(config: CompareGeneratorsConfig) -> Sequence[str]:
-    kinds = [f"{name}-generator" for name in dict.fromkeys(config.generators)]
+def _reads(config: CompareGeneratorsConfig) -> Sequence[str | Many]:
+    kinds: list[str | Many] = [f"{name}-generator" for name in dict.fromkeys(config.generators)]
     if config.prompts is None:
         kinds += ["selected-prompts", "pairs"]
-    return (*kinds, "reward-model") if "reward-model" in config.scorers or config.best_of else tuple(kinds)
+    return (*kinds, *config.reads_reward_models())
 
 
 STAGE = Stage(
@@ -93,5 +93,6 @@ STAGE = Stage(
     extra="tune",
     config=CompareGeneratorsConfig,
     run="irpipe.stages.compare_generators.run:run",
+    plugins=plugins,
     evaluation=True,
 )

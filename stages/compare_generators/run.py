@@ -17,14 +17,15 @@ from PIL import Image
 
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.models.generators import ImageGenerator, Sampling, load
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import pick_device
-from irpipe.models.scorers import NormalisedScorer, RewardModelScorer, Scorer, judge_pictures, make_scorers
+from irpipe.models.scorers.base import Scorer, score_pictures
+from irpipe.models.scorers.make import load_reward_models, make_scorers
+from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.models.tuning.pictures import draw_columns
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
-from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.comparison import COMPARISON, WORTHS
 from irpipe.schemas.generator import GeneratorCard
@@ -54,18 +55,16 @@ class Made:
     cost: int
 
 
-def run(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     prompts = read_prompts(config, inputs, context)
     cards: dict[str, GeneratorCard] = {
         name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)
     }
-    reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
-    made = make_all(config, prompts, cards, inputs, context, reward)
+    reward_models = load_reward_models(inputs, context)
+    made = make_all(config, prompts, cards, inputs, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
-    judges = make_scorers(config.scorers, context.models, reward, device=config.device, dtype="float32", seed=config.seed)
-    if reward is not None and "reward-model" in judges:
-        judges["reward-model"] = NormalisedScorer(reward, pick_device(config.device), torch.float32)
+    judges = make_scorers(config.scorers, context.models, reward_models, device=config.device, dtype="float32", seed=config.seed)
     worths = judge_all(judges, config, kept, made, context)
     rows = compare(worths, {name: of.cost for name, of in made.items()}, config.bootstrap, config.seed)
     rejections.check(len(prompts), len(kept))
@@ -123,9 +122,9 @@ def make_all(
     config: CompareGeneratorsConfig,
     prompts: Sequence[tuple[int, str]],
     cards: Mapping[str, GeneratorCard],
-    inputs: Mapping[str, Artifact],
+    inputs: Inputs,
     context: Context,
-    reward: ImageReward | None,
+    reward_models: Mapping[str, Any],
 ) -> dict[str, Made]:
     """Every generator's images, those of one before the next."""
     count, best = len(prompts) * config.images_per_prompt, max(config.best_of, default=1)
@@ -135,8 +134,7 @@ def make_all(
         pools = [make(base, config, prompts, turn, f"base-{turn}", context, bar.advance) for turn in range(best)]
         made[BASE] = Made(*pools[0], count)
         for n in config.best_of:
-            assert reward is not None
-            made[f"best-of-{n}"] = best_of(pools[:n], prompts, config, reward)
+            made[f"best-of-{n}"] = best_of(pools[:n], prompts, config, next(iter(reward_models.values())))
         del base
         for name, card in cards.items():
             gc.collect()
@@ -206,12 +204,12 @@ def best_of(
     pools: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
     prompts: Sequence[tuple[int, str]],
     config: CompareGeneratorsConfig,
-    reward: ImageReward,
+    reward: Any,
 ) -> Made:
     """For each image the best of n by the reward model."""
     texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
     judge = RewardModelScorer(reward, pick_device(config.device), torch.float32)
-    scores = np.stack([judge_pictures(judge, texts, list(pictures)) for pictures, _ in pools])
+    scores = np.stack([score_pictures(judge, texts, list(pictures)) for pictures, _ in pools])
     scores[np.stack([black for _, black in pools])] = -np.inf
     chosen = scores.argmax(axis=0)
     places = np.arange(len(chosen))
@@ -250,7 +248,7 @@ def judge_all(
         for generator, of in made.items():
             pictures = list(of.pictures[rows])
             for name, judge in judges.items():
-                worths[name][generator] = judge_pictures(judge, texts, pictures).reshape(-1, each)
+                worths[name][generator] = score_pictures(judge, texts, pictures, normalised=True).reshape(-1, each)
                 bar.advance(len(rows))
             if config.truth:
                 truth = np.array([truth_of(text, picture) for text, picture in zip(texts, pictures, strict=True)])

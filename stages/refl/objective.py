@@ -44,8 +44,8 @@ class ReflObjective(SampleObjective):
         self.denoiser, reward, texts = session.denoiser, session.reward, list(session.prompts.values())
         self.schedule: NoiseSchedule = self.denoiser.noise_schedule(config.num_steps, config.scheduler)
         self.conditions = self.denoiser.encode(texts)
-        ids, mask = reward.tokenise(texts)
-        self.tokens = ids.cpu(), mask.cpu()
+        self.texts = {name: values.cpu() for name, values in reward.encode_texts(texts).items()}
+        self._count = len(texts)
         self.gradients = RewardGradients(
             reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std
         )
@@ -73,7 +73,7 @@ class ReflObjective(SampleObjective):
         """Rollouts by their numbers among those of the step."""
         config, seed, batch_size = self.config, self.config.training.seed, self.config.training.sample_batch_size
         first = step // config.refresh_every * config.rollouts_at_a_time
-        prompts = [shuffled(len(self.tokens[0]), seed, "prompts", first + number) for number in numbers]
+        prompts = [shuffled(self._count, seed, "prompts", first + number) for number in numbers]
         seeds = [noise_seed(seed, "rollout", step, number) for number in numbers]
         parts = [torch.empty(0)] if not prompts else []
         with self.context.progress("sampling rollouts", len(prompts), "rollouts") as bar:
@@ -112,9 +112,9 @@ class ReflObjective(SampleObjective):
         prompts = [self._rollouts.prompts[row] for row in rows]
         timesteps = self.schedule.timesteps[[self.config.first_late_step + one for one in late]]
         x0 = self._predicted_x0(latents, timesteps, prompts)
-        ids, mask = (kind[prompts].to(device) for kind in self.tokens)
+        texts = rows_of(self.texts, prompts, device)
         seeds = [noise_seed(self.config.training.seed, "grain", step, index) for index in indices]
-        reward = self.gradients.at(x0, ids, mask, seeds)
+        reward = self.gradients.at(x0, texts, seeds)
         norms = reward.norms
         self._step_norms += norms.tolist()
         factors = (self._limit / norms.clamp_min(1e-12)).clamp(max=1.0)
@@ -167,14 +167,14 @@ class ReflObjective(SampleObjective):
         Raises:
             TrainingError: it does not, or it is not finite.
         """
-        count = min(2, len(self.tokens[0]))
+        count = min(2, self._count)
         timesteps = self.schedule.timesteps[self.config.last_late_step].expand(count)
         draw = torch.Generator().manual_seed(self.config.training.seed)
         latents = torch.randn((count, *self.denoiser.shape), generator=draw).to(self.denoiser.device)
         with self.accelerator.autocast():
             x0 = self._predicted_x0(latents, timesteps, range(count))
-        ids, mask = (kind[:count].to(self.denoiser.device) for kind in self.tokens)
-        plain = RewardGradients(self.gradients.model, self.denoiser, "linear", 0.0, 0, 0.0).at(x0, ids, mask, [])
+        texts = rows_of(self.texts, range(count), self.denoiser.device)
+        plain = RewardGradients(self.gradients.model, self.denoiser, "linear", 0.0, 0, 0.0).at(x0, texts, [])
         if not torch.isfinite(plain.gradients).all():
             raise no_gradient("it is not finite behind the decoder")
         if not plain.gradients.any():

@@ -10,38 +10,16 @@ Cost: one forward pass an image and scorer; memory O(batch_size).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Strict
+from irpipe.models.plugins import plugins
+from irpipe.models.scorers.config import ScorersConfig
+from irpipe.pipeline.stage import Determinism, Many, Stage, setting
 
-from irpipe.models.published import BLIP, CLIP
-from irpipe.pipeline.stage import Config, Determinism, Stage, setting
 
-
-class ScoreImagesConfig(Config):
-    scorers: Annotated[tuple[str, ...], Strict(False)] = setting(
-        ("reward-model",),
-        min_length=1,
-        meaning="Who scores: reward-model, clip, aesthetic, blip, random, or what installed packages declare as irpipe.scorers.",
-        source="clip, aesthetic, blip: ImageReward, table 3",
-    )
+class ScoreImagesConfig(ScorersConfig):
     prompts: Literal["annotations", "selected-prompts"] = setting("annotations", meaning="Where the prompts' texts are from.")
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
-    clip_model: str = setting(
-        CLIP,
-        role="model",
-        meaning="The CLIP of the scorers clip and aesthetic.",
-        source="released code, models/CLIPScore.py: ViT-L/14",
-    )
-    aesthetic_model: str | None = setting(
-        None, role="model", meaning="The folder with the aesthetic head's weights, such as sac+logos+ava1-l14-linearMSE.pth."
-    )
-    blip_model: str = setting(
-        BLIP,
-        role="model",
-        meaning="The BLIP of the scorer blip.",
-        source="released code, models/BLIPScore.py: BLIP large",
-    )
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
     batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
@@ -54,21 +32,11 @@ class ScoreImagesConfig(Config):
     )
 
     def unused(self) -> dict[str, str]:
-        asked = set(self.scorers)
-        needs = {
-            "clip_model": {"clip", "aesthetic"},
-            "aesthetic_model": {"aesthetic"},
-            "blip_model": {"blip"},
-            "seed": {"random"},
-        }
-        return {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
+        return super().unused() | ({} if "random" in self.scorers else {"seed": "no scorer needs it: random"})
 
 
-def _reads(config: ScoreImagesConfig) -> Sequence[str]:
-    kinds = ["images", config.prompts]
-    if "reward-model" in config.scorers:
-        kinds.append("reward-model")
-    return (*kinds, "pairs") if config.split != "all" else tuple(kinds)
+def _reads(config: ScoreImagesConfig) -> Sequence[str | Many]:
+    return ("images", config.prompts, *config.reads_reward_models(), *(("pairs",) if config.split != "all" else ()))
 
 
 def _determinism(config: ScoreImagesConfig) -> Determinism:
@@ -84,4 +52,5 @@ STAGE = Stage(
     extra="train",
     config=ScoreImagesConfig,
     run="irpipe.stages.score_images.run:run",
+    plugins=plugins,
 )

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from irpipe.models.imagereward import ImageReward
 from irpipe.models.loading import memory_errors
 from irpipe.models.pictures import decode_stream
-from irpipe.models.scorers import RewardModelScorer, Scorer, make_scorers
+from irpipe.models.scorers.base import Scorer, normalised_scores
+from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.images import ImageReader
@@ -28,15 +28,17 @@ from irpipe.stages.score_images import ScoreImagesConfig
 _CHUNK, _WHOLE_CHUNK = 256, 16  # images decoded at a time: squares, and pictures as they are
 
 
-def run(config: ScoreImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     files = inputs["images"].table("images")
     reader = ImageReader(files)
     images = list(reader.rows(["prompt_id", "generator", "fault"]))
     texts = read_texts(config, inputs)
     rejections = Rejections(config.max_rejected, "images")
     wanted = choose(images, texts, split_of(config, inputs), rejections)
-    reward = ImageReward.from_pretrained(inputs["reward-model"].path) if "reward-model" in inputs else None
-    scorers = make_scorers(config.scorers, context.models, reward, device=config.device, dtype=config.dtype, seed=config.seed)
+    reward_models = load_reward_models(inputs, context)
+    scorers = make_scorers(
+        config.scorers, context.models, reward_models, device=config.device, dtype=config.dtype, seed=config.seed
+    )
     raw = score_all(scorers, files, images, wanted, texts, config, context, rejections)
     kept = np.flatnonzero(wanted).tolist()
     rejections.check(len(images), len(kept))
@@ -146,14 +148,13 @@ def write_scores(
     with SCORES.writer(out / f"{SCORES.name}.parquet") as writer:
         for name, scorer in scorers.items():
             given = raw[name][list(kept)]
-            card = scorer.model.card if isinstance(scorer, RewardModelScorer) else None
             writer.append(
                 {
                     "scorer": [name] * len(kept),
                     "image_id": [images[place]["image_id"] for place in kept],
                     "prompt_id": [images[place]["prompt_id"] for place in kept],
                     "generator": [images[place]["generator"] for place in kept],
-                    "score": (given - card.mean) / card.std if card else given,
+                    "score": normalised_scores(scorer, given),
                     "raw": given,
                 }
             )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.loading import memory_errors
+from irpipe.models.reward.losses import pairwise_loss
 from irpipe.models.training.objective import Samples
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import Groups, pack, share
@@ -112,8 +113,8 @@ def pixels_of(batch: Batch, device: torch.device) -> Tensor:
 
 
 def losses_of(scores: Tensor, batch: Batch) -> Tensor:
-    """-log sigmoid(better - worse) of each pair, (p,). Source: ImageReward, equation 1."""
-    return -F.logsigmoid(scores[batch.better.to(scores.device)] - scores[batch.worse.to(scores.device)])
+    """The loss of each pair, (p,), of raw scores (n,)."""
+    return pairwise_loss(scores[batch.better.to(scores.device)], scores[batch.worse.to(scores.device)])
 
 
 def pair_figures(scores: Tensor, losses: Tensor, batch: Batch) -> dict[str, Samples]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.pictures import decode_all
-from irpipe.models.starts import start
+from irpipe.models.reward.start import init_reward_model
 from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.loop import Trainer
 from irpipe.pipeline.errors import InputError, RejectedError
@@ -38,7 +38,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     check_splits(pairs, prompts)
     title = f"train-rm {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rm", config.training, title, shown_config(config))
-    model, head = start(context.models["model"][0], config.head, config.training.seed, config.image_size)
+    model, head = init_reward_model(context.models["model"][0], config.head, config.training.seed, config.image_size)
     model.set_text_dropout(config.text_dropout)
     model.freeze(config.freeze_rate, config.freeze)
     model.to(accelerator.device)

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BlipConfig, BlipTextConfig
 
-from irpipe.models.imagereward import (
-    FORMAT,
-    PUBLISHED_VISION,
-    ImageReward,
-    Preprocessing,
-    configs,
-    fill,
-    from_published_names,
-    initialise_head,
-    initialise_head_as_published,
-    load_tokenizer,
-    published_tokenizer,
-    read_checkpoint,
-    read_config,
-    sizes_of,
-)
 from irpipe.models.loading import files_of, load_errors
+from irpipe.models.plugins import format_of
+from irpipe.models.reward.base import load_reward_model
+from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
+from irpipe.models.reward.imagereward import ImageReward
+from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CONFIG
 
-Head = Literal["auto", "matching", "published", "random", "kept"]
+Head = Literal["auto", "itm", "published", "random", "kept"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +36,14 @@ class _Towers:
     matching: tuple[Tensor, Tensor] | None
 
 
-def start(model: Model, head: Head, seed: int, image_size: int | None = None) -> tuple[ImageReward, str]:
+def init_reward_model(model: Model, head: Head, seed: int, image_size: int | None = None) -> tuple[Any, str]:
     """A reward model to train.
 
     Args:
-        model: a folder that train-rm wrote, a published ImageReward.pt or BLIP checkpoint, or a Hugging Face BLIP.
-        head: `matching`: its product is the logit of image-text matching, all that pre-training knows of prompt and image;
-            `published`; `random` with even gain; `kept` as it comes; `auto`: kept, else matching, else random.
+        model: a folder with a reward model of any installed format, a published ImageReward.pt or BLIP checkpoint, or a
+            Hugging Face BLIP.
+        head: `itm`: its product is the logit of image-text matching, all that pre-training knows of prompt and image;
+            `published`; `random` with even gain; `kept` as it comes; `auto`: kept, else itm, else random.
         seed: of the head's weights.
         image_size: pixels; None for the start's own. Another one fits the table of positions (bicubic, as BLIP does it).
 
@@ -64,16 +56,18 @@ def start(model: Model, head: Head, seed: int, image_size: int | None = None) ->
     folder = files_of(model)
     reward = _reward_model(folder)
     if reward is not None and head in ("auto", "kept"):
-        return of_size(reward, image_size), "kept"
+        return _sized(reward, image_size, model), "kept"
+    if reward is not None and not isinstance(reward, ImageReward):
+        raise ModelError(f"{model.name} is a reward model with a head of its own", expected="head auto or kept")
     towers = _Towers({}, reward, None) if reward is not None else _blip(model, folder)
-    chosen: Head = ("matching" if towers.matching else "random") if head == "auto" else head
+    chosen: Head = ("itm" if towers.matching else "random") if head == "auto" else head
     generator = torch.Generator().manual_seed(seed)
     layers = towers.model.head_layers
     if chosen == "kept":
-        raise ModelError(f"{model.name} has no reward head to keep", fix="--set train-rm.head=auto")
-    if chosen == "matching":
+        raise ModelError(f"{model.name} has no reward head to keep", expected="head auto, itm or random")
+    if chosen == "itm":
         if towers.matching is None:
-            raise ModelError(f"{model.name} has no head for image-text matching", fix="--set train-rm.head=random")
+            raise ModelError(f"{model.name} has no head for image-text matching", expected="head auto or random")
         weight, bias = towers.matching
         initialise_head(layers, weight[1] - weight[0], float(bias[1] - bias[0]), generator)
     elif chosen == "published":
@@ -106,15 +100,28 @@ def of_size(model: ImageReward, image_size: int | None) -> ImageReward:
     return model
 
 
-def _reward_model(folder: Path) -> ImageReward | None:
-    """The reward model in a folder, if it holds one."""
-    told = read_config(Model(folder.name, "", folder))
-    if told.get("format") == FORMAT:
-        return ImageReward.from_pretrained(folder)
-    if not told:
+def _sized(reward: Any, image_size: int | None, model: Model) -> Any:
+    """A reward model for images of another size.
+
+    Raises:
+        ModelError: it is of a kind whose size is fixed.
+    """
+    if isinstance(reward, ImageReward):
+        return of_size(reward, image_size)
+    if image_size not in (None, reward.preprocess.image_size):
+        size = reward.preprocess.image_size
+        raise ModelError(f"{model.name} looks at images of {size} px, not of {image_size}", expected="image_size unset")
+    return reward
+
+
+def _reward_model(folder: Path) -> Any:
+    """The reward model in a folder, if it holds one, else None."""
+    if format_of(folder) is not None:
+        return load_reward_model(folder)
+    if folder.is_file() or not (folder / CONFIG).is_file():
         state = read_checkpoint(folder)
         if state is not None and any("mlp.layers." in name for name in state):
-            return ImageReward.from_pretrained(folder)
+            return load_reward_model(folder)
     return None
 
 
@@ -187,3 +194,38 @@ def _of_hugging_face(folder: Path) -> _Towers:
         blank,
         (blip.itm_head.weight.detach(), blip.itm_head.bias.detach()),
     )
+
+
+def initialise_head_as_published(layers: Sequence[nn.Linear], generator: torch.Generator) -> None:
+    """Weights from N(0, 1/(d + 1)), taken as the standard deviation, d the text tower's width; biases 0.
+
+    Source: released code, ImageReward/ImageReward.py, class MLP. Scores begin near 1e-9, and training sits at ln 2 for thousands
+    of steps (docs/LOG.md).
+    """
+    spread = 1 / (layers[0].in_features + 1)
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=spread, generator=generator)
+        nn.init.zeros_(layer.bias)
+
+
+def initialise_head(layers: Sequence[nn.Linear], direction: Tensor | None, bias: float, generator: torch.Generator) -> None:
+    """Random layers of even gain, corrected so that their product is a given linear map of the text tower's state.
+
+    The correction is of least norm and lies in the first layer, spread over all its outputs: dropout of any of them disturbs
+    the score little. Without a direction the product stays random.
+
+    Args:
+        direction: (d,) weights of the linear map, such as the logit of image-text matching.
+        bias: its constant.
+    """
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features), generator=generator)
+        nn.init.zeros_(layer.bias)
+    if direction is None:
+        return
+    with torch.no_grad():
+        first, *rest = (layer.weight.double() for layer in layers)
+        after = torch.linalg.multi_dot([*reversed(rest)])[0] if len(rest) > 1 else rest[0][0]
+        wanted = direction.double() - after @ first
+        layers[0].weight += torch.outer(after / after.square().sum(), wanted).to(layers[0].weight.dtype)
+        layers[-1].bias.fill_(bias)

@@ -1,140 +1,28 @@
-"""Judges of images behind one interface: the reward model, the paper's baselines, and those of other packages.
-
-A scorer takes prompts and pictures, one prompt a picture, and returns one number each: higher is better. Another package
-declares one under the entry-point group `irpipe.scorers`: a function without arguments that returns an object like `Scorer`.
-"""
+"""The baselines of ImageReward's table 3: CLIP, aesthetic, BLIP and chance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from irpipe.models.imagereward import ImageReward, Preprocessing, read_checkpoint
-from irpipe.models.loading import device_errors, files_of, load_errors, pick_device
-from irpipe.models.pictures import resize_and_crop
-from irpipe.pipeline.errors import ModelError, RecipeError, did_you_mean
+from irpipe.models.loading import files_of, load_errors
+from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.scorers.base import Pictures
+from irpipe.models.scorers.reward import squares
+from irpipe.models.weights import read_checkpoint
+from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Model
-
-ENTRY_POINTS = "irpipe.scorers"
-OWN = ("reward-model", "clip", "aesthetic", "blip", "random")
-
-Pictures = Sequence[NDArray[np.uint8]]
-
-
-class Scorer(Protocol):
-    """A judge.
-
-    Attributes:
-        image_size: it takes squares of so many pixels, resized and cropped as ImageReward does it; None: pictures as they are.
-    """
-
-    @property
-    def image_size(self) -> int | None: ...
-
-    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> Sequence[float] | NDArray[Any]:
-        """One number a picture; pictures are (height, width, 3) uint8."""
-
-
-def others() -> Mapping[str, EntryPoint]:
-    """Scorers that installed packages declare, by name."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
-def squares(pictures: Pictures, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Pictures (size, size, 3) as a normalised batch (n, 3, size, size)."""
-    batch = torch.from_numpy(np.stack(pictures)).to(device)
-    return preprocessing.normalised(batch.permute(0, 3, 1, 2).to(dtype) / 255)
-
-
-def make_scorers(
-    names: Sequence[str], models: Mapping[str, Sequence[Model]], reward: ImageReward | None, *, device: str, dtype: str, seed: int
-) -> dict[str, Scorer]:
-    """Load scorers by name.
-
-    Args:
-        device: where they run: auto, cpu, cuda, ...; dtype: their precision; seed: of the scorer random.
-        models: `clip_model`, `aesthetic_model` and `blip_model`, those that are needed.
-        reward: the scorer reward-model.
-
-    Raises:
-        RecipeError: there is none of a name.
-        ModelError: a model is not at hand, or of another kind.
-    """
-    place = pick_device(device)
-    with device_errors(place):
-        torch.empty(1, device=place)
-    return {name: _make_scorer(name, seed, models, reward, place, getattr(torch, dtype)) for name in dict.fromkeys(names)}
-
-
-def _make_scorer(
-    name: str, seed: int, models: Mapping[str, Sequence[Model]], reward: ImageReward | None, device: str, dtype: torch.dtype
-) -> Scorer:
-    if name == "reward-model":
-        assert reward is not None
-        return RewardModelScorer(reward, device, dtype)
-    if name == "clip":
-        return ClipScorer(models["clip_model"][0], device, dtype)
-    if name == "aesthetic":
-        if "aesthetic_model" not in models:
-            raise ModelError("the scorer aesthetic needs its head", fix="set aesthetic_model to the folder that holds it")
-        return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
-    if name == "blip":
-        return BlipScorer(models["blip_model"][0], device, dtype)
-    if name == "random":
-        return RandomScorer(seed)
-    declared = others()
-    if name not in declared:
-        known = (*OWN, *declared)
-        raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
-    scorer: Scorer = declared[name].load()()
-    return scorer
-
-
-def judge_pictures(judge: Scorer, prompts: Sequence[str], pictures: Pictures, batch_size: int = 64) -> NDArray[np.float64]:
-    """A judge's numbers, (n,), of pictures (height, width, 3) of any size."""
-    found = [np.empty(0)]
-    for start in range(0, len(pictures), batch_size):
-        part = list(pictures[start : start + batch_size])
-        if judge.image_size is not None:
-            part = [resize_and_crop(Image.fromarray(picture), judge.image_size) for picture in part]
-        found.append(np.asarray(judge(prompts[start : start + batch_size], part), dtype=np.float64))
-    return np.concatenate(found)
-
-
-class RewardModelScorer:
-    """Raw scores of an ImageReward model."""
-
-    def __init__(self, model: ImageReward, device: str, dtype: torch.dtype) -> None:
-        self.model = model
-        self.model.to(device=device, dtype=dtype).eval()
-        self._dtype = dtype
-        self.image_size = model.preprocess.image_size
-
-    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
-        pixels = squares(pictures, self.model.preprocess, self.model.device, self._dtype)
-        texts = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        ids, mask = self.model.tokenise(list(texts))
-        rows = [texts[prompt] for prompt in prompts]
-        with torch.no_grad():
-            return np.asarray(self.model(pixels, ids[rows], mask[rows]).float().cpu().numpy())
-
-
-class NormalisedScorer(RewardModelScorer):
-    """Scores of an ImageReward model in its own deviations from its own mean, as ReFL takes them."""
-
-    def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
-        return (super().__call__(prompts, pictures) - self.model.card.mean) / self.model.card.std
+from irpipe.schemas.reward_model import ScoreCard
 
 
 class ClipScorer:
@@ -142,6 +30,8 @@ class ClipScorer:
 
     Source: released code, models/CLIPScore.py and AestheticScore.py.
     """
+
+    card: ScoreCard | None = None
 
     def __init__(self, model: Model, device: str, dtype: torch.dtype, aesthetic: nn.Module | None = None) -> None:
         from transformers import CLIPModel, CLIPTokenizerFast
@@ -176,6 +66,8 @@ class BlipScorer:
     Source: released code, models/BLIPScore.py.
     """
 
+    card: ScoreCard | None = None
+
     def __init__(self, model: Model, device: str, dtype: torch.dtype) -> None:
         from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
@@ -205,6 +97,7 @@ class RandomScorer:
     """Chance: a number made of seed, prompt and picture."""
 
     image_size = 8
+    card: ScoreCard | None = None
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -216,9 +109,7 @@ class RandomScorer:
 
 
 def preprocessing_in(folder: Path, image_size: int) -> Preprocessing:
-    """Mean and deviation from a preprocessor's file."""
-    import json
-
+    """Mean and standard deviation from a preprocessor's file."""
     told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     return Preprocessing(image_size, tuple(told["image_mean"]), tuple(told["image_std"]))
 

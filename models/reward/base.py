@@ -1,0 +1,96 @@
+"""What training, scoring, tuning, comparing and exporting know of a reward model.
+
+A package declares its own under the entry-point group `irpipe.reward_models`: the format that the `config.json` of its folders
+names = "module:Class". The class has `from_pretrained(folder)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from irpipe.models.plugins import REWARD_MODELS, format_of, reward_model_classes
+from irpipe.pipeline.errors import ModelError, did_you_mean
+from irpipe.schemas.reward_model import ScoreCard
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from irpipe.models.noise import Noise
+
+PUBLISHED = "irpipe-imagereward"  # the format that reads a published ImageReward.pt, which names none
+
+
+class Preprocess(Protocol):
+    """From images to pixels."""
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square that the model looks at, in pixels."""
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """(3, size, size) of a picture, or (..., 3, size, size) of a tensor (..., 3, H, W) from 0 to 1, with its gradient."""
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (..., 3, size, size) from 0 to 1, resized and cropped already, as the network takes them."""
+
+
+class RewardModel(Protocol):
+    """A network that scores an image for a prompt: higher is better, within one prompt. A `torch.nn.Module`.
+
+    Attributes:
+        format: of its `config.json`, by which `load_reward_model` finds the class.
+        preprocess: pixels for it.
+        card: what a score means.
+        noise: where its dropout draws (`irpipe.models.noise`), so that training does not depend on batching.
+        device: where its weights are.
+    """
+
+    format: ClassVar[str]
+    preprocess: Preprocess
+    card: ScoreCard
+    noise: Noise
+
+    @property
+    def device(self) -> Any: ...
+
+    @classmethod
+    def from_pretrained(cls, location: str | Path) -> Self:
+        """The model in a folder that `save_pretrained` wrote."""
+
+    def encode_texts(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Tensors with one row per prompt, on the model's device."""
+
+    def __call__(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
+        """Raw scores (n,) of preprocessed images (n, 3, size, size), each for its text; gradients reach the pixels."""
+
+    def freeze(self, rate: float) -> None:
+        """Fix a share of the lower layers; 0: nothing is fixed."""
+
+    def checkpoint_activations(self) -> None:
+        """Keep only what enters each layer, and compute the rest again on the way back."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` with the format, the weights, `score_card.json`, and whatever the texts need."""
+
+
+def load_reward_model(location: str | Path) -> Any:
+    """The reward model in a folder, of whatever class its format names, or a published ImageReward checkpoint.
+
+    Returns:
+        a `RewardModel`, which is a `torch.nn.Module` as well, in evaluation mode.
+
+    Raises:
+        ModelError: there is none, or no installed package reads its format.
+    """
+    path = Path(location)
+    name = format_of(path) or PUBLISHED
+    known = reward_model_classes()
+    if name not in known:
+        raise ModelError(
+            f"{path} holds a reward model of the format {name!r}, which no installed package reads{did_you_mean(name, known)}",
+            fix=f"install the package that declares it under the entry-point group {REWARD_MODELS!r}",
+        )
+    return known[name].load().from_pretrained(path)

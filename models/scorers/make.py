@@ -1,0 +1,95 @@
+"""Scorers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from irpipe.models.loading import device_errors, files_of, pick_device
+from irpipe.models.plugins import OWN_SCORERS, SCORERS, declared_scorers
+from irpipe.models.reward.base import load_reward_model
+from irpipe.models.scorers.base import Scorer
+from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, RandomScorer, aesthetic_head
+from irpipe.models.scorers.reward import RewardModelScorer
+from irpipe.pipeline.errors import ModelError, RecipeError, StageError, did_you_mean
+from irpipe.pipeline.stage import Context, Inputs, Model
+
+REWARD_MODEL = "reward-model"
+
+
+def load_reward_models(inputs: Inputs, context: Context) -> dict[str, Any]:
+    """The reward models of a run by the names of their scorers: the one that the setting `reward_model` names, or else those
+    of the recipe. A single one is the scorer `reward-model`; several go by the names of their nodes.
+
+    Returns:
+        `RewardModel`s in evaluation mode.
+    """
+    if "reward_model" in context.models:
+        return {REWARD_MODEL: load_reward_model(files_of(context.models["reward_model"][0]))}
+    folders = {node: artifact.path for node, artifact in inputs.all(REWARD_MODEL).items()}
+    if len(folders) == 1:
+        return {REWARD_MODEL: load_reward_model(next(iter(folders.values())))}
+    return {node: load_reward_model(folder) for node, folder in folders.items()}
+
+
+def make_scorers(
+    names: Sequence[str],
+    models: Mapping[str, Sequence[Model]],
+    reward_models: Mapping[str, Any],
+    *,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> dict[str, Scorer]:
+    """Load scorers by name.
+
+    Args:
+        names: `reward-model` stands for all of `reward_models`.
+        device: where they run: auto, cpu, cuda, ...; dtype: their precision; seed: of the scorer random.
+        models: `clip_model`, `aesthetic_model` and `blip_model`, those that are needed.
+        reward_models: `RewardModel`s by the names of their scorers.
+
+    Raises:
+        RecipeError: there is none of a name.
+        ModelError: a model is not at hand, or of another kind.
+        StageError: another package's is no scorer.
+    """
+    place = pick_device(device)
+    with device_errors(place):
+        torch.empty(1, device=place)
+    precision = getattr(torch, dtype)
+    scorers: dict[str, Scorer] = {}
+    for name in dict.fromkeys(names):
+        if name == REWARD_MODEL:
+            scorers |= {node: RewardModelScorer(model, place, precision) for node, model in reward_models.items()}
+        else:
+            scorers[name] = _make_scorer(name, seed, models, place, precision)
+    return scorers
+
+
+def _make_scorer(name: str, seed: int, models: Mapping[str, Sequence[Model]], device: str, dtype: torch.dtype) -> Scorer:
+    if name == "clip":
+        return ClipScorer(models["clip_model"][0], device, dtype)
+    if name == "aesthetic":
+        if "aesthetic_model" not in models:
+            raise ModelError("the scorer aesthetic needs its head", fix="set aesthetic_model to the folder that holds it")
+        return ClipScorer(models["clip_model"][0], device, dtype, aesthetic_head(models["aesthetic_model"][0]))
+    if name == "blip":
+        return BlipScorer(models["blip_model"][0], device, dtype)
+    if name == "random":
+        return RandomScorer(seed)
+    declared = declared_scorers()
+    if name not in declared:
+        known = (*OWN_SCORERS, *declared)
+        raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
+    scorer: Scorer = declared[name].load()()
+    missing = [part for part in ("image_size", "card", "__call__") if not hasattr(scorer, part)]
+    if missing:
+        raise StageError(
+            f"what {declared[name].value} returns is no scorer: it has no {' and no '.join(missing)}",
+            where=f"the entry point {name!r} of the group {SCORERS!r}",
+            expected="see irpipe.models.scorers.base.Scorer",
+        )
+    return scorer

@@ -1,0 +1,77 @@
+"""Weights and tokenizers from files: read without running code, and put into a model whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irpipe.models.loading import load_errors
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.stage import Model
+from irpipe.schemas.reward_model import CONFIG
+
+
+def read_config(model: Model) -> dict[str, Any]:
+    """What `config.json` in a model's folder says; nothing where there is none.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    path = (model.folder or Path()) / CONFIG
+    if not path.is_file():
+        return {}
+    with load_errors(model, "the model", "config.json"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load weights that must be exactly the model's.
+
+    Raises:
+        ModelError: names the missing, the unexpected, and those of another shape.
+    """
+    own = model.state_dict()
+    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    misshapen = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    told = []
+    for names, kind in ((missing, "lacks"), (surplus, "has the unknown"), (misshapen, "has another shape for")):
+        if names:
+            told.append(f"{kind} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+    if told:
+        raise ModelError(f"{what} {'; it '.join(told)}", expected="the weights of exactly this architecture")
+    model.load_state_dict(dict(weights))
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a checkpoint file, or of the only one in a folder; None where there is none. No code in it is run.
+
+    Raises:
+        ModelError: it is damaged, or a pickle of more than tensors.
+    """
+    if path.is_dir():
+        found = sorted(file for pattern in ("*.pt", "*.pth") for file in path.glob(pattern))
+        return read_checkpoint(found[0]) if len(found) == 1 else None
+    if not path.is_file():
+        return None
+    with load_errors(Model(path.name, "", path), "the checkpoint", "a file that torch.save or safetensors wrote"):
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = saved.get("model", saved) if isinstance(saved, dict) else saved
+        if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+            raise ValueError("it is no state dict")
+        return saved
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies in a folder, without any code that may lie beside it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
