@@ -42,13 +42,13 @@ from irpipe.schemas.splits import PROMPT_SPLITS
 REWARD_MODEL = (
     "simulate-annotations.annotators_per_prompt=8",
     "train-rm.batch_pairs=1024",
-    "train-rm.learning_rate=1e-3",
+    "train-rm.optimizer.learning_rate=1e-3",
     "train-rm.epochs=6",
-    "train-rm.grain=0.1",
-    "train-rm.average=0.997",
+    "train-rm.noise_std=0.1",
+    "train-rm.optimizer.ema_decay=0.997",
     "train-rm.freeze_rate=0.7",
     "train-rm.frozen_part=recomputed",
-    "train-rm.seed=1",
+    "train-rm.training.seed=1",
 )
 TURNS = 2  # images of each test prompt
 ASPECTS = ("utility", "alignment", "fidelity")

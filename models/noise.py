@@ -8,7 +8,8 @@ several processes, recomputed activations and a resumed run all see the same noi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,10 +26,15 @@ class Noise:
         self._groups: Sequence[tuple[int, int]] | None = None
         self._places = 0
 
-    def use(self, groups: Sequence[tuple[int, int]] | None) -> None:
-        """From now on samples are of these groups, in order: (number of samples, seed); None: of no group, so that noise is drawn
-        from the global stream. Groups stay until after the backward pass, where checkpointed activations are computed again."""
+    @contextmanager
+    def of(self, groups: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Within the block, samples are of these groups, in order: (number of samples, seed). It must span backward passes too,
+        since checkpointed activations are computed again there."""
         self._groups = groups
+        try:
+            yield
+        finally:
+            self._groups = None
 
     def place(self) -> int:
         """A new place in the model that draws."""

@@ -66,6 +66,7 @@ evaluation.similarity_model = "micro-clip"
 training.dtype = "float32"
 training.micro_batch_size = 6
 [raft]
+stage = "raft"
 like = "refl"
 pool_prompts = 4
 images_per_prompt = 3
@@ -73,9 +74,11 @@ num_steps = 4
 guidance_scale = 1.0
 pool_every = 2
 [reward-weighted]
+stage = "reward-weighted"
 like = "raft"
 pool_every = 0
 [filter-tune]
+stage = "filter-tune"
 like = "raft"
 pool_every = 0
 alpha = 1.01

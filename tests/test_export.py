@@ -309,7 +309,7 @@ def fence_of(card: str, language: str) -> str:
 
 class TestGenerator:
     def test_low_rank_additions_load_into_plain_diffusers(self, world, tmp_path, monkeypatch):
-        world.last("refl", "refl.on_trip=note", "refl.max_denoising_rise=10.0")
+        world.last("refl", "refl.evaluation.early_stopping=log", "refl.evaluation.max_denoising_rise=10.0")
         folder = tmp_path / "tuned"
         world("export", "refl", str(folder), "--to", "diffusers")
         assert "pytorch_lora_weights.safetensors" in files(folder)
@@ -323,7 +323,13 @@ class TestGenerator:
 
     def test_a_whole_pipeline_loads(self, world, tmp_path, monkeypatch):
         world.recipe(without(RECIPE, "refl", "rank = 4"))
-        done = world.last("refl", "refl.trained=unet", "refl.learning_rate=1e-4", "refl.steps=2", "refl.on_trip=note")
+        done = world.last(
+            "refl",
+            "refl.trainable=unet",
+            "refl.optimizer.learning_rate=1e-4",
+            "refl.steps=2",
+            "refl.evaluation.early_stopping=log",
+        )
         folder = tmp_path / "tuned"
         world("export", done["content_id"], str(folder), "--to", "diffusers")
         assert np.array_equal(drawn(folder), drawn(Path(done["path"]) / "pipeline"))
@@ -333,7 +339,7 @@ class TestGenerator:
         assert np.array_equal(sampled(made["pipeline"]), drawn(folder))
 
     def test_the_card(self, world, tmp_path):
-        world.last("filter-tune", "filter-tune.on_trip=note")
+        world.last("filter-tune", "filter-tune.evaluation.early_stopping=log")
         record, folder = newest(world, "filter-tune"), tmp_path / "tuned"
         world("export", "filter-tune", str(folder), "--to", "diffusers")
         card, told = GeneratorCard.read(world.store.object_path(record.content_id)), text_of(folder)
@@ -449,7 +455,7 @@ class TestWholeOrNotAtAll:
         (folder / "note").write_text("mine")
         stage = {"diffusers": "refl", "reward-model": "train-rm"}.get(kind, "build-pairs")
         if stage == "refl":
-            world.last("refl", "refl.steps=2", "refl.on_trip=note")
+            world.last("refl", "refl.steps=2", "refl.evaluation.early_stopping=log")
         assert "exists already" in world("export", stage, str(folder), "--to", kind, status=2).err
         assert files(folder) == ["note"] and files(tmp_path / "mine") == ["note"]
 

@@ -34,7 +34,7 @@ class TestStage:
     def test_writes_what_plain_diffusers_loads(self, world):
         from diffusers import StableDiffusionPipeline
 
-        done = world.last("refl", "refl.on_trip=note")
+        done = world.last("refl", "refl.evaluation.early_stopping=log")
         folder = Path(done["path"])
         card = GeneratorCard.read(folder)
         assert (card.base, card.trained, card.steps) == ("micro-generator", "lora", 4)
@@ -59,12 +59,12 @@ class TestStage:
             row["measure"] for row in world.rows("SELECT DISTINCT measure FROM refl.monitors")
         }
         assert (folder / "before_after.png").is_file() and (folder / "curves.png").is_file()
-        assert world.run("refl", "refl.on_trip=note").err.count("reused") > 5
+        assert world.run("refl", "refl.evaluation.early_stopping=log").err.count("reused") > 5
 
     def test_a_whole_network_is_a_pipeline_of_its_own(self, world):
         from diffusers import StableDiffusionPipeline
 
-        laid = ("refl.trained=unet", "refl.learning_rate=1e-4", "refl.steps=2", "refl.on_trip=note")
+        laid = ("refl.trainable=unet", "refl.optimizer.learning_rate=1e-4", "refl.steps=2", "refl.evaluation.early_stopping=log")
         text = RECIPE.replace("rank = 4\n", "", 1)
         world.recipe(text)
         folder = Path(world.last("refl", *laid)["path"])
@@ -75,7 +75,9 @@ class TestStage:
             text = path.read_text(encoding="utf-8")
             assert str(MICRO.folder) not in text and "_name_or_path" not in text, "the same tuning has the same id elsewhere"
 
-    @pytest.mark.parametrize("setting", ["refl.dtype=bfloat16", "refl.checkpoint_activations=true", "refl.updates=sequential"])
+    @pytest.mark.parametrize(
+        "setting", ["refl.training.dtype=bfloat16", "refl.training.checkpoint_activations=true", "refl.updates=sequential"]
+    )
     def test_other_ways_to_get_there(self, world, setting):
         assert world.last("refl", setting, "refl.steps=2")["metrics"]["steps"] == 2
 
@@ -84,7 +86,7 @@ class TestStage:
         judged = "SELECT value FROM refl.monitors WHERE step = 0 AND measure IN ('reward', 'held_out') ORDER BY measure"
         world.last("refl", "refl.steps=1")
         two = world.rows(first), world.rows(judged)
-        world.last("refl", "refl.steps=1", "refl.monitor_images=4")
+        world.last("refl", "refl.steps=1", "refl.evaluation.images=4")
         four = world.rows(first), world.rows(judged)
         assert two[0] and two[0] == four[0]
         assert len(two[1]) == 2 and all(one != other for one, other in zip(two[1], four[1], strict=True))
@@ -94,13 +96,19 @@ class TestStage:
         first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
         key = plain["key"]
         (world.root / "artifacts" / "keys" / key[:2] / f"{key}.json").unlink()
-        world.last("refl", "refl.steps=2", "refl.checkpoint_activations=true", "refl.micro_batch=2")
+        world.last("refl", "refl.steps=2", "refl.training.checkpoint_activations=true", "refl.training.micro_batch_size=2")
         second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
         for one, other in zip(first, second, strict=True):
             assert other["value"] == pytest.approx(one["value"], rel=1e-3, abs=1e-5), one
 
     def test_guidance_and_another_size(self, world):
-        laid = ("refl.guidance_scale=2.0", "refl.monitor_guidance=2.0", "refl.width=40", "refl.height=48", "refl.steps=2")
+        laid = (
+            "refl.guidance_scale=2.0",
+            "refl.evaluation.guidance_scale=2.0",
+            "refl.width=40",
+            "refl.height=48",
+            "refl.steps=2",
+        )
         done = world.last("refl", *laid)
         sizes = world.rows("SELECT DISTINCT width, height FROM refl.images")
         assert sizes == [{"width": 40, "height": 48}] and done["metrics"]["steps"] == 2
@@ -138,12 +146,12 @@ class TestStage:
 
     def test_the_trained_reward_is_no_held_out_judge(self, world):
         folder = world.store.open(world.store.newest("micro", "train-rm").content_id).path
-        told = world.run("refl", f"refl.held_out_model={folder}", status=2).err
+        told = world.run("refl", f"refl.evaluation.held_out_model={folder}", status=2).err
         assert "the held-out judge is the reward model that is tuned for" in told
 
     def test_images_that_a_safety_checker_blackened_are_excluded_and_counted(self, world, tmp_path):
         folder = stable_diffusion(tmp_path / "sd", blackens=True)
-        laid = (f"refl.model={folder}", "refl.steps=2", "refl.on_trip=note")
+        laid = (f"refl.model={folder}", "refl.steps=2", "refl.evaluation.early_stopping=log")
         done = world.last("refl", *laid)
         assert done["metrics"]["blackened_share"] == 1.0
         rows = world.rows("SELECT value FROM refl.steps WHERE figure = 'gradient_norm'")
@@ -178,7 +186,7 @@ class TestStage:
         monkeypatch.setattr(ReflObjective, "prove", lambda self, parameters: None)
         monkeypatch.setattr(reward.RewardSlope, "at", full)
         told = world.run("refl", status=2).err
-        assert "out of memory with 6 samples a backward pass" in told and "refl.micro_batch=3" in told
+        assert "out of memory with 6 samples a backward pass" in told and "refl.training.micro_batch_size=3" in told
 
     def test_adamw8bit_without_its_library(self, world, monkeypatch):
         monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
@@ -198,7 +206,9 @@ class TestStage:
         world.run("refl", status=130)
         monkeypatch.undo()
         monkeypatch.chdir(world.root)
-        assert "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.learning_rate=2e-3").out
+        assert (
+            "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.optimizer.learning_rate=2e-3").out
+        )
 
 
 def disturbed(real, number):
@@ -216,7 +226,12 @@ def disturbed(real, number):
 class TestInterrupted:
     def test_ctrl_c_and_sigterm_keep_every_whole_step(self, world, monkeypatch):
         """Four times on the way: while rollouts are drawn, within a step, in the middle of a look, and behind it."""
-        laid = ("refl.steps=5", "refl.monitor_every=2", "refl.average=0.9", "refl.checkpoint_minutes=1000")
+        laid = (
+            "refl.steps=5",
+            "refl.evaluation.every=2",
+            "refl.optimizer.ema_decay=0.9",
+            "refl.training.checkpoint_minutes=1000",
+        )
         whole = world.last("refl", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         told = []
@@ -236,10 +251,10 @@ class TestInterrupted:
         assert world.store.newest("micro", "refl").content_id == whole["content_id"]
 
     @pytest.mark.parametrize(
-        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.monitor_every=2", "refl.average=0.9")]
+        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.evaluation.every=2", "refl.optimizer.ema_decay=0.9")]
     )
     def test_killed_and_resumed_has_the_same_weights(self, world, settings):
-        laid = ("refl.steps=8", "refl.checkpoint_minutes=0", *(settings or ("refl.monitor_every=100",)))
+        laid = ("refl.steps=8", "refl.training.checkpoint_minutes=0", *(settings or ("refl.evaluation.every=100",)))
         whole = world.last("refl", *laid)
         path = world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json"
         path.unlink()
@@ -265,7 +280,7 @@ class TestInterrupted:
 class TestProcesses:
     @pytest.mark.slow
     def test_two_processes_agree_with_one(self, world):
-        laid = ("refl.steps=2", "refl.monitor_every=100")
+        laid = ("refl.steps=2", "refl.evaluation.every=100")
         one = world.last("refl", *laid)
         first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
         path = world.root / "artifacts" / "keys" / one["key"][:2] / f"{one['key']}.json"

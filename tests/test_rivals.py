@@ -66,7 +66,7 @@ class TestStages:
         assert "there would be one pool" in world.run("raft", "raft.pool_every=4", status=2).err
 
     def test_killed_and_resumed_has_the_same_weights(self, world):
-        laid = ("raft.steps=8", "raft.pool_every=3", "raft.monitor_every=100", "raft.checkpoint_minutes=0")
+        laid = ("raft.steps=8", "raft.pool_every=3", "raft.evaluation.every=100", "raft.training.checkpoint_minutes=0")
         whole = world.last("raft", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
@@ -191,8 +191,8 @@ class TestLocalPairs:
             self.picture(folder / f"{number}.png", (20 * number, 0, 0), (40, 32))
             rows.append({"file_name": f"{number}.png", "text": "a red circle"})
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        done = world.last("refl", "refl.pretraining_data=real", "refl.steps=2", "refl.on_trip=note")
+        done = world.last("refl", "refl.pretraining_data=real", "refl.steps=2", "refl.evaluation.early_stopping=log")
         assert done["metrics"]["real_pairs"] == 4
         shutil.copyfile(folder / "0.png", folder / "x.png")
-        told = world.run("refl", "refl.pretraining_data=real", "refl.monitor_pairs=12", status=2).err
+        told = world.run("refl", "refl.pretraining_data=real", "refl.evaluation.captioned_images=12", status=2).err
         assert "there are 12 real pairs, and 12 are only looked at" in told

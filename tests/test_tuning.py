@@ -281,13 +281,18 @@ class TestStopRule:
             return model
 
         monkeypatch.setattr(session, "load_reward_model", dark)
-        laid = ("refl.steps=40", "refl.phi=linear", "refl.learning_rate=3e-3", "refl.max_denoising_rise=10.0")
+        laid = (
+            "refl.steps=40",
+            "refl.phi=linear",
+            "refl.optimizer.learning_rate=3e-3",
+            "refl.evaluation.max_denoising_rise=10.0",
+        )
         done = world.last("refl", *laid)
         metrics = done["metrics"]
         assert metrics["stopped_for"] and metrics["steps"] < 40 and metrics["kept_step"] < metrics["steps"]
         rows = world.rows("SELECT step, value FROM refl.monitors WHERE measure = 'brightness' ORDER BY step")
         assert rows[-1]["value"] < 0.8 * rows[0]["value"]
-        noted = world.last("refl", *laid, "refl.on_trip=note")["metrics"]
+        noted = world.last("refl", *laid, "refl.evaluation.early_stopping=log")["metrics"]
         assert noted["steps"] == noted["kept_step"] == 40 and noted["noted"] and not noted["stopped_for"]
 
 

@@ -1,4 +1,4 @@
-"""The settings that trainings share, and a training as its stage lays it out. Imports no torch: stages declare themselves with it."""
+"""Settings that trainings share, and a training as its stage lays it out. Imports no torch: stages declare themselves with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class OptimizerSettings(Group):
     )
     warmup_steps: int = setting(0, ge=0, meaning="Steps over which the learning rate rises linearly to its peak.")
     schedule: Literal["constant", "cosine"] = setting(
-        "constant", meaning="The learning rate after the warm-up. constant: its peak. cosine: half a cosine to 0 at the last step."
+        "constant",
+        meaning="The learning rate after the warm-up. constant: its peak. cosine: half a cosine to 0 at the last step.",
     )
     weight_decay: float = setting(0.0, ge=0, meaning="Decoupled weight decay. 0: plain Adam.")
     adam_beta2: float = setting(0.999, ge=0, lt=1, meaning="Decay per step of AdamW's mean of squared gradients.")

@@ -17,10 +17,9 @@ from irpipe.models.training.accelerator import used_gigabytes
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.config import TrainingConfig
 from irpipe.models.training.curves import Row, Tally
-from irpipe.models.training.objective import Evaluator, Objective, Samples, Verdict
+from irpipe.models.training.objective import Evaluator, Objective, Samples, Verdict, not_finite
 from irpipe.models.training.optimizer import Schedule, make_optimizer
 from irpipe.models.training.weights import Weights
-from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.interrupt import undisturbed
 from irpipe.pipeline.progress import Progress
 from irpipe.pipeline.stage import Context
@@ -155,7 +154,10 @@ class Trainer:
                 self._backward(objective, step, part, tally)
             if not together or number == len(self.objectives) - 1:
                 norm = self._update(step)
-                tally.add("gradient_norm" if together else f"{objective.name}_gradient_norm", Samples(torch.tensor([norm], dtype=torch.float64)))
+                tally.add(
+                    "gradient_norm" if together else f"{objective.name}_gradient_norm",
+                    Samples(torch.tensor([norm], dtype=torch.float64)),
+                )
             objective.finish(step)
         self.weights.update_ema(step + 1)
         self._tally.merge(tally, self.accelerator)
@@ -164,11 +166,11 @@ class Trainer:
 
     def _backward(self, objective: Objective, step: int, part: Any, tally: Tally) -> None:
         """Gradients of a micro-batch, added to those that are there."""
-        with objective.memory_errors(part):
+        with objective.around(step, part):
             with self.accelerator.autocast():
                 loss, figures = objective.loss(step, part)
             if not math.isfinite(loss.item()):
-                raise TrainingError(f"{objective.name} is not finite in step {step + 1:,}", fix=self._fix)
+                raise not_finite(objective.name, f"in step {step + 1:,}", self.config.stage)
             self.accelerator.backward(loss * objective.weight)
         for name, samples in figures.items():
             tally.add(name, samples)
@@ -177,20 +179,12 @@ class Trainer:
         """The optimiser's step. Returns the norm of the gradient before clipping."""
         self.weights.sum_gradients(self.accelerator)
         if self.accelerator.scaler is None and not self.weights.gradients_finite():
-            raise TrainingError(f"a gradient is not finite in step {step + 1:,}", fix=self._fix)
+            raise not_finite("a gradient", f"in step {step + 1:,}", self.config.stage)
         longest = self.config.optimizer.max_grad_norm or math.inf
         norm = float(self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), longest))
         self.optimizer.step()
         self.weights.zero_gradients()
         return norm
-
-    @property
-    def _fix(self) -> str:
-        stage = self.config.stage
-        return (
-            f"the last good state is kept; lower {stage}.optimizer.learning_rate, or set {stage}.optimizer.max_grad_norm=1 or"
-            f" {stage}.training.dtype=float32"
-        )
 
     # -- curves -------------------------------------------------------------------------------------------------------
 

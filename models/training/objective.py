@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.hashing import row_id
 
 
@@ -50,11 +51,12 @@ class Objective(Protocol):
     weight: float
     carried: list[list[float]]
 
-    def prepare(self, step: int, save: Save) -> None:
+    def prepare(self, step: int, save: Save) -> None:  # noqa: ARG002 # a default for subclasses
         """Make what a step needs (rollouts, a pool). An interrupt within comes back to its beginning.
 
         `save` writes a checkpoint of the training as it stands before this step.
         """
+        return
 
     def parts(self, step: int) -> Sequence[Any]:
         """This process's micro-batches of a step. A function of the step alone: a thread reads the next step's ahead."""
@@ -67,12 +69,13 @@ class Objective(Protocol):
         """
         ...
 
-    def memory_errors(self, part: Any) -> AbstractContextManager[None]:  # noqa: ARG002 # a default for subclasses
-        """Running out of memory with a micro-batch says which settings reduce memory use."""
+    def around(self, step: int, part: Any) -> AbstractContextManager[None]:  # noqa: ARG002 # a default for subclasses
+        """Surrounds the forward and the backward pass of a micro-batch: out-of-memory errors, noise that is drawn again."""
         return nullcontext()
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int) -> None:  # noqa: ARG002 # a default for subclasses
         """The step's update is done."""
+        return
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,18 @@ class Evaluator(Protocol):
         """Evaluate, in every process. None in other processes than the first, where that one does it alone."""
         ...
 
-    def resume(self, steps: Sequence[int]) -> None:
+    def resume(self, steps: Sequence[int]) -> None:  # noqa: ARG002 # a default for subclasses
         """A training goes on that was evaluated after these steps."""
+        return
+
+
+def not_finite(what: str, where: str, stage: str) -> TrainingError:
+    """The error of a number that is not finite, with what helps."""
+    return TrainingError(
+        f"{what} is not finite {where}",
+        fix=f"the last good state is kept; lower {stage}.optimizer.learning_rate, or set {stage}.optimizer.max_grad_norm=1 or"
+        f" {stage}.training.dtype=float32",
+    )
 
 
 def noise_seed(seed: int, what: str, step: int, index: int) -> int:

@@ -50,7 +50,9 @@ class CaptionedImages:
         return rows_of(found, range(len(rows)), device)
 
 
-def denoising_losses(denoiser: Denoiser, schedule: NoiseSchedule, captioned: CaptionedImages, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+def denoising_losses(
+    denoiser: Denoiser, schedule: NoiseSchedule, captioned: CaptionedImages, rows: Sequence[int], seeds: Sequence[int]
+) -> Tensor:
     """The loss that generators are pre-trained with, (n,): mean squared error of the network's output at a random noise level.
 
     Source: ImageReward, section 3.2, L_pre; DDPM, equation 14.
@@ -103,7 +105,9 @@ def encode_captioned(
     done = card.is_file() and json.loads(card.read_text(encoding="utf-8")) == told
     if not done:
         card.unlink(missing_ok=True)
-        need_room(folder / "moments.f32", sum(4 * len(captions) * int(np.prod(shape)) for shape in shapes.values()), "captioned images")
+        need_room(
+            folder / "moments.f32", sum(4 * len(captions) * int(np.prod(shape)) for shape in shapes.values()), "captioned images"
+        )
     files = {
         name: np.memmap(folder / f"{name}.f32", np.float32, "r" if done else "w+", shape=(len(captions), *shape))
         for name, shape in shapes.items()

@@ -80,9 +80,7 @@ class EvaluationSettings(Group):
         2, ge=2, le=16, meaning="Images per held-out prompt. With few prompts, more images tell a gain from chance."
     )
     num_steps: int = setting(40, ge=1, le=1000, meaning="Denoising steps of these images.")
-    guidance_scale: float = setting(
-        1.0, ge=0, le=100, meaning="Classifier-free guidance of these images. 1 or less: none."
-    )
+    guidance_scale: float = setting(1.0, ge=0, le=100, meaning="Classifier-free guidance of these images. 1 or less: none.")
     captioned_images: int = setting(
         128, ge=1, le=10_000, meaning="Captioned images on which the denoising loss is measured; none is trained on."
     )
@@ -104,8 +102,8 @@ class EvaluationSettings(Group):
     )
     early_stopping: Literal["stop", "log"] = setting(
         "stop",
-        meaning="When the stop rule fires. stop: end the run and save the best evaluation so far. log: log it, go on, save the last"
-        " step.",
+        meaning="When the stop rule fires. stop: end the run and save the best evaluation so far. log: log it, go on, and save"
+        " the last step.",
     )
     kept_images: int = setting(16, ge=0, le=10_000, meaning="Held-out prompts whose images are saved at every evaluation.")
 

@@ -139,7 +139,7 @@ class Denoiser:
         return out.float()
 
     def predicted_x0(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """The clean latents x0 that an output predicts (DDPM, equation 15, and the same for v- and x0-prediction), as `latents`."""
+        """The clean latents x0 that an output predicts, as `latents` (DDPM, equation 15; alike for v- and x0-prediction)."""
         alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
         signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
         if self.kind == "epsilon":
@@ -244,7 +244,9 @@ def sample(
     with torch.no_grad():
         for number, timestep in enumerate(schedule.timesteps[:stop]):
             predicted = denoiser.predict(latents, timestep, conditions, guidance)
-            latents = schedule.scheduler.step(predicted, timestep, latents, **_drawing(schedule.scheduler, generators)).prev_sample
+            latents = schedule.scheduler.step(
+                predicted, timestep, latents, **_drawing(schedule.scheduler, generators)
+            ).prev_sample
             if number + 1 >= keep_from:
                 kept.append(latents)
     return torch.stack(kept, dim=1)

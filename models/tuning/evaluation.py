@@ -1,8 +1,8 @@
 """Evaluation of a generator while it is tuned, and the rule that stops a tuning that has gone wrong.
 
 The trained reward cannot tell: it rises whether images get better or only please the reward model. So every evaluation samples
-images of the same held-out prompts with the same seeds, scores them by what nothing is trained on, and measures the denoising loss
-on the same captioned images under the same noise, which rises as the generator forgets.
+images of the same held-out prompts with the same seeds, and scores them by what nothing is trained on. It also measures the
+denoising loss on the same captioned images under the same noise, which rises as the generator forgets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from irpipe.models.scorers.base import Scorer, score_pictures
-from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Evaluator, Verdict
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
-from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, as_pixels, rows_of, sample, sampling_memory
+from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
+from irpipe.models.tuning.denoiser import Denoiser, as_pixels, rows_of, sample, sampling_memory
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.hashing import row_id
 
@@ -41,7 +41,7 @@ def image_statistics(pictures: NDArray[np.float64]) -> dict[str, NDArray[np.floa
         pictures: (n, height, width, 3) from 0 to 1.
 
     Returns:
-        (n,) each. brightness: mean grey. contrast: standard deviation of grey. saturation: mean of largest minus smallest channel.
+        (n,) each. brightness: mean grey. contrast: standard deviation of grey. saturation: mean of largest less smallest channel.
         edge_energy: mean squared difference of neighbouring greys. high_frequency_share: spectral energy above half the highest
         frequency, over all but the mean's. colour_entropy: bits, of 8 x 8 x 8 colours. dark_share: pixels below a tenth.
     """

@@ -17,9 +17,7 @@ _TRAINING = ("reward", "pretraining_loss", "pool_loss", "gradient_norm", "reward
 _SIDE, _MARGIN, _LINE = 128, 6, 17  # pixels; a line of the font with its spacing
 
 
-def draw_curves(
-    evaluations: Sequence[Evaluation], rows: Sequence[Row], kept: int, fired: Sequence[str], path: Path
-) -> None:
+def draw_curves(evaluations: Sequence[Evaluation], rows: Sequence[Row], kept: int, fired: Sequence[str], path: Path) -> None:
     """Scores, denoising loss, image statistics and training figures over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

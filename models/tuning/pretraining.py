@@ -46,8 +46,8 @@ class SampleObjective(Objective):
         """Losses (n,) of some samples of a step, with a graph, and their figures."""
         raise NotImplementedError
 
-    def memory_errors(self, part: Sequence[int]) -> AbstractContextManager[None]:
-        """See `Objective`."""
+    def around(self, step: int, part: Sequence[int]) -> AbstractContextManager[None]:  # noqa: ARG002 # of the size alone
+        """Running out of memory names the settings that reduce memory use."""
         return memory_errors(
             f"{len(part)} samples per backward pass",
             f"--set {self._stage}.training.micro_batch_size={max(1, len(part) // 2)} (activations of half the samples),"

@@ -141,9 +141,7 @@ class Session:
         trainer.run()
         return trainer
 
-    def write(
-        self, trainer: Trainer, out: Path, metrics: Mapping[str, Any] | None = None, negative_prompt: str = ""
-    ) -> Report:
+    def write(self, trainer: Trainer, out: Path, metrics: Mapping[str, Any] | None = None, negative_prompt: str = "") -> Report:
         """Write the generator and the curves of its tuning. Every process takes part."""
         state = trainer.state
         weights = trainer.best_weights()
@@ -189,7 +187,7 @@ class Session:
 def read_prompts(
     config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, rejections: Rejections
 ) -> tuple[dict[int, str], dict[int, str], int]:
-    """Prompts to train on, prompts to evaluate on, and how many were read. Those of `test`, and those of no split, are left alone.
+    """Prompts to train on, prompts to evaluate on, and how many were read. Those of `test` and of no split are left alone.
 
     Raises:
         LeakError: an excluded prompt would be trained on.
@@ -314,9 +312,7 @@ def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, 
     }
 
 
-def read_captioned(
-    config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser
-) -> CaptionedImages:
+def read_captioned(config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser) -> CaptionedImages:
     """Captioned images, encoded.
 
     Raises:

@@ -21,7 +21,7 @@ from irpipe.models.loading import pick_device
 from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.models.scorers.reward import RewardModelScorer
-from irpipe.models.tuning.pictures import draw_columns
+from irpipe.models.tuning.plots import draw_columns
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id

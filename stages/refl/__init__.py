@@ -6,9 +6,9 @@ Writes: the generator (LoRA weights or a whole pipeline, as diffusers loads them
     evaluation) and `rejected`, `generator.json`, plots of the curves and of images before and after.
 Paper: ImageReward, sections 3.2 and 4.2, algorithm 1; the released ReFL.py.
 Deviates: LoRA rather than the whole UNet by default; each sample has a late step of its own; each sample's reward gradient is
-    clipped (`clip_reward_gradient`); on request rollouts are used again (`refresh_every`), the reward is averaged over noisy copies
-    (`noise_samples`), and guidance is on in training. Network and scheduler get the same timestep (the released code gives the
-    network the step's number). Rollouts are sampled before, not after, the pre-training update of the same step.
+    clipped (`clip_reward_gradient`); on request rollouts are used again (`refresh_every`), the reward is averaged over noisy
+    copies (`noise_samples`), and guidance is on in training. Network and scheduler get the same timestep (the released code
+    gives the network the step's number). Rollouts are sampled before, not after, the pre-training update of the same step.
 Cost: per step O(rollouts * late step) of the network without gradients, and O(batch_size) with; memory O(sample_batch_size) and
     O(micro_batch_size) of activations.
 """
@@ -30,9 +30,7 @@ class ReflConfig(TuneConfig):
     first_late_step: int = setting(
         30, ge=0, meaning="First denoising step that may have a gradient, counted from 0.", source=_CODE + ": 30"
     )
-    last_late_step: int = setting(
-        39, ge=0, meaning="Last denoising step that may have a gradient.", source=_CODE + ": 39"
-    )
+    last_late_step: int = setting(39, ge=0, meaning="Last denoising step that may have a gradient.", source=_CODE + ": 39")
     scheduler: Literal["ddpm", "ddim"] = setting("ddpm", meaning="Sampler of the rollouts.", source=_CODE)
     phi: Literal["margin", "linear"] = setting(
         "margin",

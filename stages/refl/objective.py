@@ -46,9 +46,7 @@ class ReflObjective(SampleObjective):
         self.conditions = self.denoiser.encode(texts)
         self.texts = {name: values.cpu() for name, values in reward.encode_texts(texts).items()}
         self._count = len(texts)
-        self.gradients = RewardGradients(
-            reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std
-        )
+        self.gradients = RewardGradients(reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std)
         self.checkpoints = Checkpoints(self.context.work)
         self._rollouts: Rollouts | None = None
         self._step_norms: list[float] = []

@@ -2,8 +2,8 @@
 
 Reads: the selected prompts and their splits, the reward model, and captioned images.
 Writes: what `refl` writes.
-Paper: Lee et al. 2023, as ImageReward, appendix E, sets it up for its table 4: E[r * -log p] + beta * E[-log p of captioned images],
-    with beta 0.5 and r scaled to 0..1 over the pool.
+Paper: Lee et al. 2023, as ImageReward, appendix E, sets it up for its table 4: E[r * -log p] + beta * E[-log p of captioned
+    images], with beta 0.5 and r scaled to 0..1 over the pool.
 Deviates: LoRA by default; -log p is the denoising loss. `scale = "prompt"` scales within a prompt, where alone
     rewards compare.
 Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, then O(batch_size) a step.

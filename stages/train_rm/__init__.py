@@ -35,9 +35,7 @@ class RmOptimizer(OptimizerSettings):
         meaning="The learning rate after the warm-up. constant: its peak. cosine: half a cosine to 0 at the last step.",
         source=CODE + "scripts/train_one_node.sh",
     )
-    weight_decay: float = setting(
-        0.0, ge=0, meaning="Decoupled weight decay. 0: plain Adam.", source=CODE + "src/train.py: Adam"
-    )
+    weight_decay: float = setting(0.0, ge=0, meaning="Decoupled weight decay. 0: plain Adam.", source=CODE + "src/train.py: Adam")
     max_grad_norm: float = setting(0.0, ge=0, meaning="Clip the gradient norm to this value. 0: no clipping.", source=CODE)
 
 
@@ -45,7 +43,11 @@ class RmEvaluation(Group):
     """When the validation pairs are evaluated."""
 
     per_epoch: int = setting(
-        4, ge=1, le=1000, meaning="Evaluations per epoch, evenly spaced, and one before the first step.", source=CODE + "src/train.py"
+        4,
+        ge=1,
+        le=1000,
+        meaning="Evaluations per epoch, evenly spaced, and one before the first step.",
+        source=CODE + "src/train.py",
     )
     patience: int = setting(0, ge=0, meaning="Stop after so many evaluations without a lower loss. 0: never.")
 
@@ -85,7 +87,11 @@ class TrainRmConfig(Config):
         " logit of image-text matching is far too confident as a preference.",
     )
     image_size: int | None = setting(
-        224, ge=8, le=1024, meaning="Side of the vision tower's square input, in pixels. Unset: the start's own.", source="ImageReward: 224"
+        224,
+        ge=8,
+        le=1024,
+        meaning="Side of the vision tower's square input, in pixels. Unset: the start's own.",
+        source="ImageReward: 224",
     )
     text_dropout: float = setting(
         0.1, ge=0, lt=1, meaning="Dropout of the text tower, in training.", source="released code, med_config.json: 0.1"

@@ -134,8 +134,8 @@ def enough_memory(batch: Batch) -> AbstractContextManager[None]:
     images = len(batch.images)
     return memory_errors(
         f"{images} images per forward pass",
-        f"--set train-rm.training.micro_batch_size={max(1, images // 2)} or train-rm.training.checkpoint_activations=true (both go on"
-        " from the last checkpoint), train-rm.training.dtype=bfloat16, or a higher train-rm.freeze_rate",
+        f"--set train-rm.training.micro_batch_size={max(1, images // 2)} or train-rm.training.checkpoint_activations=true (both"
+        " go on from the last checkpoint), train-rm.training.dtype=bfloat16, or a higher train-rm.freeze_rate",
     )
 
 
@@ -153,8 +153,8 @@ def augment(
         right, down = torch.randint(-config.random_shift, config.random_shift + 1, (2,), generator=draw).tolist()
         edge, size = config.random_shift, images.shape[-1]
         part = F.pad(images, (edge,) * 4, mode="replicate")[..., edge - down :, edge - right :][..., :size, :size]
-        flips = bool(torch.rand((), generator=draw) < 0.5)
+        flips = config.horizontal_flip and bool(torch.rand((), generator=draw) < 0.5)
         std = config.noise_std * torch.rand((), generator=draw)
         noise = (std * torch.randn(part.shape, generator=draw)).to(part.device) if config.noise_std else 0.0
-        parts.append((part.flip(-1) if config.horizontal_flip and flips and flippable else part) + noise)
+        parts.append((part.flip(-1) if flips and flippable else part) + noise)
     return torch.cat(parts)

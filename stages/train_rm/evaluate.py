@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.training.objective import Evaluator, Verdict
-from irpipe.pipeline.errors import TrainingError
+from irpipe.models.training.objective import Evaluator, Verdict, not_finite
 from irpipe.stages.train_rm.batches import Batch, BatchReader, enough_memory, losses_of, pair_figures, pixels_of, scores_of
 from irpipe.stages.train_rm.data import Groups
 
@@ -49,7 +48,7 @@ class Totals:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Loss and accuracy, means over pairs by weight; the standard deviation of scores within a prompt, a mean over prompts."""
+        """Loss and accuracy, means over pairs by weight; standard deviation of scores within a prompt, a mean over prompts."""
         weight, prompts = max(self.weight, 1e-12), max(self.prompts, 1.0)
         return {"loss": self.loss / weight, "accuracy": self.correct / weight, "score_std": self.std / prompts}
 
@@ -92,15 +91,8 @@ class PairEvaluator(Evaluator):
         measures = self.totals().measures
         loss, accuracy = measures["loss"], measures["accuracy"]
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the validation loss is not finite after step {step:,}",
-                fix="the last good state is kept; lower train-rm.optimizer.learning_rate, or set train-rm.optimizer.max_grad_norm=1"
-                " or train-rm.training.dtype=float32",
-            )
+            raise not_finite("the validation loss", f"after step {step:,}", "train-rm")
         return Verdict(-loss, measures, note=f"validation {loss:.3f} {accuracy:.1%}")
-
-    def resume(self, steps: Sequence[int]) -> None:
-        """Nothing: every evaluation stands for itself."""
 
     def totals(self) -> Totals:
         """Sums over the validation split, over all processes, with the weights as they are."""

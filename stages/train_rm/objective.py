@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from irpipe.models.training.objective import Figures, Objective, Samples, Save
+from irpipe.models.training.objective import Figures, Objective, Samples, Save, not_finite
 from irpipe.pipeline.errors import TrainingError
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.batches import (
@@ -85,11 +85,11 @@ class PairwiseObjective(Objective):
 
     def loss(self, step: int, part: Batch) -> tuple[Tensor, Figures]:
         """See `Objective`."""
-        seeds = [noise_seed(self.config.training.seed, step, prompt) for prompt in part.prompts]
-        self.model.noise.use(list(zip(part.counts, seeds, strict=True)))  # also for activations computed again
         pixels = pixels_of(part, self.accelerator.device)
         if self._augmented:
-            pixels = augment(pixels, part.counts, seeds, [self._may_flip[one] for one in part.prompts], self.config)
+            pixels = augment(
+                pixels, part.counts, self._seeds(step, part), [self._may_flip[one] for one in part.prompts], self.config
+            )
         scores = scores_of(self.model, part, pixels)
         losses, weights = losses_of(scores, part), part.weights.to(scores.device)
         loss = (losses * weights).sum() / self._weight_of(step)
@@ -105,20 +105,22 @@ class PairwiseObjective(Objective):
         parts = (groups.weights[groups.pair_starts[n] : groups.pair_starts[n + 1]].sum() for n in self.steps[step])
         return float(sum(parts))
 
-    def memory_errors(self, part: Batch) -> AbstractContextManager[None]:
-        """See `Objective`."""
-        return enough_memory(part)
+    @contextmanager
+    def around(self, step: int, part: Batch) -> Iterator[None]:
+        """Each prompt's dropout and stochastic depth draw from a stream of its own; running out of memory names what helps."""
+        groups = zip(part.counts, self._seeds(step, part), strict=True)
+        with enough_memory(part), self.model.noise.of(list(groups)):
+            yield
+
+    def _seeds(self, step: int, part: Batch) -> list[int]:
+        return [noise_seed(self.config.training.seed, step, prompt) for prompt in part.prompts]
 
     def _not_finite(self, step: int, batch: Batch, scores: Tensor) -> TrainingError:
         bad = ~torch.isfinite(scores)
         groups = np.repeat(np.arange(len(batch.counts)), batch.counts)[bad.cpu().numpy()]
         prompts = ", ".join(f"{batch.prompts[group]:016x}" for group in sorted(set(groups.tolist()))[:3])
         where = f"of the prompts {prompts}" if prompts else "though all scores are finite"
-        return TrainingError(
-            f"the loss is not finite in step {step + 1:,}: scores {where}",
-            fix="the last good state is kept; lower train-rm.optimizer.learning_rate, or set train-rm.optimizer.max_grad_norm=1 or"
-            " train-rm.training.dtype=float32",
-        )
+        return not_finite("the loss", f"in step {step + 1:,}: scores {where}", "train-rm")
 
     # -- the guard ----------------------------------------------------------------------------------------------------
 
@@ -128,7 +130,6 @@ class PairwiseObjective(Objective):
         Raises:
             TrainingError: it has collapsed.
         """
-        self.model.noise.use(None)
         last = min(self.config.collapse_after, len(self.steps))
         if step < last:
             sums = torch.from_numpy(self._sums)
