@@ -308,7 +308,7 @@ def fence_of(card: str, language: str) -> str:
 
 
 class TestGenerator:
-    def test_low_rank_additions_load_into_plain_diffusers(self, world, tmp_path, monkeypatch):
+    def test_lora_weights_load_into_plain_diffusers(self, world, tmp_path, monkeypatch):
         world.last("refl", "refl.evaluation.early_stopping=log", "refl.evaluation.max_denoising_rise=10.0")
         folder = tmp_path / "tuned"
         world("export", "refl", str(folder), "--to", "diffusers")
@@ -322,7 +322,7 @@ class TestGenerator:
         np.testing.assert_allclose(sampled(made["pipeline"]), tuned, atol=1e-6)
 
     def test_a_whole_pipeline_loads(self, world, tmp_path, monkeypatch):
-        world.recipe(without(RECIPE, "refl", "rank = 4"))
+        world.recipe(without(RECIPE, "refl", "lora.rank = 4"))
         done = world.last(
             "refl",
             "refl.trainable=unet",
@@ -346,10 +346,10 @@ class TestGenerator:
         assert card.negative_prompt and f"| give as negative prompt | {code(card.negative_prompt)} |" in told
         assert "base_model" not in front(folder), "the micro generator is not on the hub"
         assert front(folder)["library_name"] == "diffusers"
-        assert "| the stop rule | found nothing |" in told or "| the stop rule | noted, and was told to go on: " in told
-        looks = world.rows("SELECT step, measure, value FROM filter_tune.monitors")
+        assert "| the stop rule | did not fire |" in told or "| the stop rule | fired, and was only logged: " in told
+        rows = world.rows("SELECT step, figure, value FROM filter_tune.curves WHERE split = 'validation'")
         for measure in ("reward", "held_out", "similarity", "denoising_loss", "brightness"):
-            at = {row["step"]: row["value"] for row in looks if row["measure"] == measure}
+            at = {row["step"]: row["value"] for row in rows if row["figure"] == measure}
             assert f"| `{measure}` | {at[0]:.4g} | {at[card.kept_step]:.4g} |" in told
         for content in card.trained_on.values():
             assert content in told
