@@ -345,7 +345,7 @@ class TestFaults:
         """Their pairs are rejected with the reason; too many of them stop the run."""
         from irpipe.models import pictures
 
-        real, seen = pictures.square, []
+        real, seen = pictures.resize_and_crop, []
 
         def sometimes(image, size):
             seen.append(size)
@@ -353,13 +353,13 @@ class TestFaults:
                 raise pictures.InputError("no image: cut off")
             return real(image, size)
 
-        monkeypatch.setattr(pictures, "square", sometimes)
+        monkeypatch.setattr(pictures, "resize_and_crop", sometimes)
         done = rm.last("train-rm", "train-rm.epochs=1")
         lost = done["metrics"]["rejected_for"]["no image: cut off"]
         assert done["rows"]["rejected"] == lost > 0
         (row,) = rm.rows("SELECT count(*) AS n, count(DISTINCT image_id) AS images FROM train_rm.rejected")
         assert row == {"n": lost, "images": 1}
-        monkeypatch.setattr(pictures, "square", lambda image, size: sometimes(image, size) if len(seen) % 2 else broken(image))
+        monkeypatch.setattr(pictures, "resize_and_crop", lambda image, size: sometimes(image, size) if len(seen) % 2 else broken(image))
         seen.clear()
 
         def broken(image):

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from irpipe.microworld.build.data import augmented, corrupted_captions, pictures
-from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
+from irpipe.microworld.build.training import Recipe
+from irpipe.microworld.build.training import train as train_modules
 from irpipe.microworld.grammar import Scene, corrupt, describe, sample_scene
 from irpipe.microworld.render import render, to_pixels
 
@@ -95,9 +96,8 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
         torch.nn.Linear(_WIDTH, labels.shape[1]),
         torch.nn.Linear(_WIDTH, len(tokenizer)),
     )
-    weights = [*model.parameters(), *phrases.parameters(), *words.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=1e-2)
-    for step in steps("image-text matching", count, optimizer, Schedule(peak=1.5e-3, warmup=100, floor=1e-5)):
+
+    def compute(step: int) -> tuple[torch.Tensor, float]:
         batch = torch.randint(0, len(images), (BATCH,))
         another = torch.rand(BATCH, 1) < 0.2
         wrong_ids, wrong_mask = (
@@ -118,11 +118,10 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
         guessed = F.cross_entropy(words(states[2 * BATCH :][seen]), ids[batch][hidden])
         told = F.binary_cross_entropy_with_logits(phrases(tokens.mean(dim=1)), labels[batch])
         apart = contrast(model, tokens, ids[batch], mask[batch], wrong_ids, wrong_mask)
-        loss = matching + guessed + 0.3 * apart + 10 * told
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        return matching + guessed + 0.3 * apart + 10 * told, matching.item()
+
+    modules = {"blip": model, "phrases": phrases, "words": words}
+    train_modules(modules, Recipe(count, peak=1.5e-3, warmup_steps=100, final=1e-5, weight_decay=1e-2), compute)
     return model.eval(), one_wrong_word_accuracy(model, tokenizer)
 
 

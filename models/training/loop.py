@@ -178,10 +178,10 @@ class Trainer:
     def _update(self, step: int) -> float:
         """The optimiser's step. Returns the norm of the gradient before clipping."""
         self.weights.sum_gradients(self.accelerator)
-        if self.accelerator.scaler is None and not self.weights.gradients_finite():
-            raise not_finite("a gradient", f"in step {step + 1:,}", self.config.stage)
         longest = self.config.optimizer.max_grad_norm or math.inf
         norm = float(self.accelerator.clip_grad_norm_(list(self.weights.trained.values()), longest))
+        if self.accelerator.scaler is None and not math.isfinite(norm):  # loss scaling skips such a step by itself
+            raise not_finite("a gradient", f"in step {step + 1:,}", self.config.stage)
         self.optimizer.step()
         self.weights.zero_gradients()
         return norm

@@ -33,7 +33,7 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 0."""
         if step < self.warmup_steps:
-            return self.peak * ((step + 1) / self.warmup_steps)
+            return self.peak * (step + 1) / self.warmup_steps
         if not self.cosine:
             return self.peak
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)

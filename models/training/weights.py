@@ -62,7 +62,3 @@ class Weights:
         if accelerator.num_processes > 1:
             for value in self.trained.values():
                 value.grad = accelerator.reduce(value.grad, "sum")
-
-    def gradients_finite(self) -> bool:
-        """Whether every gradient is finite."""
-        return all(bool(torch.isfinite(value.grad).all()) for value in self.trained.values() if value.grad is not None)
