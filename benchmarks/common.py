@@ -17,6 +17,7 @@ from irpipe.pipeline.stage import Context, Model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
+shown: list[str] = []  # names of the rows so far
 
 
 def real_vectors() -> np.ndarray:
@@ -27,8 +28,15 @@ def real_vectors() -> np.ndarray:
     return np.load(path)
 
 
-def larger_pool(path: Path, count: int, seed: int = 0) -> None:
-    """Write vectors made of the real ones: each between a real one and one of its 50 nearest, plus noise.
+def made_vectors(count: int, width: int = 32) -> np.ndarray:
+    """Random unit vectors around 20 centres, (count, width) float16: for tiny sizes, where the real ones are not needed."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, width))[rng.integers(20, size=count)] + 0.5 * rng.normal(size=(count, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def larger_pool(path: Path, count: int, vectors: np.ndarray, seed: int = 0) -> None:
+    """Write vectors made of given ones (n, d), the real ones: each between a real one and one of its 50 nearest, plus noise.
 
     The noise has the local spread of those neighbours and a small part in all directions, so that similarities to the
     nearest stay plausible (median .83 to the nearest among 200,000, where the real 10,000 have .73).
@@ -37,7 +45,7 @@ def larger_pool(path: Path, count: int, seed: int = 0) -> None:
 
     from irpipe.schemas.embeddings import save_vectors
 
-    real = real_vectors().astype(np.float32)
+    real = vectors.astype(np.float32)
     real /= np.linalg.norm(real, axis=1, keepdims=True)
     near = faiss.knn(real, real, 51, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 1:]
     rng = np.random.default_rng(seed)
@@ -51,7 +59,7 @@ def larger_pool(path: Path, count: int, seed: int = 0) -> None:
             for _ in range(4):  # a random direction within the neighbourhood
                 one, two = (near[row, rng.integers(50, size=size)] for _ in range(2))
                 points += rng.normal(0, 0.3, (size, 1)).astype(np.float32) * (real[one] - real[two])
-            points += rng.normal(0, 0.3 / np.sqrt(768), points.shape).astype(np.float32)
+            points += rng.normal(0, 0.3 / np.sqrt(real.shape[1]), points.shape).astype(np.float32)
             yield points / np.linalg.norm(points, axis=1, keepdims=True)
 
     save_vectors(path, blocks(), (count, real.shape[1]))
@@ -70,8 +78,13 @@ def peak_in_child(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, work, arguments))
     process.start()
-    result, peak = ours.recv()
-    process.join()
+    theirs.close()  # else nobody would notice that the process died
+    try:
+        result, peak = ours.recv()
+    except EOFError:
+        raise RuntimeError("the measured process failed; what it said stands above") from None
+    finally:
+        process.join()
     return result, peak
 
 
@@ -90,4 +103,5 @@ def quiet_context(
 
 def show(name: str, **figures: Any) -> None:
     """One line of results."""
+    shown.append(name)
     print(f"{name:<34}", "  ".join(f"{key} {value}" for key, value in figures.items()), flush=True)

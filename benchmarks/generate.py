@@ -6,7 +6,7 @@ On a CPU with the micro world's generator; with an NVIDIA GPU also with a pipeli
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +19,34 @@ from irpipe.pipeline.stage import Model
 from irpipe.schemas.prompts import prompt_id
 from irpipe.stages.generate_images import GenerateImagesConfig
 from irpipe.stages.generate_images.run import cut_shards, plan_jobs
-from irpipe.stages.generate_images.shards import Process, Workshop
-
-IMAGES, BATCHES, STEPS, ROUNDS = 192, (32, 64, 128), 20, 2
+from irpipe.stages.generate_images.shards import ShardMaker
 
 
-def main(folder: Path) -> None:
+class Size(NamedTuple):
+    """Images, the bare pipeline's batch sizes, denoising steps, and how often each is timed."""
+
+    images: int
+    batches: tuple[int, ...]
+    steps: int
+    rounds: int
+
+
+FULL, TINY = Size(192, (32, 64, 128), 20, 2), Size(8, (4,), 1, 1)
+
+
+def main(folder: Path, size: Size) -> None:
     model = shipped_folder("micro-generator")
     rng = np.random.default_rng(0)
-    prompts = [describe(sample_scene(rng)) for _ in range(IMAGES)]
-    compare("micro generator, CPU, float32", model, prompts, folder, "float32", "cpu", BATCHES, STEPS, {"guidance_scale": 1.0})
-    if torch.cuda.is_available():
+    prompts = [describe(sample_scene(rng)) for _ in range(size.images)]
+    compare("micro generator, CPU, float32", model, prompts, folder, "float32", "cpu", size, {"guidance_scale": 1.0})
+    if size == FULL and torch.cuda.is_available():
         from benchmarks.large_pipeline import save
 
         large = save(folder / "large")
         few = [f"a photo of thing number {number}" for number in range(64)]
-        compare("SD 1.4 size, bfloat16", large, few, folder, "bfloat16", "cuda", (8, 16, 32), 50, {"guidance_scale": 7.5})
+        compare(
+            "SD 1.4 size, bfloat16", large, few, folder, "bfloat16", "cuda", Size(64, (8, 16, 32), 50, 2), {"guidance_scale": 7.5}
+        )
 
 
 def compare(
@@ -44,8 +56,7 @@ def compare(
     folder: Path,
     dtype: str,
     device: str,
-    batches: tuple[int, ...],
-    steps: int,
+    size: Size,
     sampling: dict[str, Any],
 ) -> None:
     """Images per second: one prompt at a time, the bare pipeline at its best batch size, and the stage at that size."""
@@ -58,25 +69,23 @@ def compare(
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
             generators = [torch.Generator("cpu").manual_seed(start + place) for place in range(len(part))]
-            pipeline(part, num_inference_steps=steps, generator=generators, output_type="pil", **sampling)
+            pipeline(part, num_inference_steps=size.steps, generator=generators, output_type="pil", **sampling)
 
     few = prompts[: max(8, len(prompts) // 6)]
     bare(1, few[:2])
-    one = len(few) / min(timed(lambda: bare(1, few))[0] for _ in range(ROUNDS))
+    one = len(few) / min(timed(lambda: bare(1, few))[0] for _ in range(size.rounds))
     rates = {}
-    for batch in batches:
+    for batch in size.batches:
         bare(batch, prompts[:batch])
-        rates[batch] = len(prompts) / min(timed(lambda size=batch: bare(size, prompts))[0] for _ in range(ROUNDS))
+        rates[batch] = len(prompts) / min(timed(lambda batch=batch: bare(batch, prompts))[0] for _ in range(size.rounds))
     best = max(rates, key=rates.__getitem__)
     config = GenerateImagesConfig(models=("model",), min_images=1, max_images=1)
     rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in prompts]
     (shard,) = cut_shards(plan_jobs(config, rows, 1), len(prompts))
-    settings = Sampling(steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
-    work = folder / f"work {device}"
-    work.mkdir()
-    process = Process(Workshop(settings, (Model("model", "0" * 64, model),), "png", best, device, work), device)
-    process.make(shard, lambda _: None)  # loads the model
-    ours = len(prompts) / min(timed(lambda: process.make(shard, lambda _: None))[0] for _ in range(ROUNDS))
+    settings = Sampling(size.steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
+    make, work = ShardMaker(settings, (Model("model", "0" * 64, model),), "png", best, device), folder / f"work {device}"
+    make(shard, work / "first")  # loads the model
+    ours = len(prompts) / min(timed(lambda number=number: make(shard, work / str(number)))[0] for number in range(size.rounds))
     show(
         name,
         one_at_a_time=f"{one:.2f}/s",

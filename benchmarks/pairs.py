@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,23 @@ from irpipe.schemas.annotations import (
     RATINGS,
 )
 
-PROMPTS, IMAGES = 20_000, 7  # C(7, 2) = 21 pairs a ranking, less about a fifth of ties
+IMAGES = 7  # C(7, 2) = 21 pairs a ranking, less about a fifth of ties
 
 
-def main(folder: Path) -> None:
-    for rankings in (150_000, 600_000):
+class Size(NamedTuple):
+    """Prompts, and their rankings: some, and several times as many."""
+
+    prompts: int
+    rankings: tuple[int, int]
+
+
+FULL, TINY = Size(20_000, (150_000, 600_000)), Size(20, (60, 200))
+
+
+def main(folder: Path, size: Size) -> None:
+    for rankings in size.rankings:
         name = folder / str(rankings)
-        _write(name, rankings)
+        _write(name, size.prompts, rankings)
         (seconds, kept, candidates), peak = peak_in_child(_build, name)
         show(
             f"{candidates / 1e6:.1f} M candidates, {kept / 1e6:.1f} M pairs",
@@ -32,7 +43,7 @@ def main(folder: Path) -> None:
             pairs_per_second=f"{kept / seconds / 1e6:.2f} M",
             peak_memory=f"{peak:.2f} GB",
         )
-    (seconds, count), peak = peak_in_child(_self_join, folder / "600000")
+    (seconds, count), peak = peak_in_child(_self_join, folder / str(size.rankings[-1]))
     show(
         "the same by a DuckDB self-join",
         seconds=f"{seconds:.1f}",
@@ -41,21 +52,21 @@ def main(folder: Path) -> None:
     )
 
 
-def _write(folder: Path, rankings: int) -> None:
-    """The tables of an annotations artifact: 20,000 prompts, each ranked by many annotators."""
+def _write(folder: Path, prompts: int, rankings: int) -> None:
+    """The tables of an annotations artifact: prompts, each ranked by many annotators."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    prompt_ids = rng.integers(0, 1 << 63, PROMPTS, dtype=np.uint64)
-    image_ids = rng.integers(0, 1 << 63, (PROMPTS, IMAGES), dtype=np.uint64)
-    prompt_of = np.sort(rng.integers(0, PROMPTS, rankings))
+    prompt_ids = rng.integers(0, 1 << 63, prompts, dtype=np.uint64)
+    image_ids = rng.integers(0, 1 << 63, (prompts, IMAGES), dtype=np.uint64)
+    prompt_of = np.sort(rng.integers(0, prompts, rankings))
     ranking_ids = rng.integers(0, 1 << 63, rankings, dtype=np.uint64)
-    ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": [f"prompt {row}" for row in range(PROMPTS)]})
+    ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": [f"prompt {row}" for row in range(prompts)]})
     ANNOTATION_IMAGES.write(
         folder,
         {
             "image_id": image_ids.ravel(),
             "prompt_id": np.repeat(prompt_ids, IMAGES),
-            "path": [f"{row}.png" for row in range(PROMPTS * IMAGES)],
+            "path": [f"{row}.png" for row in range(prompts * IMAGES)],
         },
     )
     ANNOTATIONS.write(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,25 +29,35 @@ WEIGHTS = Path(microworld.__path__[0]) / "weights"
 PROMPTS = [
     f"a {size} {colour} {shape}" for size in ("large", "small") for colour in ("red", "blue") for shape in ("circle", "cross")
 ]
-BATCH, STEPS, ROUNDS = 32, 2, 3
 LAST = 39
 
 
-def main(folder: Path) -> None:
+class Size(NamedTuple):
+    """Samples of a step, steps that are timed, and how often."""
+
+    batch: int
+    steps: int
+    rounds: int
+
+
+FULL, TINY = Size(32, 2, 3), Size(4, 1, 1)
+
+
+def main(folder: Path, size: Size) -> None:
     """Print images a second, their ratio, and peak memory."""
-    ways: dict[str, Callable[[Path], tuple[float, dict[str, float]]]] = {
+    ways: dict[str, Callable[[Path, Size], tuple[float, dict[str, float]]]] = {
         "transcription": _plain,
         "ours": _ours,
         "ours, four late steps a rollout": _sharing,
         "ours, rollouts used again": _again,
     }
     best: dict[str, float] = {}
-    for _ in range(ROUNDS):
+    for _ in range(size.rounds):
         for name, way in ways.items():
-            (seconds, parts), peak = peak_in_child(way, folder)
+            (seconds, parts), peak = peak_in_child(way, folder, size)
             if seconds < best.get(name, float("inf")):
                 best[name] = seconds
-                show(name, images_per_second=BATCH * STEPS / seconds, peak_gb=peak, **parts)
+                show(name, images_per_second=size.batch * size.steps / seconds, peak_gb=peak, **parts)
     for name in list(ways)[1:]:
         show(f"{name} / transcription", ratio=best["transcription"] / best[name])
 
@@ -59,21 +69,21 @@ def _loaded() -> tuple[Denoiser, ImageReward]:
     return denoiser, ImageReward.from_pretrained(WEIGHTS / "judge").requires_grad_(False)
 
 
-def _plain(_: Path) -> tuple[float, dict[str, float]]:
+def _plain(_: Path, size: Size) -> tuple[float, dict[str, float]]:
     denoiser, reward = _loaded()
     denoiser.unet.to(memory_format=torch.contiguous_format)
     denoiser.vae.to(memory_format=torch.contiguous_format)
     unet, vae, pipeline = denoiser.unet, denoiser.vae, denoiser.pipeline
     adam = torch.optim.AdamW(unet.parameters(), 1e-5, weight_decay=1e-2)
     scheduler = denoiser.course(LAST + 1, "ddpm").scheduler
-    texts = [PROMPTS[number % len(PROMPTS)] for number in range(BATCH)]
+    texts = [PROMPTS[number % len(PROMPTS)] for number in range(size.batch)]
 
     def step(late: int) -> None:
         ids = pipeline.tokenizer(
             texts, padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt"
         ).input_ids
         states = pipeline.text_encoder(ids)[0]
-        latents = torch.randn(BATCH, *denoiser.shape)
+        latents = torch.randn(size.batch, *denoiser.shape)
         with torch.no_grad():
             for timestep in scheduler.timesteps[:late]:
                 latents = scheduler.step(unet(latents, timestep, states).sample, timestep, latents).prev_sample
@@ -86,17 +96,17 @@ def _plain(_: Path) -> tuple[float, dict[str, float]]:
         adam.step()
         adam.zero_grad()
 
-    return _seconds(step), {}
+    return _seconds(step, size.steps), {}
 
 
-def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
+def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, float]]:
     denoiser, reward = _loaded()
     config = ReflConfig(
         model="micro-generator",
         held_out_model="x",
         similarity_model="x",
         trained="unet",
-        batch_size=BATCH,
+        batch_size=size.batch,
         dtype="float32",
         sample_batch=64,
         **settings,
@@ -119,9 +129,9 @@ def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
     def step(_: int) -> None:
         nonlocal number
         marks = [time.perf_counter()]
-        objective.prepare(number, range(BATCH), lambda: None)
+        objective.prepare(number, range(size.batch), lambda: None)
         marks.append(time.perf_counter())
-        losses, _ = objective.losses(number, range(BATCH))
+        losses, _ = objective.losses(number, range(size.batch))
         marks.append(time.perf_counter())
         (losses.mean() * 1e-3).backward()
         marks.append(time.perf_counter())
@@ -134,23 +144,23 @@ def _ours(folder: Path, **settings: Any) -> tuple[float, dict[str, float]]:
         for name, before, after in zip(spent, marks, marks[1:], strict=False):
             spent[name] += after - before
 
-    seconds = _seconds(step)
+    seconds = _seconds(step, size.steps)
     whole = sum(spent.values())
     return seconds, {f"{name}_share": value / whole for name, value in spent.items()}
 
 
-def _sharing(folder: Path) -> tuple[float, dict[str, float]]:
-    return _ours(folder, late_steps=4)
+def _sharing(folder: Path, size: Size) -> tuple[float, dict[str, float]]:
+    return _ours(folder, size, late_steps=4)
 
 
-def _again(folder: Path) -> tuple[float, dict[str, float]]:
-    return _ours(folder, refresh_every=STEPS + 2, rollouts=BATCH)
+def _again(folder: Path, size: Size) -> tuple[float, dict[str, float]]:
+    return _ours(folder, size, refresh_every=size.steps + 2, rollouts=size.batch)
 
 
-def _seconds(step: Callable[[int], None]) -> float:
+def _seconds(step: Callable[[int], None], steps: int) -> float:
     """Seconds of some steps, after one that warms up. Late steps are even over the window, as they are on average."""
     step(LAST)
     started = time.perf_counter()
-    for number in range(STEPS):
+    for number in range(steps):
         step((32, 37)[number % 2])
     return time.perf_counter() - started

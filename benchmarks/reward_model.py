@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,11 +45,10 @@ from irpipe.pipeline.stage import Model
 from irpipe.schemas.features import DATA, FEATURES, FeatureFile
 from irpipe.schemas.images import ImageReader, ImageShards, image_row
 from irpipe.schemas.pairs import PAIRS
-from irpipe.schemas.rejected import Rejections
 from irpipe.stages.encode_images import EncodeImagesConfig
 from irpipe.stages.encode_images.run import batches, card_of
 from irpipe.stages.score_images import ScoreImagesConfig
-from irpipe.stages.score_images.run import score_all
+from irpipe.stages.score_images.shards import score_all
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import PairRows, group, read_pairs, steps_of_epoch
 from irpipe.stages.train_rm.loop import Texts, Trainer
@@ -64,23 +63,42 @@ TEXT = {
     "vocab_size": 1000,
     "max_position_embeddings": 64,
 }
-PROMPTS, K, FREEZE_RATE, ROUNDS = 6, 7, 0.7, 3
+TINY_VISION = {**VISION, "image_size": 32, "width": 32, "depth": 3, "heads": 2}
+TINY_TEXT = {**TEXT, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+PROMPTS, K, FREEZE_RATE = 6, 7, 0.7
 PAIRS_A_STEP = 3 * K * (K - 1) // 2  # 63: three prompts, nearest to the paper's 64
-STEPS = 3  # of ours in a round, beside one of the published
 MICRO_BATCHES = (4, 16)  # pairs: of the released script, of the paper on a GPU
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense
 
 
-def main(folder: Path) -> None:
-    memory(folder / "memory")
-    steps("384 wide", VISION, TEXT, folder / "steps", "cpu", "float32")
-    if torch.cuda.is_available():
+class Size(NamedTuple):
+    """The network; prompts whose pairs are read; rounds, and our steps in each; how many images are scored, and their sides."""
+
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    read_prompts: int
+    rounds: int
+    steps: int
+    scored_micro: int
+    scored: int
+    sides: tuple[int, ...]
+
+
+FULL = Size(VISION, TEXT, 10_000, 3, 3, 2048, 128, (224, 512))
+TINY = Size(TINY_VISION, TINY_TEXT, 20, 1, 1, 32, 8, (32, 64))
+
+
+def main(folder: Path, size: Size) -> None:
+    memory(folder / "memory", size.read_prompts)
+    wide = f"{size.vision['width']} wide"
+    steps(wide, size.vision, size.text, folder / "steps", "cpu", "float32", size.rounds, size.steps)
+    if size == FULL and torch.cuda.is_available():
         os.environ.pop("ACCELERATE_USE_CPU", None)  # the steps above asked for a CPU
-        steps("BLIP large", PUBLISHED_VISION, PUBLISHED_TEXT, folder / "large", "cuda", "bfloat16")
+        steps("BLIP large", PUBLISHED_VISION, PUBLISHED_TEXT, folder / "large", "cuda", "bfloat16", 5 * size.rounds, size.steps)
     else:
-        print("no NVIDIA GPU here: the steps at the published size are left out")
-    scoring("micro world", micro_model(), 2048, (32,), folder / "micro")
-    scoring("384 wide", random_model(VISION, TEXT), 128, (224, 512), folder / "wide")
+        print("no NVIDIA GPU here, or the tiny size: the steps at the published size are left out")
+    scoring("micro world", micro_model(), size.scored_micro, (32,), folder / "micro")
+    scoring(wide, random_model(size.vision, size.text), size.scored, size.sides, folder / "wide")
 
 
 # -- one network, some prompts, some images ---------------------------------------------------------------------------
@@ -217,8 +235,13 @@ class Contestant:
         return self.pairs / self.seconds
 
 
-def steps(name: str, vision: Mapping[str, Any], text: Mapping[str, Any], folder: Path, device: str, dtype: str) -> None:
-    """Pairs per second of the published step and of ours, and their ratios. Rounds take turns: a busy machine slows all alike."""
+def steps(
+    name: str, vision: Mapping[str, Any], text: Mapping[str, Any], folder: Path, device: str, dtype: str, rounds: int, ours: int
+) -> None:
+    """Pairs per second of the published step and of ours, and their ratios. Rounds take turns: a busy machine slows all alike.
+
+    In a round the published way makes one step, ours make `ours`.
+    """
     pairs = ranked(PROMPTS)
     texts = dict(enumerate(long_prompts(PROMPTS), start=1))
     size = vision["image_size"]
@@ -236,8 +259,8 @@ def steps(name: str, vision: Mapping[str, Any], text: Mapping[str, Any], folder:
         trainer = trainer_of(model, blocks, pairs, texts, read, kept, device, dtype, folder / "work")
         what = f"train-rm, frozen part {'kept' if kept else 'recomputed'}"
         show(what, scores_differ_from_the_published_by=f"{disagreement(trainer, pictures, texts):.1e} of their spread")
-        contestants.append(of_ours(what, trainer))
-    for _ in range(ROUNDS if device == "cpu" else 5 * ROUNDS):
+        contestants.append(of_ours(what, trainer, ours))
+    for _ in range(rounds):
         for one in contestants:
             one.seconds = min(one.seconds, timed(lambda one=one: (one.work(), wait(device)))[0])
     for one in contestants:
@@ -302,22 +325,21 @@ def trainer_of(
     )
 
 
-def of_ours(name: str, trainer: Trainer) -> Contestant:
+def of_ours(name: str, trainer: Trainer, steps: int) -> Contestant:
     """Reading the batch and the step; in a run the next batch is read meanwhile."""
     before = mark_memory(trainer.model)
     number = 0
 
     def step() -> None:
         nonlocal number
-        groups = trainer._groups_of(number)
-        trainer._step(number, trainer._batches(trainer.train, groups.tolist()))
+        trainer._step(number, trainer._batches(trainer.train, trainer.steps[number].tolist()))
         number = (number + 1) % trainer.total
 
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops() / PAIRS_A_STEP
-    work = lambda: [step() for _ in range(STEPS)]  # noqa: E731
-    return Contestant(name, work, STEPS * PAIRS_A_STEP, flops, gigabytes_since(before))
+    work = lambda: [step() for _ in range(steps)]  # noqa: E731
+    return Contestant(name, work, steps * PAIRS_A_STEP, flops, gigabytes_since(before))
 
 
 def kept_features(model: ImageReward, pictures: Tensor, folder: Path) -> Callable[[Any], Tensor]:
@@ -399,9 +421,9 @@ def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], fol
                 scorer.model(*batch)
 
     def stage(files: Sequence[Path]) -> None:
-        images = list(ImageReader(files).rows(["prompt_id", "generator", "fault"]))
-        wanted, context = np.ones(count, dtype=bool), quiet_context(folder / "work")
-        raw = score_all({"reward-model": scorer}, files, images, wanted, texts, config, context, Rejections(0, "images"))
+        reader = ImageReader(files)
+        prompts_of = [texts[row["prompt_id"]] for row in reader.rows(["prompt_id"])]
+        raw, _ = score_all({"reward-model": scorer}, reader, prompts_of, np.ones(count, dtype=bool), config.batch_size)
         assert np.isfinite(raw["reward-model"]).all()
 
     pool = {side: write_images(folder / str(side), encoded(32, side), ids, prompts, side) for side in sides}
@@ -423,16 +445,16 @@ def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], fol
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def memory(folder: Path) -> None:
-    """What reading and grouping 210,000 pairs and decoding their 70,000 images take above what the libraries take."""
-    pairs, side = ranked(10_000), 32
+def memory(folder: Path, prompts: int) -> None:
+    """What reading and grouping 21 pairs a prompt and decoding their 7 images take above what the libraries take."""
+    pairs, side = ranked(prompts), 32
     images = pairs.images
     folder.mkdir(parents=True, exist_ok=True)
     written = {column.name: getattr(pairs, column.name, [None] * len(pairs)) for column in PAIRS.columns}
     PAIRS.write(folder, {**written, "split": pairs.split.tolist()})
     write_images(folder, encoded(64, side), images, images // K, side)
     _, bare = peak_in_child(_nothing)
-    (seconds, worker), peak = peak_in_child(_prepare, folder, side)
+    (seconds, worker), peak = peak_in_child(_prepare, folder, side, prompts)
     show(
         f"{len(pairs):,} pairs, {len(images):,} images",
         **{name: f"{value:.1f} s" for name, value in seconds.items()},
@@ -446,14 +468,14 @@ def _nothing() -> None:
     pass
 
 
-def _prepare(folder: Path, side: int) -> tuple[dict[str, float], float]:
+def _prepare(folder: Path, side: int, prompts: int) -> tuple[dict[str, float], float]:
     """Seconds of each part, and the memory of the largest decoding process in GB."""
     reading, pairs = timed(lambda: read_pairs([folder / f"{PAIRS.name}.parquet"], ("train", "validation")))
     images = pairs.images
     grouping, groups = timed(lambda: group(pairs, images))
-    assert sum(len(step) for step in steps_of_epoch(groups, 64, 0, 0)) == len(groups) == 10_000
+    assert sum(len(step) for step in steps_of_epoch(groups, 64, 0, 0)) == len(groups) == prompts
     files = sorted((folder / "images").iterdir())
-    decoding, (_, faults) = timed(lambda: decode_all(files, images, side, folder, None, lambda _: None))
+    decoding, (_, faults) = timed(lambda: decode_all(files, images, side, quiet_context(folder / "work"), None))
     assert not faults
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     return {"reading": reading, "grouping": grouping, "decoding": decoding}, worker

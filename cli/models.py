@@ -93,13 +93,14 @@ def open_scorer(name: str, model: str | None, device: str) -> Any:
 
 def locate(model: str) -> Model:
     """A model that a person names: by a path, a shipped name, a hub id with its revision, an artifact's id or a node."""
-    from irpipe.pipeline.external import shipped_folder, shipped_models
+    from irpipe.pipeline.external import shipped_folder
+    from irpipe.pipeline.registry import MODELS, declared
     from irpipe.pipeline.stage import Model
 
     path = Path(model)
     if path.exists():
         return Model(model, "", path)
-    if model in shipped_models():
+    if model in declared(MODELS):
         return Model(model, "", shipped_folder(model))
     name, at, revision = model.partition("@")
     if at:

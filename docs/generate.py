@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 import irpipe.schemas
 import irpipe.stages
+from irpipe.pipeline.registry import STAGES
 from irpipe.pipeline.settings import groups_of, role_of, settings_of, source_of
-from irpipe.pipeline.stage import ENTRY_POINTS, Config, Stage, find_stage, registered
+from irpipe.pipeline.stage import Config, Stage, find_stage, registered
 from irpipe.schemas.table import Table
 
 DOCS = Path(__file__).parent
@@ -52,7 +53,7 @@ The role says how a setting counts towards the identity of a run ([Identity](exp
 | `model` | by the model's revision, or the content of its folder |
 
 *Source* says where a default comes from. An empty one means that it is our own choice. Stages of other packages are listed by
-`irpipe cite` alone; these are those of the group `{ENTRY_POINTS}` that come with irpipe.
+`irpipe cite` alone; these are those of the group `{STAGES}` that come with irpipe.
 """
 
 TABLES_HEAD = """# Tables

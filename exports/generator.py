@@ -11,8 +11,8 @@ from irpipe.exports.kinds import is_generator, kind_of, refuse
 from irpipe.exports.markup import code, fenced, joined, plain, table
 from irpipe.exports.weights import copy_weights
 from irpipe.pipeline.export import new_folder, write_lineage
-from irpipe.pipeline.external import shipped_models
 from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.store import Artifact, Store
 from irpipe.schemas.curves import CURVES
 from irpipe.schemas.generator import CARD, LORA, PIPELINE, GeneratorCard
@@ -85,7 +85,7 @@ def loading(card: GeneratorCard, folder: str) -> list[str]:
     more = [f"pipeline.load_lora_weights({folder!a})"]
     if on_hub(card):
         return ["", f"pipeline = DiffusionPipeline.from_pretrained({card.base!a}, revision={card.revision!a}, {dtype}", *more]
-    if card.base in shipped_models():
+    if card.base in declared(MODELS):
         imported = ["from irpipe.pipeline.external import shipped_folder", ""]
         return [*imported, f"pipeline = DiffusionPipeline.from_pretrained(shipped_folder({card.base!a}), {dtype}", *more]
     return [

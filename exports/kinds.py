@@ -22,7 +22,7 @@ def kind_of(record: Record) -> str:
 
 def is_generator(kind: str) -> bool:
     """Whether a kind is a tuned generator's."""
-    return kind.endswith(generator.KIND_ENDING)
+    return kind == generator.KIND
 
 
 def is_reward_model(kind: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.stage import Model
 
 _OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
@@ -22,6 +23,16 @@ def pick_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def worker_device(device: str) -> str:
+    """The device of this process: one of several workers takes the GPU of its number, if there are any."""
+    import torch
+
+    picked, number = pick_device(device), worker_number()
+    if picked == "cuda" and number is not None and torch.cuda.is_available():
+        return f"cuda:{number % torch.cuda.device_count()}"
+    return picked
 
 
 def quiet(*libraries: Any) -> None:

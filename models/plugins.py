@@ -9,25 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.registry import REWARD_MODELS, SCORERS
 
-SCORERS, REWARD_MODELS = "irpipe.scorers", "irpipe.reward_models"
 OWN_SCORERS = ("reward-model", "clip", "aesthetic", "blip", "random")
 _CONFIG = "config.json"
-
-
-def declared_scorers() -> Mapping[str, EntryPoint]:
-    """Functions without arguments that return a `Scorer`, by name."""
-    return {point.name: point for point in entry_points(group=SCORERS)}
-
-
-def reward_model_classes() -> Mapping[str, EntryPoint]:
-    """Classes of reward models by the format that they read."""
-    return {point.name: point for point in entry_points(group=REWARD_MODELS)}
 
 
 def format_of(folder: Path) -> str | None:

@@ -9,8 +9,6 @@ import struct
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,10 @@ from typing import Any
 from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher, size
+from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.settings import Config, hashed_names, role_of, value_of
 from irpipe.pipeline.stage import Model
 from irpipe.pipeline.store import Store
-
-MODELS = "irpipe.models"  # the entry-point group by which packages ship models: name = "package:folder.folder"
 
 _BESIDE_A_FILE = (".json", ".txt")  # tokenizers: a model that is one file counts with those that lie beside it
 _LFS_POINTER = b"version https://git-lfs"
@@ -102,7 +99,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
         beside = [path for path in sorted(folder.parent.iterdir()) if path.suffix in _BESIDE_A_FILE and path.is_file()]
         digest_ = digest(["file", *([path.name, memory.digest(path, where)] for path in (folder, *beside))])
         return Model(f"file:{digest_[:12]}", digest_, folder), digest_
-    if value in shipped_models():
+    if value in declared(MODELS):
         folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
         return Model(value, digest_, folder), ["shipped", value, digest_]
@@ -110,17 +107,11 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
     if not (at and len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)):
         raise ModelError(
             f"{where} = {value!r} is neither a local folder, a shipped model, nor a hub id with a pinned revision"
-            + (did_you_mean(value, shipped_models()) if "/" not in value else ""),
+            + (did_you_mean(value, declared(MODELS)) if "/" not in value else ""),
             expected="name/model@<40 hex digits of a commit>, or a folder or file with the weights",
             fix="take the commit from the model page's history, or give the folder that holds the weights",
         )
     return Model(name, revision, None), ["hub", name, revision]
-
-
-@cache
-def shipped_models() -> dict[str, EntryPoint]:
-    """Models that installed packages ship, by name."""
-    return {point.name: point for point in entry_points(group=MODELS)}
 
 
 def shipped_folder(name: str) -> Path:
@@ -129,7 +120,7 @@ def shipped_folder(name: str) -> Path:
     Raises:
         ModelError: the package is broken.
     """
-    point = shipped_models()[name]
+    point = declared(MODELS)[name]
     spec = find_spec(point.module)
     places = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(places[0], *point.attr.split(".")) if places else None

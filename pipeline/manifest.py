@@ -86,6 +86,7 @@ class Record:
     seconds: float
     rows: Mapping[str, int]
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None  # that each process computed with; not known of old runs
 
 
 def to_json(value: Any) -> str:

@@ -161,7 +161,7 @@ class Planner:
         return self._externals[name]
 
     def _replaced(self, node: Node) -> Iterator[str]:
-        usual = node.stage.kinds_read(default_config(type(node.config)))
+        usual = node.stage.kinds_read(default_config(type(node.config)), self.recipe.producers)
         for name in self.recipe.idle(node.name):
             yield f"{node.name}.{name} of the recipe has no effect beside other settings"
         for kind in usual:

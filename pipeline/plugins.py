@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.external import Externals
 from irpipe.pipeline.hashing import digest, file_digest
+from irpipe.pipeline.registry import declared
 from irpipe.pipeline.settings import Config
 from irpipe.pipeline.stage import Stage
 
@@ -31,7 +32,7 @@ def with_plugins(stage: Stage, config: Config, folders: Sequence[Path], external
     models = [model.folder for named in externals.models.values() for model in named if model.folder is not None]
     shown: dict[str, Any] = {}
     for group, names in stage.plugins(config, [*folders, *models]).items():
-        points = {point.name: point for point in entry_points(group=group)} if names else {}
+        points = declared(group)
         for name in names:
             if name in points and points[name].module.partition(".")[0] != _OURS:
                 point = points[name]

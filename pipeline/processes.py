@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
+from irpipe.pipeline.cpus import usable_cpus
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.interrupt import ignore_interrupts
 
@@ -55,7 +56,7 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes))),
         _PARENT: str(os.getpid()),
     }
     before = dict(os.environ)

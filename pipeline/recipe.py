@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from irpipe.pipeline.errors import RecipeError, did_you_mean
+from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
 from irpipe.pipeline.settings import Config, default_config, groups_of, hashed_names, nested, settings_of
 from irpipe.pipeline.stage import Stage, find_stage, registered, slot_of
 
@@ -200,7 +200,7 @@ class Recipe:
         if name in nodes:
             return
         stage, config = self.stages[name], self.config(name)
-        kinds = stage.kinds_read(config)
+        kinds = stage.kinds_read(config, self.producers)
         self._check_wiring(name, {*kinds, *stage.reads_if_upstream})
         wiring = self.wiring(name)
         upstream: dict[str, str] = {}
@@ -236,7 +236,7 @@ class Recipe:
         if chosen is None and not producers:
             raise RecipeError(
                 f"{name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
-                fix=_instead(self.stages[name], kind) or f"irpipe cite {self.stages[name].name}",
+                fix=_instead(self.stages[name], kind) or _table_for(kind) or f"irpipe cite {self.stages[name].name}",
             )
         if chosen is None:
             listed = f'["{producers[0]}", ...]' if many else f'"{producers[0]}"'
@@ -282,6 +282,17 @@ def _instead(stage: Stage, kind: str) -> str | None:
     return None
 
 
+def _table_for(kind: str) -> str | None:
+    """The table to add for a stage that writes a kind, if an installed package has one."""
+    for name in registered():
+        try:
+            if find_stage(name).writes == kind:
+                return f"add a table [{name}] to {RECIPE_FILE}"
+        except (RecipeError, StageError):
+            continue  # another package's broken stage is no help
+    return None
+
+
 def _ancestors(names: Iterable[str], nodes: Mapping[str, Node]) -> set[str]:
     """Nodes and everything upstream of them."""
     reached: set[str] = set()
@@ -301,7 +312,9 @@ def _explain(node: str, config: type[Config], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         outer, _, inner = name.rpartition(".")
         known = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
-        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{did_you_mean(inner, known)}"
+        same = [name for name in settings_of(config) if name.rpartition(".")[2] == inner]
+        near = f"; did you mean {same[0]!r}?" if same else did_you_mean(inner, known)
+        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{near}"
     if error["type"] == "value_error":
         return f"{place}: {error['ctx']['error']}"
     if error["type"] == "missing":

@@ -69,11 +69,10 @@ def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, A
     expanded: dict[str, dict[str, Any]] = {}
     grids: dict[str, list[str]] = {}
     for name, table in tables.items():
-        grid = table.get(GRID)
-        if grid is None:
+        if GRID not in table:
             expanded[name] = table
             continue
-        axes = _axes(grid)
+        axes = _axes(table[GRID])
         if not axes or not all(isinstance(values, list) and values for values in axes.values()):
             raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
         grids[name] = []
@@ -88,10 +87,10 @@ def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, A
 
 
 def _axes(grid: Any) -> dict[str, Any]:
-    """The lists of a grid by setting, those of groups by ``group.setting``."""
+    """The lists of a grid by the names of their settings, those of groups as ``group.setting``."""
     axes: dict[str, Any] = {}
     for name, values in grid.items() if isinstance(grid, dict) else ():
-        axes |= {f"{name}.{inner}": value for inner, value in values.items()} if isinstance(values, dict) else {name: values}
+        axes |= {f"{name}.{inner}": of for inner, of in values.items()} if isinstance(values, dict) else {name: values}
     return axes
 
 

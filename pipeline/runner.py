@@ -20,6 +20,7 @@ from pathlib import Path
 
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import attempt, begin, commit, recover
+from irpipe.pipeline.cpus import set_threads, threads, usable_cpus
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError
 from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
@@ -87,6 +88,7 @@ class Runner:
         made: dict[str, InputEntry] = {}
         if count() > 1:
             self._refuse_alone(target)
+        set_threads()  # before any library that computes is loaded
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
             for node in chain:
@@ -274,13 +276,14 @@ class Runner:
             packages=_packages(),
             git=_git(self.recipe.root),
             host=platform.node(),
-            device=f"{platform.machine()}, {os.cpu_count()} CPUs",
+            device=f"{platform.machine()}, {usable_cpus()} CPUs",
             command=tuple(sys.argv),
             started=started,
             ended=_now(),
             seconds=round(time.monotonic() - clock, 3),
             rows={"read": rows.read, "kept": rows.kept, "rejected": rows.rejected},
             metrics=report.metrics,
+            threads=threads(),
         )
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
+from irpipe.pipeline.registry import STAGES, declared
 from irpipe.pipeline.settings import Config, FilePath, Group, Role, Sources, given, group, setting
 
 if TYPE_CHECKING:
     from irpipe.pipeline.progress import Progress
+    from irpipe.pipeline.shards import Worker
     from irpipe.pipeline.store import Artifact
 
 # What a declaration needs comes from here, settings included.
-__all__ = ["Config", "FilePath", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
-
-ENTRY_POINTS = "irpipe.stages"
+__all__ = ["Config", "FilePath", "First", "Group", "Inputs", "Many", "Role", "Sources", "Stage", "given", "group", "setting"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,56 @@ class Context:
     sources: Mapping[str, tuple[Path, ...]]
     models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
 
+    def map(
+        self,
+        worker: Worker,
+        shards: Mapping[str, Any],
+        what: str,
+        unit: str,
+        *,
+        size: Callable[[Any], int] = lambda _: 1,
+        processes: int = 1,
+        executor: str | None = None,
+    ) -> list[Path]:
+        """Make shards that survive a kill, each whole: those of an earlier attempt are used again. See `pipeline/shards.py`.
+
+        Args:
+            worker: writes the result of one shard to a path.
+            shards: what each is made of, by the name of its file.
+            what: the title of the bar, and the folder in `work`: "embedding".
+            unit: what is counted: "prompts"; size: how many of them a shard holds.
+            processes: how many make shards side by side; executor: where, by name, if not on this machine.
+
+        Returns:
+            the results, in the order of `shards`.
+
+        Raises:
+            Exception: what a worker raised, an `IrpipeError` as it is.
+        """
+        from irpipe.pipeline.shards import make_executor, map_shards
+
+        with self.progress(what, sum(size(shard) for shard in shards.values()), unit) as bar:
+            return map_shards(
+                worker,
+                shards,
+                self.work / what.replace(" ", "-"),
+                lambda missing: make_executor(executor, min(processes, missing)),
+                lambda name: bar.advance(size(shards[name])),
+            )
+
 
 @dataclass(frozen=True)
 class Many:
     """In `reads`: all artifacts of a kind that the recipe names for the stage, at least one, each by its node's name."""
 
     kind: str
+
+
+@dataclass(frozen=True)
+class First:
+    """In `reads`: the first of some kinds that the recipe has a node for; the first one where it has none."""
+
+    kinds: tuple[str, ...]
 
 
 class Inputs(Mapping[str, "Artifact"]):
@@ -129,7 +172,7 @@ def kind_in(slot: str) -> str:
 
 Determinism = Literal["bitwise", "numeric"]
 Plugins = Callable[[Any, Sequence[Path]], Mapping[str, Sequence[str]]]
-Reads = Sequence[str | Many] | Callable[[Any], Sequence[str | Many]]
+Reads = Sequence[str | Many | First] | Callable[[Any], Sequence[str | Many | First]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +182,8 @@ class Stage:
     Attributes:
         name: as in the recipe and on the command line, ``build-pairs``.
         version: raised whenever the same settings and inputs would give another result.
-        reads: kinds of artifact it reads, one artifact of each, or several (`Many`); a function where that depends on its
-            settings.
+        reads: kinds of artifact it reads, one artifact of each, or several (`Many`), or the first that the recipe has a node for
+            (`First`); a function where that depends on its settings.
         reads_if_upstream: kinds it reads only where another of its inputs was made from them.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together.
@@ -169,10 +212,20 @@ class Stage:
     truth: bool = False
     evaluation: bool = False
 
-    def kinds_read(self, config: Config) -> dict[str, bool]:
-        """The kinds this stage reads under a config, and whether it takes several of each; without `reads_if_upstream`."""
+    def kinds_read(self, config: Config, written: Container[str] = ()) -> dict[str, bool]:
+        """The kinds this stage reads under a config, and whether it takes several of each; without `reads_if_upstream`.
+
+        Args:
+            written: the kinds that the recipe's nodes write, by which a `First` is chosen.
+        """
         reads = self.reads(config) if callable(self.reads) else self.reads
-        return {one.kind if isinstance(one, Many) else one: isinstance(one, Many) for one in reads}
+        kinds: dict[str, bool] = {}
+        for one in reads:
+            if isinstance(one, First):
+                kinds[next((kind for kind in one.kinds if kind in written), one.kinds[0])] = False
+            else:
+                kinds[one.kind if isinstance(one, Many) else one] = isinstance(one, Many)
+        return kinds
 
     def determinism_of(self, config: Config) -> Determinism:
         """Whether two runs under a config give the same bytes."""
@@ -202,10 +255,9 @@ class Stage:
         return module.rpartition(".")[0] or module
 
 
-@cache
 def registered() -> Mapping[str, EntryPoint]:
     """Every installed stage by name: irpipe's own and other packages' alike."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return declared(STAGES)
 
 
 def find_stage(name: str) -> Stage:
@@ -219,7 +271,7 @@ def find_stage(name: str) -> Stage:
     if name not in points:
         raise RecipeError(
             f"there is no stage {name!r}{did_you_mean(name, points)}",
-            fix=f"install the package that declares it under the entry-point group {ENTRY_POINTS!r}",
+            fix=f"install the package that declares it under the entry-point group {STAGES!r}",
         )
     try:
         stage = points[name].load()

@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache, cached_property
-from importlib.metadata import EntryPoint, entry_points
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.lineage import parents_of
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.query import ask_files
+from irpipe.pipeline.registry import VIEWS, declared
 from irpipe.pipeline.stage import find_stage
 from irpipe.pipeline.store import Artifact, Store
-
-VIEWS = "irpipe.views"
 
 
 @dataclass(frozen=True)
@@ -176,12 +174,6 @@ def _newest_first(run: Record) -> float:
 View = Callable[[Shown], Sequence[Block]]
 
 
-@cache
-def declared_views() -> Mapping[str, EntryPoint]:
-    """The views of installed packages, by kind."""
-    return {point.name: point for point in entry_points(group=VIEWS)}
-
-
 def kind_of(record: Record) -> str:
     """What a run wrote; nothing where the stage is not installed."""
     try:
@@ -196,7 +188,7 @@ def view_of(shown: Shown) -> Sequence[Block]:
     Raises:
         IrpipeError: a part of it is missing or damaged.
     """
-    point = declared_views().get(shown.kind)
+    point = declared(VIEWS).get(shown.kind)
     blocks = list(point.load()(shown)) if point is not None else []
     return [*blocks, *_rejected(shown)]
 

@@ -121,8 +121,10 @@ def open_parquet(path: Path) -> Any:
         raise InputError(f"{path} is not a readable Parquet file: {error}", where=str(path)) from None
 
 
-def read_batches(path: Path, columns: Sequence[str], batch_size: int = 1 << 16) -> Iterator[Any]:
-    """Some columns of a Parquet file, a batch at a time; `image.path` is one field of a struct.
+def read_batches(
+    path: Path, columns: Sequence[str], batch_size: int = 1 << 16, row_groups: Sequence[int] | None = None
+) -> Iterator[Any]:
+    """Some columns of a Parquet file (or of some row groups), a batch at a time; `image.path` is one field of a struct.
 
     Raises:
         InputError: a column is missing, or the file is damaged.
@@ -130,7 +132,7 @@ def read_batches(path: Path, columns: Sequence[str], batch_size: int = 1 << 16) 
     file = open_parquet(path)
     names = file.schema_arrow.names
     check_columns(names, [name if name in names else name.partition(".")[0] for name in columns], str(path))
-    batches = file.iter_batches(batch_size=batch_size, columns=list(columns))
+    batches = file.iter_batches(batch_size=batch_size, columns=list(columns), row_groups=row_groups)
     while True:
         try:
             batch = next(batches, None)

@@ -10,7 +10,7 @@ from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import read_json
 
 CARD, LORA, PIPELINE = "generator.json", "lora", "pipeline"
-KIND_ENDING = "-generator"  # the kind that a stage of tuning writes is its name and this
+KIND = "generator"
 
 
 @dataclass(frozen=True)

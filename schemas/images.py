@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -136,24 +137,53 @@ class ImageShards:
                 self._write()
 
 
+class RowGroup(NamedTuple):
+    """Images that lie together: the file, the number of the row group in it, and its rows."""
+
+    file: Path
+    number: int
+    rows: int
+
+
+def row_groups(files: Sequence[Path]) -> list[RowGroup]:
+    """The row groups of a table `images`; reads no row."""
+    groups = []
+    for file in files:
+        metadata = pq.read_metadata(file)
+        groups += [RowGroup(file, number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)]
+    return groups
+
+
+def in_shards(groups: Sequence[RowGroup], rows: int) -> Iterator[list[RowGroup]]:
+    """Consecutive row groups of at most so many rows together; a larger group is alone."""
+    part: list[RowGroup] = []
+    for group in groups:
+        if part and sum(one.rows for one in part) + group.rows > rows:
+            yield part
+            part = []
+        part.append(group)
+    if part:
+        yield part
+
+
 class ImageReader:
     """Reads rows of `images` by image id, each row group once and one at a time.
 
     Cost: opening reads the ids, 8 bytes an image; reading n images touches at most n row groups of `ROWS_PER_GROUP`.
+
+    Args:
+        files: of the table.
+        groups: the row groups that are read; None for all.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._groups: list[tuple[Path, int]] = []
-        ids, group_of = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-        for file in files:
+    def __init__(self, files: Sequence[Path] = (), groups: Sequence[RowGroup] | None = None) -> None:
+        self.groups = row_groups(files) if groups is None else list(groups)
+        ids = [np.empty(0, dtype=np.uint64)]
+        for file, together in groupby(self.groups, key=lambda group: group.file):
             with pq.ParquetFile(file) as shard:
-                for group in range(shard.num_row_groups):
-                    found = shard.read_row_group(group, ["image_id"])["image_id"].to_numpy()
-                    ids.append(found)
-                    group_of.append(np.full(len(found), len(self._groups)))
-                    self._groups.append((file, group))
+                ids += [shard.read_row_group(group.number, ["image_id"])["image_id"].to_numpy() for group in together]
         self.ids = np.concatenate(ids)
-        self._group_of = np.concatenate(group_of)
+        self._group_of = np.repeat(np.arange(len(self.groups)), [group.rows for group in self.groups])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -168,7 +198,7 @@ class ImageReader:
         keep = np.ones(len(self.ids), dtype=bool) if wanted is None else np.isin(self.ids, wanted)
         names = ["image_id", *(name for name in columns if name != "image_id")]
         for number in np.unique(self._group_of[keep]).tolist():
-            file, group = self._groups[number]
-            with pq.ParquetFile(file) as shard:
-                table = shard.read_row_group(group, names)
+            group = self.groups[number]
+            with pq.ParquetFile(group.file) as shard:
+                table = shard.read_row_group(group.number, names)
             yield from table.filter(pa.array(keep[self._group_of == number])).to_pylist()

@@ -33,5 +33,6 @@ REJECTED_PAIRS = Table(
         Column("first", pa.uint64(), "Image that stands first in the record.", distinct=True),
         Column("second", pa.uint64(), "Image that stands second in the record.", distinct=True),
         Column("reason", pa.dictionary(pa.int32(), pa.string()), "Why it is no pair."),
+        Column("split", pa.dictionary(pa.int32(), pa.string()), "The split of its prompt."),
     ),
 )

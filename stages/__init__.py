@@ -8,7 +8,8 @@ generate_images       images of those prompts, by one model or several
 import_images         images, annotated or existing, checked, in Parquet
 simulate_annotations  what people who see by a formula say of the micro world's images
 load_annotations      anybody's annotations in one canonical form
-build_pairs           C(k, 2) preference pairs, split without leaks
+split_prompts         prompts cut into train, validation and test without leaks
+build_pairs           C(k, 2) preference pairs
 train_rm              a reward model of those pairs
 sweep_rm              reward models on a grid of settings, compared
 score_images          scores of images, by the reward model and by others

@@ -17,7 +17,8 @@ import pytest
 
 from irpipe.cli import main
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.stage import ENTRY_POINTS, Context, registered
+from irpipe.pipeline.registry import STAGES, declared
+from irpipe.pipeline.stage import Context
 from irpipe.pipeline.store import Store
 from tests.paired import RECIPE
 from tests.renders import render_pool
@@ -115,7 +116,7 @@ def import_recipe(project: Project) -> None:
     """The recipe of people who bring their own images and annotations."""
     project.recipe(
         'recipe = "micro"\n[simulate-prompts]\n[embed-prompts]\nembedder = "lexical"\n[prompt-graph]\nk = 50\n'
-        "[select-prompts]\ncount = 200\n[load-annotations]\n[import-images]\n[build-pairs]\n"
+        "[select-prompts]\ncount = 200\n[load-annotations]\n[import-images]\n[split-prompts]\n[build-pairs]\n"
     )
 
 
@@ -126,27 +127,25 @@ def pool_renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
-    """Install a package that declares stages (name to `module:attribute`), as pip would: by its metadata, for every importer."""
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install a package with entry points (name to `module:attribute`), as pip would: by its metadata, for every importer."""
 
-    def declare(points: dict[str, str]) -> None:
+    def declare(points: dict[str, str], group: str = STAGES) -> None:
         site = tmp_path / f"site-{len(points)}-{next(iter(points))}"
         metadata = site / "somebodys-1.0.dist-info"
         metadata.mkdir(parents=True)
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n", encoding="utf-8")
-        lines = [f"[{ENTRY_POINTS}]", *(f"{name} = {value}" for name, value in points.items())]
+        lines = [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
         (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         monkeypatch.syspath_prepend(str(site))
-        registered.cache_clear()
+        declared.cache_clear()
 
     yield declare
-    registered.cache_clear()
+    declared.cache_clear()
 
 
 @pytest.fixture
-def shouting(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[[dict[str, str]], None]
-) -> Iterator[Path]:
+def shouting(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[..., None]) -> Iterator[Path]:
     """A user's own package with two stages, and a recipe that runs them."""
     folder = tmp_path / "site" / "shouting"
     for name, text in PACKAGE.items():

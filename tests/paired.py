@@ -21,6 +21,7 @@ batch_size = 64
 [simulate-annotations]
 [load-annotations]
 label_source = "model"
+[split-prompts]
 [build-pairs]
 [train-rm]
 model = "micro-blip"
@@ -83,6 +84,7 @@ like = "raft"
 pool_every = 0
 alpha = 1.01
 [compare-generators]
+reads.generator = "refl"
 model = "micro-generator"
 num_steps = 4
 guidance_scale = 1.0

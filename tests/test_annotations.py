@@ -11,6 +11,7 @@ import pytest
 
 from irpipe.stages.load_annotations.agreement import agreement, kendalls_w, krippendorffs_alpha
 from irpipe.stages.load_annotations.check import Record
+from irpipe.stages.load_annotations.readers import read_records
 
 
 def load(project, path, *settings, status=0):
@@ -159,6 +160,18 @@ def test_files_of_a_folder_may_count_alike(project):
         (project.root / "data" / f"{name}.json").write_text(json.dumps([record]), encoding="utf-8")
     assert load(project, "data", "load-annotations.format=imagereward-json")["rows"]["kept"] == 2
     assert project.rows("SELECT source_row FROM annotations ORDER BY 1") == [{"source_row": 0}, {"source_row": 1}]
+
+
+def test_rows_of_a_folders_files_are_counted_on_where_records_join_rows(project):
+    """Three rows make one record in each of three files; the second of the middle one has a bad rank."""
+    (project.root / "data").mkdir()
+    for name, rank in (("a", "2"), ("b", "first"), ("c", "2")):
+        rows = f"r,a cat,x,1\nr,a cat,y,{rank}\nr,a cat,z,3\n"
+        (project.root / "data" / f"{name}.csv").write_text(f"ranking_id,prompt,image,rank\n{rows}", encoding="utf-8")
+    assert [(one.row, one.last_row) for one in read_records(project.root / "data", "csv")] == [(0, 2), (3, 5), (6, 8)]
+    load(project, "data", "load-annotations.format=csv", "load-annotations.max_rejected=0.5")
+    assert project.rows("SELECT source_row FROM annotations ORDER BY 1") == [{"source_row": 0}, {"source_row": 6}]
+    assert project.rows("SELECT row FROM load_annotations.rejected") == [{"row": 3}]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""A full disk and a read-only one, for real."""
+"""A full disk and a read-only one, for real; and what a power cut would lose."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,39 @@ def test_a_read_only_store(project, small_disk):
             assert refused.returncode == 2 and "the store cannot be written" in refused.stderr, refused.stderr
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_a_name_is_given_only_to_what_is_on_the_disk(project, shouting, monkeypatch):
+    """A power cut loses what was not synced: before a rename the files (and a folder's names), after it the name itself."""
+    synced, unsettled, renamed = set(), set(), []
+
+    def inode(path):
+        told = os.fstat(path) if isinstance(path, int) else path.stat()
+        return told.st_dev, told.st_ino
+
+    def fsync(descriptor):
+        real_fsync(descriptor)
+        synced.add(inode(descriptor))
+        unsettled.discard(inode(descriptor))
+
+    def renaming(real):
+        def rename(path, target):
+            missing = [entry for entry in (path, *path.rglob("*")) if inode(entry) not in synced]
+            assert not missing, f"renamed before it was synced: {missing}"
+            renamed.append(target.relative_to(project.store.root).parts[0])
+            done = real(path, target)
+            unsettled.add(inode(target.parent))
+            return done
+
+        return rename
+
+    run = shouting / "count" / "run.py"  # whose artifact has a folder in it
+    told = run.read_text(encoding="utf-8")
+    run.write_text(told.replace("(out /", "(out / 'in').mkdir()\n    (out / 'in' /"), encoding="utf-8")
+    real_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, renaming(getattr(Path, name)))
+    project.run("count")
+    assert {"objects", "keys", "refs", "work"} <= set(renamed)
+    assert not unsettled, "a name that was given is not on the disk"

@@ -25,7 +25,7 @@ from irpipe.cli import app
 from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.recipe import RECIPE_FILE
 from irpipe.pipeline.recipe_file import load_recipe, shipped_recipe
-from irpipe.pipeline.stage import ENTRY_POINTS
+from irpipe.pipeline.registry import STAGES
 from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
@@ -165,7 +165,7 @@ def own_stages(page: Path) -> dict[str, str]:
     """The stages that such files declare."""
     files = own_files(page)
     projects = [tomllib.loads(text) for name, text in files.items() if name.endswith("pyproject.toml")]
-    return {name: value for project in projects for name, value in project["project"]["entry-points"][ENTRY_POINTS].items()}
+    return {name: value for project in projects for name, value in project["project"]["entry-points"][STAGES].items()}
 
 
 def install(page: Path, folder: Path) -> None:
@@ -177,7 +177,7 @@ def install(page: Path, folder: Path) -> None:
         metadata = folder / "readers-1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: readers\nVersion: 1.0\n", encoding="utf-8")
-        points = [f"[{ENTRY_POINTS}]", *(f"{name} = {value}" for name, value in stages.items())]
+        points = [f"[{STAGES}]", *(f"{name} = {value}" for name, value in stages.items())]
         (metadata / "entry_points.txt").write_text("\n".join(points) + "\n", encoding="utf-8")
 
 

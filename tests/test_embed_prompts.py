@@ -122,6 +122,7 @@ def test_ids_agree_exactly_where_cleaned_texts_do(one, two):
 def test_normalising_forgets_case_punctuation_and_width():
     assert normalise("A  Cat, (sitting)!") == normalise("\uff41 cat sitting") == "a cat sitting"
     assert normalise("!!!") == "!!!" and normalise("") == ""
+    assert normalise("Stra\u00dfe") == normalise("STRASSE") == "strasse", "case is folded, not only lowered"
 
 
 # Bad input

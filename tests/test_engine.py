@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from irpipe.pipeline.code import code_digest
+from irpipe.pipeline.cpus import threads
+from irpipe.pipeline.lineage import stages_behind, trace
 from irpipe.pipeline.stage import find_stage
 from tests.shouting import runs
 
@@ -97,6 +103,15 @@ def test_a_plan_says_why_field_by_field_and_writes_nothing(project, shouting):
     assert sorted(str(path) for path in project.root.rglob("*")) == before
 
 
+def test_reasons_are_told_against_the_newest_of_runs_equally_far(project, shouting):
+    for times in (2, 3, 5, 4):
+        project.last("count", f"count.times={times}")
+    for times in (6, 7):
+        assert project("plan", "count", "--json", "--set", f"count.times={times}").json[1]["reasons"] == [
+            f"count.times 4 -> {times}"
+        ]
+
+
 def test_a_first_plan_needs_no_store(project, shouting):
     assert "it never ran" in project("plan", "count").out
     assert not project.store.root.exists()
@@ -133,6 +148,7 @@ def test_the_record_tells_everything(project, shouting):
     assert record.inputs["word"].content_id == project.last("word")["content_id"]
     assert "irpipe" in record.packages and "numpy" in record.packages
     assert record.started <= record.ended and record.command[0] == "irpipe"
+    assert record.threads == threads() > 0
     text = project.store.record_path(record.key).read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
@@ -189,6 +205,25 @@ def test_looking_around(project, shouting):
     assert [run["stage"] for run in lineage["runs"]] == ["word", "count", "count"]
     status = project("status", "--json").json["stages"]
     assert [(row["stage"], row["state"]) for row in status] == [("word", "done"), ("count", "done")]
+
+
+def test_a_stage_whose_record_is_gone_is_still_behind_what_was_made_of_it(project, shouting):
+    made = project.last("count")
+    assert stages_behind(project.store, [made["content_id"]]) == {"word", "count"}
+    project.store.record_path(project.store.newest("shouting", "word").key).unlink()
+    assert stages_behind(project.store, [made["content_id"]]) == {"word", "count"}
+
+
+def test_a_row_is_traced_two_steps_far(tmp_path):
+    """A chain of rows, each of which names the next: 1 names 2, 2 names 3, and so on."""
+    table = pa.table({"one": pa.array([1, 2, 3, 4], pa.uint64()), "next": pa.array([2, 3, 4, 5], pa.uint64())})
+    pq.write_table(table, tmp_path / "chain.parquet")
+    columns = {"one": "uint64", "next": "uint64"}
+    manifest = SimpleNamespace(tables={"chain": SimpleNamespace(columns=columns)})
+    artifact = SimpleNamespace(manifest=manifest, table=lambda name: [tmp_path / f"{name}.parquet"])
+    record = SimpleNamespace(key="k", stage="chains", content_id="c")
+    found = [(row.distance, int(row.row["one"], 16)) for row in trace(SimpleNamespace(open=lambda _: artifact), [record], 1)]
+    assert found == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_ambiguous_and_unknown_ids_are_refused(project, shouting):

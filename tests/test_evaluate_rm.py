@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import itertools
 import json
-import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from irpipe.models import plugins
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.baselines import aesthetic_head
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import SCORERS
 from irpipe.pipeline.stage import Model
 from irpipe.stages.evaluate_rm.accuracy import (
     accuracies,
@@ -106,6 +105,13 @@ class TestAccuracy:
         assert low == pytest.approx(0.5 - spread, abs=0.02) and high == pytest.approx(0.5 + spread, abs=0.02)
         assert intervals(right, prompts, 0, 0) == {}
 
+    def test_intervals_are_drawn_by_their_seed(self):
+        """Ten prompts of three pairs, 0 to 3 of them right, so that different draws have different quantiles."""
+        prompts = np.repeat(np.arange(10, dtype=np.uint64), 3)
+        right = np.array([float(place < prompt % 4) for prompt in range(10) for place in range(3)])
+        one, again, other = (intervals(right, prompts, 500, seed) for seed in (0, 0, 1))
+        assert one == again and one != other
+
     def test_groups(self):
         assert grouped(np.array([1.0, 0, 1]), [3, None, 3]) == [("3", 2, 1.0)]
 
@@ -121,6 +127,10 @@ class TestAccuracy:
         better, worse = ids(1, 1, 3, 4, 5), ids(2, 2, 4, 3, 6)
         assert human_agreement(better, worse, ["a", "b", "a", "b", "c"]) == (0.5, 2)
         assert human_agreement(better, worse, [None] * 5) == (None, 0)
+
+
+def test_a_tie_is_no_win():
+    assert wins({1: {"a": 2.0, "b": 2.0, "c": 1.0}, 2: {"a": 0.0, "b": 0.0}}) == {"a": 1, "b": 1, "c": 0}
 
 
 class TestRankings:
@@ -170,11 +180,21 @@ class TestRankings:
         assert rho({"a": 1.0}, {"a": 2.0}) is None
 
 
+BRIGHT = """
+SIZES = []
+class Bright:
+    image_size = card = None
+    def __call__(self, prompts, pictures):
+        SIZES.append(pictures[0].shape)
+        return [float(picture.mean()) for picture in pictures]
+"""
+
+
 class TestTheStages:
     def test_table_3_with_the_bound_beside_it(self, rm):
         done = rm.last("evaluate-rm")
         report = (Path(done["path"]) / "report.txt").read_text(encoding="utf-8")
-        for word in (*CATEGORY_SCORERS, "oracle", "recall@4", "filter@2", "Bayes bound", "of the way", "Two people agree"):
+        for word in (*CATEGORY_SCORERS, "oracle", "recall@4", "filter@2", "Bayes bound", "share of gap", "Two people agree"):
             assert word in report
         assert done["metrics"]["bayes_bound"] > done["metrics"]["accuracy_random"]
         assert done["metrics"]["accuracy_oracle"] > 0.7
@@ -207,27 +227,16 @@ class TestTheStages:
         assert {row["prompt_id"] for row in rm.rows("SELECT DISTINCT prompt_id FROM scores")} == splits
 
     def test_prompts_nobody_annotated(self, rm):
-        rm.run("score-images", "score-images.scorers=['random']", "score-images.prompts='selected-prompts'")
+        rm.run("score-images", "score-images.scorers=['random']", "split-prompts.source='selected-prompts'")
 
-    def test_a_scorer_of_another_package(self, rm, monkeypatch):
+    def test_a_scorer_of_another_package(self, rm, monkeypatch, install, tmp_path):
         """Declared as an entry point; it gets pictures as they are."""
-        sizes = []
-
-        class Bright:
-            image_size = None
-            card = None
-
-            def __call__(self, prompts, pictures):
-                sizes.append(pictures[0].shape)
-                return [float(picture.mean()) for picture in pictures]
-
-        module = type(sys)("brightness")
-        module.Bright = Bright
-        monkeypatch.setitem(sys.modules, "brightness", module)
-        point = EntryPoint("bright", "brightness:Bright", plugins.SCORERS)
-        monkeypatch.setattr("irpipe.models.scorers.make.declared_scorers", lambda: {"bright": point})
+        (tmp_path / "brightness.py").write_text(BRIGHT, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        install({"bright": "brightness:Bright"}, SCORERS)
+        module = importlib.import_module("brightness")
         rm.run("score-images", "score-images.scorers=['bright']")
-        assert sizes[0] == (32, 32, 3)
+        assert module.SIZES[0] == (32, 32, 3)
         module.Bright = type("Short", (), {"image_size": None, "card": None, "__call__": lambda *_: [1.0]})
         error = rm.run("score-images", "score-images.scorers=['bright']", "score-images.split=test", status=2).err
         assert "the scorer bright returned" in error

@@ -280,14 +280,14 @@ def test_an_image_that_changes_between_the_two_looks(project, monkeypatch):
 
 def test_memory_does_not_grow_with_the_bytes_of_images(project, monkeypatch):
     """60 images of 1 MB each, 4 at a time."""
-    from irpipe.stages.import_images import run
+    from irpipe.stages.import_images import shards
 
     noise = bytes(1_000_000)
     root = project.root / "images"
     folder_of(root, {of_cat(f"{number:02}.png")[0]: unlike(number) + noise for number in range(60)})
-    flags = selecting(project, "folder", "images", "import-images.num_workers=1")
+    flags = selecting(project, "folder", "images")
     project.run("select-prompts", *(flag for flag in flags if not flag.startswith("import")))
-    monkeypatch.setattr(run, "_BLOCK", 4)
+    monkeypatch.setattr(shards, "_BLOCK", 4)
     tracemalloc.start()
     try:
         project.run("import-images", *flags)

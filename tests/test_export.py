@@ -177,14 +177,15 @@ class TestDataset:
             assert set(rows["split"]) == {split}
         assert load(tmp_path / "pairs")["train"].column_names == loaded["train"].column_names, "the pairs are the default"
 
-    def test_tables_beside_prompt_splits_are_split_by_prompt(self, rm, tmp_path, load):
+    def test_rejected_pairs_are_split_as_pairs_are(self, rm, tmp_path, load):
         rm("export", "build-pairs", str(tmp_path / "pairs"), "--to", "hf-dataset")
         rejected = load(tmp_path / "pairs", "rejected")
         rows = rm.rows(
-            "SELECT split, count(*) AS n FROM build_pairs.rejected JOIN prompt_splits USING (prompt_id) GROUP BY split"
+            "SELECT s.split, count(*) AS n FROM build_pairs.rejected JOIN prompt_splits s USING (prompt_id) GROUP BY s.split"
         )
         assert {split: len(part) for split, part in rejected.items()} == {row["split"]: row["n"] for row in rows}
-        splits = load(tmp_path / "pairs", "prompt_splits")
+        rm("export", "split-prompts", str(tmp_path / "splits"), "--to", "hf-dataset")
+        splits = load(tmp_path / "splits", "prompt_splits")
         for split, part in rejected.items():
             assert set(part["prompt_id"]) <= set(splits[split]["prompt_id"])
 
@@ -295,7 +296,7 @@ class TestDataset:
     def test_a_folder_of_a_hostile_name(self, rm, tmp_path, load):
         folder = tmp_path / "a`b '\"\n---\n <script>"
         rm("export", "build-pairs", str(folder), "--to", "hf-dataset")
-        assert {config["config_name"] for config in front(folder)["configs"]} == {"pairs", "prompt_splits", "rejected"}
+        assert {config["config_name"] for config in front(folder)["configs"]} == {"pairs", "rejected"}
         assert len(load(folder, "pairs")) == 3
         compile(blocks(folder, "python")[0], "card", "exec")
 
@@ -379,6 +380,29 @@ class TestGenerator:
         told = world("export", "build-pairs", str(tmp_path / "x"), "--to", "diffusers", status=2).err
         assert "build-pairs writes 'pairs', which cannot go to diffusers" in told
         assert "filter-tune, raft, refl, reward-weighted" in told and "--to files or --to hf-dataset" in told
+        assert not (tmp_path / "x").exists()
+
+    def test_the_figures_after_are_those_of_the_kept_step(self, tmp_path):
+        from irpipe.exports.generator import monitors
+        from irpipe.schemas.generator import MONITORS
+
+        rows = {"step": [0, 10, 20], "measure": ["reward"] * 3, "value": [0.0, 0.25, 0.5], "error": [None, 0.125, 0.0625]}
+        MONITORS.write(tmp_path, rows)
+        artifact = SimpleNamespace(
+            table=lambda name: [tmp_path / f"{name}.parquet"], manifest=SimpleNamespace(tables={MONITORS.name: None})
+        )
+        told = monitors(artifact, GeneratorCard("m", "0" * 64, "refl", "lora", 20, 10, "held_out fell", {}))
+        assert "| `reward` | 0 | 0.25 | 0.125 |" in told and "0.5" not in told
+
+    @pytest.mark.parametrize("name", ["unet/model.bin", "unet/model.PT", "model.Pth", "a.CKPT", "b.pkl", "c.Pickle"])
+    def test_pickles_are_refused_in_any_case(self, name, tmp_path):
+        from irpipe.exports.weights import copy_weights
+        from irpipe.pipeline.errors import StoreError
+
+        artifact = SimpleNamespace(content_id="0" * 64, file=lambda path: tmp_path / path)
+        (tmp_path / "w.safetensors").write_text("weights")
+        with pytest.raises(StoreError, match=rf"{name} is a pickle"):
+            copy_weights(artifact, tmp_path / "x", {"w.safetensors": "w.safetensors", name: "model"})
         assert not (tmp_path / "x").exists()
 
     def test_pickles_are_refused(self, world, tmp_path):

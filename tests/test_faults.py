@@ -28,6 +28,7 @@ layout = "folder"
 image_root = "images"
 [simulate-annotations]
 [load-annotations]
+[split-prompts]
 [build-pairs]
 """
 STAGES = [

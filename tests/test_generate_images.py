@@ -361,7 +361,7 @@ def test_settings_that_fight(small):
 
 def scratch_of(project):
     (work,) = (path for path in (project.root / "artifacts" / "work").iterdir() if (path / "scratch").exists())
-    return work / "scratch"
+    return work / "scratch" / "generating"
 
 
 def start_and_kill(project, flags, ready):
@@ -370,7 +370,7 @@ def start_and_kill(project, flags, ready):
     command += [part for flag in flags for part in ("--set", flag)]
     process = subprocess.Popen(command, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
-        found = list((project.root / "artifacts" / "work").glob("*/scratch"))
+        found = list((project.root / "artifacts" / "work").glob("*/scratch/generating"))
         if found and ready(found[0]):
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -389,8 +389,9 @@ def test_a_kill_costs_at_most_the_shard_in_hand(small):
         path.chmod(0o755)
     shutil.rmtree(small.root / "artifacts")
     small.run("select-prompts")
-    assert start_and_kill(small, SLOW, lambda scratch: (scratch / "00001.json").exists() and any(scratch.glob("*.draft-*")))
-    kept = {path.name: path.stat().st_ino for path in scratch_of(small).glob("*.parquet")}
+    assert start_and_kill(small, SLOW, lambda work: (work / "00001.sha256").exists() and any(work.glob("*.draft-*")))
+    whole_shards = [path.with_suffix("") for path in scratch_of(small).glob("*.sha256")]
+    kept = {f"{path.name}.parquet": (path / "images.parquet").stat().st_ino for path in whole_shards}
     assert len(kept) >= 2
     done = small.last("generate-images", *SLOW)
     assert done["content_id"] == whole, "as if nothing had happened"
@@ -400,9 +401,9 @@ def test_a_kill_costs_at_most_the_shard_in_hand(small):
 
 def test_a_shard_with_a_flipped_byte_is_made_again(small):
     small.run("select-prompts")
-    assert start_and_kill(small, SLOW, lambda scratch: (scratch / "00001.json").exists())
-    (scratch_of(small) / "00001.json").write_text("", encoding="utf-8")  # as a power loss may leave it
-    shard = scratch_of(small) / "00000.parquet"
+    assert start_and_kill(small, SLOW, lambda work: (work / "00001.sha256").exists())
+    (scratch_of(small) / "00001.sha256").write_text("", encoding="utf-8")  # as a power loss may leave it
+    shard = scratch_of(small) / "00000" / "images.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import typer
 from pydantic import BaseModel
 
 from irpipe.cli import app
+from irpipe.pipeline.registry import STAGES
 from irpipe.pipeline.settings import role_of, settings_of
-from irpipe.pipeline.stage import ENTRY_POINTS, Stage, find_stage, registered
+from irpipe.pipeline.stage import Stage, find_stage, registered
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("cli", "exports", "microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
-OURS = sorted(PROJECT["project"]["entry-points"][ENTRY_POINTS])
+OURS = sorted(PROJECT["project"]["entry-points"][STAGES])
 HEAVY = ("torch", "pandas", "pyarrow", "duckdb", "sklearn", "scipy", "numpy", "faiss", "PIL", "matplotlib", "transformers")
 
 
@@ -45,6 +47,30 @@ def test_every_dependency_has_a_range_and_a_pin():
         name = re.split(r"[<>=!\[]", requirement)[0]
         assert ">=" in requirement and "<" in requirement, requirement
         assert name in pins, f"{name} is not pinned in constraints.txt"
+
+
+@pytest.mark.parametrize(
+    ("licence", "allowed"),
+    [
+        ("MIT", True),
+        ("MPL-2.0", True),
+        ("GPL-3.0-or-later", False),
+        ("AGPL-3.0-only", False),
+        ("MIT AND GPL-3.0-only", False),
+        ("CC-BY-NC-4.0", False),
+        (None, False),
+    ],
+)
+def test_a_dependency_with_a_refused_licence_fails_the_check(tmp_path, licence, allowed):
+    metadata = tmp_path / "planted-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    named = f"License-Expression: {licence}\n" if licence else ""
+    metadata.write_text(f"Metadata-Version: 2.4\nName: planted\nVersion: 1.0\n{named}", encoding="utf-8")
+    command = [sys.executable, "-m", "piplicenses", "--packages", "planted"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is allowed, done.stderr
+    assert "planted" in (done.stdout if allowed else done.stderr)
 
 
 def imported_by(code: str) -> list[str]:

@@ -178,6 +178,22 @@ class TestCheckpoints:
         assert again.score("a red circle", [image]) == micro.score("a red circle", [image])
         assert again.card == micro.card and again.max_length == 32
 
+    def test_scores_have_no_dropout_while_it_trains(self, micro):
+        image = Image.new("RGB", (40, 32), "red")
+        still = micro.eval().score("a red circle", [image])
+        noise = [module for module in micro.modules() if isinstance(module, SeededDropout | torch.nn.Dropout)]
+        before = [module.p for module in noise]
+        for module in noise:
+            module.p = 0.5
+        try:
+            micro.train()
+            assert micro.score("a red circle", [image]) == micro.score("a red circle", [image]) == still
+            assert noise and micro.training, "the training goes on as it was"
+        finally:
+            micro.eval()
+            for module, p in zip(noise, before, strict=True):
+                module.p = p
+
     def test_a_pickle_with_code_in_it_is_refused_and_not_run(self, tmp_path):
         class Code:
             def __reduce__(self):

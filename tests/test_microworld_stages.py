@@ -14,7 +14,8 @@ from PIL import Image
 
 from irpipe.microworld.grammar import corrupt, describe, parse, sample_scene, split_of
 from irpipe.microworld.oracle import judge
-from irpipe.pipeline.external import shipped_folder, shipped_models
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.stage import Config, FilePath, Report, Rows, Stage, setting
 from tests.conftest import REPOSITORY
 
@@ -32,6 +33,7 @@ layout = "folder"
 image_root = "images"
 [simulate-annotations]
 [load-annotations]
+[split-prompts]
 [build-pairs]
 [oracle-truth]
 """
@@ -163,6 +165,10 @@ class TestTruth:
         (world.root / "mine" / "linked").symlink_to(inside)
         assert "leads into the store" in world.run("smuggles", "smuggles.path=mine", status=2).err
         world.run("smuggles", f"smuggles.path={world.store.newest('world', 'select-prompts').content_id}")
+        judged = world.store.newest("world", "judges").content_id
+        world.store.record_path(world.store.newest("world", "oracle-truth").key).unlink()
+        told = world.run("smuggles", f"smuggles.path={judged}", status=2).err
+        assert "smuggles.path may not be made from the truth" in told, "a parent whose record is gone is still one"
 
 
 class PathConfig(Config):
@@ -193,7 +199,7 @@ class TestShippedModels:
         assert sum(map(len, found.values())) < 12_000_000
 
     def test_they_are_found_by_name(self):
-        assert set(shipped_models()) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip", "micro-judge"}
+        assert set(declared(MODELS)) == {"micro-generator", "micro-sentences", "micro-blip", "micro-clip", "micro-judge"}
         assert shipped_folder("micro-clip").resolve() == WEIGHTS / "clip"
 
     def test_every_model_is_of_the_real_class_and_loads_without_a_word(self):

@@ -167,7 +167,7 @@ class TestLike:
 
 
 class TestGrids:
-    RECIPE = 'recipe = "choir"\n[word]\n[loud]\nlike = "word"\n[loud.grid]\n"voice.times" = [1, 2]\ntext = ["a", "b"]\n'
+    RECIPE = 'recipe = "choir"\n[word]\n[loud]\nlike = "word"\n[loud.grid]\nvoice.times = [1, 2]\ntext = ["a", "b"]\n'
 
     def test_a_grid_is_a_node_for_each_point(self, choir):
         choir.recipe(self.RECIPE + '[song]\nreads.word = ["word", "loud"]\n')

@@ -96,6 +96,25 @@ class TestLog:
         project.recipe('recipe = "shouting"\n[word]\n[count]\ntimes = 2\n')
         assert states(project)["count"]["why"] == ["the dog ate it", "with other settings"]
 
+    def test_another_recipes_success_hides_no_failure(self, project, shouting):
+        run = shouting / "count" / "run.py"
+        good = run.read_text(encoding="utf-8")
+        run.write_text(
+            "def run(config, inputs, out, context):\n    from irpipe.pipeline.errors import InputError\n"
+            "    raise InputError('the dog ate it')\n",
+            encoding="utf-8",
+        )
+        project("run", "count", status=2)
+        sys.modules.pop("shouting.count.run", None)
+        run.write_text(good, encoding="utf-8")
+        project.recipe('recipe = "other"\n[word]\n[count]\ntimes = 2\n')
+        for _ in ("made", "reused"):
+            project.run("count")
+        assert states(project)["count"]["state"] == "done"
+        project.recipe('recipe = "shouting"\n[word]\n[count]\n')
+        row = states(project)["count"]
+        assert row["state"] == "failed" and "the dog ate it" in row["error"]
+
     def test_following_ends_with_the_run(self, project, shouting):
         process = slow_run(project, shouting, '"progress"')
         time.sleep(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irpipe.pipeline.errors import LeakError
-from irpipe.schemas.annotations import RANKINGS
+from irpipe.pipeline.hashing import row_id
+from irpipe.schemas.annotations import PROMPT_LABELS, RANKINGS
 from irpipe.schemas.embeddings import unit_rows
+from irpipe.schemas.prompts import normalise
 from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
-from irpipe.stages.build_pairs.facts import Facts
+from irpipe.stages.build_pairs.facts import Facts, label_facts
 from irpipe.stages.build_pairs.run import examine, pair_columns
-from irpipe.stages.build_pairs.splits import Link, components, cut, links_by_text, links_by_vector
+from irpipe.stages.split_prompts.cut import components, cut
+from irpipe.stages.split_prompts.links import Link, links_by_text, links_by_vector
 from tests.oracles import pairs_of
 
 
@@ -73,13 +77,11 @@ def plain_facts() -> Facts:
     return Facts(
         one,
         np.zeros(1, np.int8),
-        np.zeros(1, np.int32),
         np.zeros(1, bool),
         np.full(1, -1),
         pa.array([], pa.string()),
         np.empty(0, np.uint64),
         None,
-        {},
         np.zeros(1, np.int64),
     )
 
@@ -166,6 +168,23 @@ def test_labels_and_problems_take_prompts_and_images_out(project):
     assert done["metrics"]["rejected_for"] == {"prompt label": 3, "image problem": 2}
 
 
+@pytest.mark.parametrize(("votes", "category"), [("AB", None), ("AAB", "A"), ("BBA", "B"), ("AABBC", None), ("", None)])
+def test_a_prompts_category_is_the_most_frequent_or_none(tmp_path, votes, category):
+    count = len(votes)
+    columns = {
+        "ranking_id": range(count),
+        "prompt_id": [7] * count,
+        "category": list(votes),
+        "intent_unclear": [None] * count,
+        "unsafe": [[]] * count,
+    }
+    PROMPT_LABELS.write(tmp_path, columns)
+    labels = SimpleNamespace(table=lambda name: [tmp_path / f"{name}.parquet"])
+    dropped, categories, names = label_facts(labels, {7: 0}, ())
+    assert dropped.tolist() == [False]
+    assert (names[categories[0]].as_py() if categories[0] >= 0 else None) == category
+
+
 def test_the_same_input_gives_the_same_bytes(project):
     records = [ranking(f"prompt {row}", "abcde", np.random.default_rng(row).integers(1, 6, 5).tolist()) for row in range(40)]
     one = build(project, records)["content_id"]
@@ -248,10 +267,11 @@ def test_choices_that_contradict_each_other_are_a_conflict(project):
 def test_vectors_can_be_connected_on_purpose(project):
     """Near-duplicates among one's own annotations, by the vectors of one's own pool."""
     text = (project.root / "irpipe.toml").read_text(encoding="utf-8")
-    project.recipe(text + '\n[build-pairs.reads]\nembeddings = "embed-prompts"\n')
+    project.recipe(text + '\n[split-prompts.reads]\nembeddings = "embed-prompts"\n')
     project.jsonl("pool.jsonl", [{"prompt": "a cat"}, {"prompt": "a dog"}])
-    done = build(project, [ranking(), ranking("a dog")], "embed-prompts.path=pool.jsonl")
-    assert done["metrics"]["prompts_with_vector"] == 2
+    build(project, [ranking(), ranking("a dog")], "embed-prompts.path=pool.jsonl")
+    splits = project.store.newest("micro", "split-prompts")
+    assert splits.metrics["prompts_with_vector"] == 2 and "selected-prompts" not in splits.inputs
 
 
 def test_strengths_that_are_nearly_equal_tie_wherever_they_lie():
@@ -309,6 +329,11 @@ def test_little_data_trains():
     assert cut(TEXTS[:2], [], {0: "train"}, (0.05, 0.05), 0).tolist() == [0, 2]
 
 
+def test_the_first_drawn_is_for_the_test_and_the_last_trains():
+    drawn = sorted(range(3), key=lambda place: row_id("split", 0, normalise(TEXTS[place])))
+    assert cut(TEXTS[:3], [], {}, (0.3, 0.3), 0)[drawn].tolist() == [2, 1, 0]
+
+
 def test_given_splits_are_honoured():
     given_splits = {3: "test", 4: "validation", 5: "train"}
     splits = cut(TEXTS, [Link(3, 9, "")], given_splits, (0.1, 0.1), 0)
@@ -345,7 +370,7 @@ def test_near_vectors_belong_together_as_all_pairs_say(count, seed):
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     every = [Link(one, two, "") for one, two in combinations(range(count), 2) if points[one] @ points[two] >= 0.99 - 1e-5]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("irpipe.stages.build_pairs.splits._BLOCK", 7)
+        patch.setattr("irpipe.stages.split_prompts.links._BLOCK", 7)
         found = links_by_vector(np.arange(count), points, 0.99)
     ours, expected = components(count, found), components(count, every)
     assert len(set(zip(ours.tolist(), expected.tolist(), strict=True))) == len(set(ours.tolist())) == len(set(expected.tolist()))
@@ -384,11 +409,11 @@ def simulated(project, renders):
 def test_vectors_are_used_where_they_are_at_hand(project, pool_renders):
     """In the recipe the annotations come from embedded prompts; given annotations do not, and nothing is embedded."""
     small = simulated(project, pool_renders)
-    done = project.last("build-pairs", *small)
+    done = project.last("split-prompts", *small)
     assert done["metrics"]["prompts_with_vector"] == 30
-    loose = project.last("build-pairs", *small, "build-pairs.near_duplicate=0.3")
+    loose = project.last("split-prompts", *small, "split-prompts.near_duplicate=0.3")
     assert loose["metrics"]["components"] < done["metrics"]["components"]
-    message = build(project, [ranking()], "build-pairs.near_duplicate=0.3", status=2).err
+    message = build(project, [ranking()], "split-prompts.near_duplicate=0.3", status=2).err
     assert "near_duplicate has no effect" in message
 
 
@@ -408,10 +433,13 @@ def test_images_at_hand(project, import_recipe):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     records = [ranking(images="abcd", ranks=(1, 2, 3, 4)), ranking("a dog", "ab", (1, 2))]
-    flags = ("import-images.image_root=images", "build-pairs.use_images=true")
+    flags = ("import-images.image_root=images", "build-pairs.use_images=true", "split-prompts.use_images=true")
     done = build(project, records, *flags)
     assert done["metrics"]["rejected_for"] == {"image not at hand": 3, "same image": 1}
-    assert done["metrics"]["components"] == 1 and done["metrics"]["pairs"] == 3
+    assert done["metrics"]["pairs"] == 3
+    assert project.last("split-prompts", *flags[::2], "load-annotations.path=mine.jsonl")["metrics"]["components"] == 1
+    divided = build(project, records, *flags[:2], "split-prompts.validation_share=0.5", "split-prompts.test_share=0.0", status=2)
+    assert "have images of the same bytes" in divided.err and "split-prompts.use_images=true" in divided.err
 
 
 def test_a_row_can_be_traced_both_ways(project, pool_renders):

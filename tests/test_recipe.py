@@ -55,7 +55,7 @@ def test_without_a_recipe_the_error_names_init(project):
         ("select-prompts.method=votek", "should be 'vote-k', 'k-center' or 'random'"),
         ("select-prompts.count", "is not of the form stage.field=value"),
         ("count=4", "is not of the form stage.field=value"),
-        ("build-pairs.test_share=0.99", "leave nothing to train on"),
+        ("split-prompts.test_share=0.99", "leave nothing to train on"),
         ("load-annotations.format=jsonl", "format has no effect: it describes path, which is not given"),
         ("embed-prompts.dtype=float32", "dtype has no effect: embedder = 'lexical' has no model"),
         ("load-annotations.path=x.json", "the format of x.json must be given"),

@@ -137,9 +137,7 @@ class TestStage:
         }
 
     def test_evaluation_prompts_among_the_training_prompts(self, world):
-        (row,) = world.rows(
-            "SELECT prompt FROM selected_prompts JOIN prompt_splits USING (prompt_id) WHERE split = 'train' LIMIT 1"
-        )
+        (row,) = world.rows("SELECT prompt FROM prompt_splits WHERE split = 'train' LIMIT 1")
         (world.root / "evaluation.txt").write_text(row["prompt"].upper() + "\n")
         told = world.run("refl", "refl.exclude=['evaluation.txt']", status=2).err
         assert "1 evaluation prompts are among the" in told and "select-prompts.exclude" in told

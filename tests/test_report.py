@@ -236,8 +236,12 @@ class TestPage:
             assert splits and set(splits) == {"test"}
             gallery.get_by_label("split").select_option("")
             gallery.get_by_label("best score at least").fill("0.5")
-            scores = [float(card.get_attribute("data-score")) for card in cards.all() if card.is_visible()]
-            assert len(scores) < every and all(score >= 0.5 for score in scores)
+            best = {
+                card: max(float(told.split("\n")[-1]) for told in card.locator("figcaption").all_inner_texts())
+                for card in cards.all()
+            }
+            shown = [card for card in best if card.is_visible()]
+            assert 0 < len(shown) < every and all((score >= 0.5) == (card in shown) for card, score in best.items())
 
     def test_a_phone_and_the_dark(self, report):
         with opened(report, width=390, height=844, scheme="dark") as page:
@@ -277,6 +281,13 @@ class TestPage:
         assert {name: told[name] for name in ("simulate-prompts", "generate-images", "evaluate-rm")} == {
             name: wanted[name] for name in ("simulate-prompts", "generate-images", "evaluate-rm")
         }
+
+
+def test_a_card_is_found_by_its_highest_score():
+    scores = (0.25, None, -1.5, 0.75, 0.5)
+    card = Card("a cat", [Thumbnail(b"", "", score) for score in scores])
+    assert page_module.best(card) == "0.75"
+    assert page_module.best(Card("a cat", [Thumbnail(b"", "")])) == "" == page_module.best(Card("a cat", []))
 
 
 class TestBadInput:

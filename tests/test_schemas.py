@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,41 @@ def test_a_file_without_a_column_is_named(tmp_path):
         prompts.PROMPTS.read([tmp_path / "x.parquet"])
 
 
-def test_a_failed_write_is_not_silent(tmp_path):
+def test_values_of_another_type_are_not_written(tmp_path):
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)), prompts.PROMPTS.writer(tmp_path / "x.parquet") as writer:
         writer.append({"prompt_id": ["a"], "prompt": ["a"], "source_row": [1], "num_images": [1]})
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_write_is_not_silent(tmp_path, monkeypatch, failing):
+    """Rows are written by another thread, whose error must come out wherever the disk fills up: 25 rows are three writes."""
+    real, written = pq.ParquetWriter.write_table, []
+
+    def write_table(self, *arguments, **options):
+        written.append(1)
+        if len(written) == failing:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    with pytest.raises(OSError, match="no space left"):
+        write_25_rows(tmp_path / "x.parquet")
+
+
+def write_25_rows(path):
+    rows = {"prompt_id": [1] * 10, "split": ["train"] * 10, "component": [1] * 10}
+    with splits.PROMPT_SPLITS.writer(path, row_group=10) as writer:
+        for count in (10, 10, 5):
+            writer.append({name: column[:count] for name, column in rows.items()})
+
+
+def test_a_failed_write_of_a_small_table_is_not_silent(tmp_path, monkeypatch):
+    def write_table(*_, **__):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    with pytest.raises(OSError, match="no space left"):
+        splits.PROMPT_SPLITS.write(tmp_path, {"prompt_id": [1, 2], "split": ["train", "test"], "component": [0, 1]})
 
 
 @settings(max_examples=30, deadline=None)

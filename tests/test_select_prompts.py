@@ -13,6 +13,7 @@ from irpipe.schemas.graph import Graph, read_graph
 from irpipe.stages.prompt_graph import PromptGraphConfig
 from irpipe.stages.prompt_graph.run import divide, search
 from irpipe.stages.prompt_graph.search import Points
+from irpipe.stages.select_prompts.run import k_center
 from irpipe.stages.select_prompts.votek import Ballot, vote_k
 from tests.oracles import fast_vote_k, knn_graph
 
@@ -47,7 +48,7 @@ def test_exact_duplicates_keep_k_neighbours_and_never_themselves():
     points = np.repeat(np.eye(4), 5, axis=0)
     for row, targets in enumerate(found(points, k=6, index="exact")[0]):
         assert len(targets) == len(set(targets)) == 6 and row not in targets
-        assert sorted(targets)[:0] == [] and sum(target // 5 == row // 5 for target in targets) == 4
+        assert [target // 5 for target in targets[:4]] == [row // 5] * 4, "its four copies come first"
 
 
 def test_the_inverted_file_measures_its_recall():
@@ -146,6 +147,13 @@ def test_methods_are_compared_with_chance(project):
     assert votes["selected"] == 40
     artifact = project.store.open(project.store.newest("micro", "select-prompts").content_id)
     assert artifact.file("coverage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_k_center_by_hand(context):
+    """Angles of 0, 10, 20, 90 and 180 degrees have their mean at 38: 20 is nearest to it, then 180 and 90 are farthest."""
+    angles = np.deg2rad([38, 0, 10, 20, 90, 180])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[9, 1, 2, 3, 1, 2]]).T  # lengths do not count
+    assert k_center(points, np.arange(1, 6), 5, context).tolist() == [3, 5, 4, 1, 2]
 
 
 def test_only_vote_k_needs_the_graph(project):

@@ -25,7 +25,7 @@ def tuned(shown: Shown) -> Sequence[Block]:
         if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
     ]
     return [
-        Text(f"{card.stage} of {card.base}, {card.trained}. {stopped} {kept}", headline=True),
+        Text(f"{shown.record.node} of {card.base}, {card.trained}. {stopped} {kept}", headline=True),
         Text(
             "reward: of the reward model that it is tuned for. held_out: a scorer of other annotations, which nothing is trained"
             " on. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images, rising as the generator forgets."
@@ -124,7 +124,7 @@ def _side_by_side(shown: Shown) -> Gallery:
     """Images of the same prompt and noise, each with what one judge says of it."""
     files, worths = shown.artifact.table("images"), shown.artifact.table("worths")
     judges = [row["judge"] for row in shown.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=worths)]
-    judge = "reward-model" if "reward-model" in judges else judges[0]
+    judge = next((name for name in judges if name == "reward-model"), judges[0])
     rows = shown.ask(
         f"""WITH chosen AS (SELECT DISTINCT prompt_id FROM worths ORDER BY prompt_id LIMIT {_PROMPTS})
         SELECT prompt_id, generator, image_id, worth FROM worths SEMI JOIN chosen USING (prompt_id)

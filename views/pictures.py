@@ -82,7 +82,8 @@ def listed(ids: Iterable[str]) -> str:
 
 def prompt_texts(shown: Shown, prompts: Iterable[str]) -> dict[str, str]:
     """Texts of some prompts by id (16 hex digits), from whatever near artifact has them."""
-    for kind, table in (("selected-prompts", "selected_prompts"), ("annotations", "annotated_prompts")):
+    kinds = (("splits", "prompt_splits"), ("selected-prompts", "selected_prompts"), ("annotations", "annotated_prompts"))
+    for kind, table in kinds:
         artifact = shown.near(kind)
         if artifact is not None:
             query = f"SELECT prompt_id, prompt FROM texts WHERE prompt_id IN ({listed(prompts)})"
@@ -91,15 +92,15 @@ def prompt_texts(shown: Shown, prompts: Iterable[str]) -> dict[str, str]:
 
 
 def prompt_tags(shown: Shown, prompts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Category and split of some prompts by id, where annotations and pairs are near."""
+    """Category and split of some prompts by id, where annotations and splits are near."""
     tags: dict[str, dict[str, str]] = {}
-    annotations, pairs, some = shown.near("annotations"), shown.near("pairs"), f"WHERE prompt_id IN ({listed(prompts)})"
+    annotations, splits, some = shown.near("annotations"), shown.near("splits"), f"WHERE prompt_id IN ({listed(prompts)})"
     if annotations is not None:
         query = f"SELECT prompt_id, mode(category) AS category FROM labels {some} AND category IS NOT NULL GROUP BY ALL"
         for row in shown.ask(query, labels=annotations.table("prompt_labels")):
             tags.setdefault(row["prompt_id"], {})["category"] = row["category"]
-    if pairs is not None:
-        for row in shown.ask(f"SELECT prompt_id, split::VARCHAR AS split FROM s {some}", s=pairs.table("prompt_splits")):
+    if splits is not None:
+        for row in shown.ask(f"SELECT prompt_id, split::VARCHAR AS split FROM s {some}", s=splits.table("prompt_splits")):
             tags.setdefault(row["prompt_id"], {})["split"] = row["split"]
     return tags
 
@@ -107,7 +108,7 @@ def prompt_tags(shown: Shown, prompts: Sequence[str]) -> dict[str, dict[str, str
 def image_scores(shown: Shown, images: Iterable[str]) -> tuple[str, dict[str, float]]:
     """The reward model's scores of some images by id, or those of the first other scorer; its name."""
     scores = shown.near("scores")
-    name = main_scorer(shown, scores.table("scores")) if scores is not None else ""
+    name = main_scorer(shown, scores.table("scorer_cards")) if scores is not None else ""
     if scores is None or not name:
         return "", {}
     query = f"SELECT image_id, score FROM s WHERE scorer::VARCHAR = {text(name)} AND image_id IN ({listed(images)})"
@@ -115,9 +116,9 @@ def image_scores(shown: Shown, images: Iterable[str]) -> tuple[str, dict[str, fl
 
 
 def main_scorer(shown: Shown, files: Sequence[Path]) -> str:
-    """The reward model if it is among the scorers, else the first of them; nothing where there is none."""
-    names = [row["name"] for row in shown.ask("SELECT DISTINCT scorer::VARCHAR AS name FROM s ORDER BY 1", s=files)]
-    return "reward-model" if "reward-model" in names else (names[0] if names else "")
+    """The first reward model among the scorers, else the first of them; nothing where there is none."""
+    rows = shown.ask("SELECT scorer FROM cards ORDER BY reward_model DESC, scorer", cards=files)
+    return str(rows[0]["scorer"]) if rows else ""
 
 
 def text(value: str) -> str:

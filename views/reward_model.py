@@ -70,7 +70,9 @@ def evaluation(shown: Shown) -> Sequence[Block]:
     }
     held = {name: value for name, value in references.items() if value is not None}
     best = accuracy[0] if accuracy else None
-    ours = next((row for row in accuracy if row["scorer"] == "reward-model"), best)
+    scores_ = shown.near("scores")
+    main = main_scorer(shown, scores_.table("scorer_cards")) if scores_ is not None else ""
+    ours = next((row for row in accuracy if row["scorer"] == main), best)
     blocks: list[Block] = []
     if ours is not None:
         reach = f" (95 %: {ours['low']:.1%} to {ours['high']:.1%})" if ours["low"] is not None else ""
@@ -117,7 +119,7 @@ def _seen(shown: Shown) -> list[Block]:
     images = shown.near("images")
     if scores_ is None or pairs is None or images is None:
         return []
-    name = main_scorer(shown, scores_.table("scores"))
+    name = main_scorer(shown, scores_.table("scorer_cards"))
     split = str(shown.record.config.get("split", "test"))
     # A pair stands once for each annotator: what most of them prefer is what people prefer.
     mistaken = shown.ask(

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from irpipe.models.plugins import REWARD_MODELS, format_of, reward_model_classes
+from irpipe.models.plugins import format_of
 from irpipe.pipeline.errors import ModelError, did_you_mean
+from irpipe.pipeline.registry import REWARD_MODELS, declared
 from irpipe.schemas.reward_model import ScoreCard
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def load_reward_model(location: str | Path) -> Any:
     """
     path = Path(location)
     name = format_of(path) or PUBLISHED
-    known = reward_model_classes()
+    known = declared(REWARD_MODELS)
     if name not in known:
         raise ModelError(
             f"{path} holds a reward model of the format {name!r}, which no installed package reads{did_you_mean(name, known)}",

@@ -55,4 +55,5 @@ class ScorersConfig(Config):
         asked = set(self.scorers)
         needs = {"clip_model": {"clip", "aesthetic"}, "aesthetic_model": {"aesthetic"}, "blip_model": {"blip"}}
         idle = {name: f"no scorer needs it: {' or '.join(sorted(who))}" for name, who in needs.items() if not asked & who}
+        idle |= super().unused()
         return idle if self.needs_reward_model else idle | {"reward_model": "no reward model is asked"}

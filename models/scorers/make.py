@@ -8,26 +8,27 @@ from typing import Any
 import torch
 
 from irpipe.models.loading import device_errors, files_of, pick_device
-from irpipe.models.plugins import OWN_SCORERS, SCORERS, declared_scorers
+from irpipe.models.plugins import OWN_SCORERS
 from irpipe.models.reward.base import load_reward_model
 from irpipe.models.scorers.base import Scorer
 from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, RandomScorer, aesthetic_head
 from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.pipeline.errors import ModelError, RecipeError, StageError, did_you_mean
-from irpipe.pipeline.stage import Context, Inputs, Model
+from irpipe.pipeline.registry import SCORERS, declared
+from irpipe.pipeline.stage import Inputs, Model
 
 REWARD_MODEL = "reward-model"
 
 
-def load_reward_models(inputs: Inputs, context: Context) -> dict[str, Any]:
+def load_reward_models(inputs: Inputs, models: Mapping[str, Sequence[Model]]) -> dict[str, Any]:
     """The reward models of a run by the names of their scorers: the one that the setting `reward_model` names, or else those
     of the recipe. A single one is the scorer `reward-model`; several go by the names of their nodes.
 
     Returns:
         `RewardModel`s in evaluation mode.
     """
-    if "reward_model" in context.models:
-        return {REWARD_MODEL: load_reward_model(files_of(context.models["reward_model"][0]))}
+    if "reward_model" in models:
+        return {REWARD_MODEL: load_reward_model(files_of(models["reward_model"][0]))}
     folders = {node: artifact.path for node, artifact in inputs.all(REWARD_MODEL).items()}
     if len(folders) == 1:
         return {REWARD_MODEL: load_reward_model(next(iter(folders.values())))}
@@ -80,15 +81,15 @@ def _make_scorer(name: str, seed: int, models: Mapping[str, Sequence[Model]], de
         return BlipScorer(models["blip_model"][0], device, dtype)
     if name == "random":
         return RandomScorer(seed)
-    declared = declared_scorers()
-    if name not in declared:
-        known = (*OWN_SCORERS, *declared)
+    others = declared(SCORERS)
+    if name not in others:
+        known = (*OWN_SCORERS, *others)
         raise RecipeError(f"there is no scorer {name!r}{did_you_mean(name, known)}", expected=", ".join(known))
-    scorer: Scorer = declared[name].load()()
+    scorer: Scorer = others[name].load()()
     missing = [part for part in ("image_size", "card", "__call__") if not hasattr(scorer, part)]
     if missing:
         raise StageError(
-            f"what {declared[name].value} returns is no scorer: it has no {' and no '.join(missing)}",
+            f"what {others[name].value} returns is no scorer: it has no {' and no '.join(missing)}",
             where=f"the entry point {name!r} of the group {SCORERS!r}",
             expected="see irpipe.models.scorers.base.Scorer",
         )

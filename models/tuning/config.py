@@ -172,7 +172,7 @@ class TuneConfig(Config):
         """The kinds that every tuning reads."""
         captioned = () if self.pretraining_data is not None else ("captioned-images",)
         reward = () if self.reward_model is not None else ("reward-model",)
-        return ("selected-prompts", "pairs", *reward, *captioned)
+        return ("splits", *reward, *captioned)
 
     def training_config(self, stage: str) -> TrainingConfig:
         """The training of a stage with these settings."""

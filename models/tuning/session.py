@@ -47,9 +47,9 @@ from irpipe.schemas.files import read_json
 from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
 from irpipe.schemas.images import ImageReader, ImageShards, encoded_row
 from irpipe.schemas.prompt_files import prompts_of
-from irpipe.schemas.prompts import SELECTED_PROMPTS, normalise
+from irpipe.schemas.prompts import normalise
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.splits import read_splits
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _CONVOLUTIONS = ["conv1", "conv2"]
@@ -91,7 +91,7 @@ class Session:
             InputError: there are no prompts to train on or to evaluate on, or too few captioned images.
             ModelError: a model is of another kind, or missing.
         """
-        rejections = Rejections(1.0, "selected-prompts")
+        rejections = Rejections(1.0, "splits")
         prompts, held_out, read = read_prompts(config, inputs, context, rejections)
         title = f"{stage} {context.work.parent.name[:12]}"
         accelerator = make_accelerator(stage, config.training, title, shown_config(config))
@@ -187,22 +187,19 @@ class Session:
 def read_prompts(
     config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, rejections: Rejections
 ) -> tuple[dict[int, str], dict[int, str], int]:
-    """Prompts to train on, prompts to evaluate on, and how many were read. Those of `test` and of no split are left alone.
+    """Prompts to train on, prompts to evaluate on, and how many were read. Those of `test` are left alone.
 
     Raises:
         LeakError: an excluded prompt would be trained on.
         InputError: there are none.
     """
-    chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
-    rows = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"]).to_pylist()
-    splits = {row["prompt_id"]: row["split"] for row in rows}
-    parts: dict[str, dict[int, str]] = {"train": {}, "validation": {}}
-    for index, row in enumerate(chosen):
-        split = splits.get(row["prompt_id"], "of no split")
-        if split in parts:
-            parts[split][row["prompt_id"]] = row["prompt"]
+    by_split = read_splits(inputs["splits"])
+    parts = {name: by_split[name] for name in ("train", "validation")}
+    reasons = {"validation": "only evaluated on", "test": "kept for evaluation"}
+    total = sum(map(len, by_split.values()))
+    for index, split in enumerate(split for split, texts in by_split.items() for _ in texts):
         if split != "train":
-            rejections.drop(index, {"validation": "only evaluated on", "test": "kept for evaluation"}.get(split, split))
+            rejections.drop(index, reasons[split])
     forbidden = excluded(context)
     leaked = [identity for identity, text in parts["train"].items() if normalise(text) in forbidden]
     if leaked:
@@ -215,11 +212,11 @@ def read_prompts(
     if not parts["train"] or len(held_out) < 2:
         raise InputError(
             f"there are {len(parts['train']):,} prompts to train on and {len(held_out):,} to evaluate on",
-            where="pairs",
-            expected="selected prompts in the train split and at least 2 in the validation split",
-            fix="--set select-prompts.count=... or a larger build-pairs.validation_share",
+            where="splits",
+            expected="prompts in the train split and at least 2 in the validation split",
+            fix="--set select-prompts.count=... or a larger split-prompts.validation_share",
         )
-    return parts["train"], dict(held_out[: config.evaluation.prompts]), len(chosen)
+    return parts["train"], dict(held_out[: config.evaluation.prompts]), total
 
 
 def excluded(context: Context) -> set[str]:

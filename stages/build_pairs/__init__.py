@@ -1,9 +1,9 @@
-"""Make C(k, 2) preference pairs of every ranking, and split them without leaks.
+"""Make C(k, 2) preference pairs of every ranking.
 
-Reads: the annotations; at hand also the prompts' vectors (near-duplicates); with `use_images` the images.
-Writes: the tables `pairs`, `prompt_splits` and `rejected`.
-Paper: ImageReward, section 3.1 (pairs of a ranking, ties left out) and 4.1 (8,000 / 412 / 466 prompts).
-Deviates: prompts that are equal, near-duplicates or share an image go to one split; the paper cuts by prompt.
+Reads: the annotations and the prompts' splits; with `use_images` the images.
+Writes: the tables `pairs` and `rejected`.
+Paper: ImageReward, section 3.1 (pairs of a ranking, ties left out).
+Deviates: nothing.
 Cost: O(pairs) time, one pass (two with weighting = 'prompt'); memory O(prompts), with `use_images` O(images).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Strict
 
 from irpipe.pipeline.stage import Config, Stage, setting
 
@@ -43,33 +43,16 @@ class BuildPairsConfig(Config):
     weighting: Literal["pair", "prompt"] = setting(
         "pair", meaning="pair: every pair weighs 1. prompt: every prompt does.", source="ImageReward weighs pairs"
     )
-    near_duplicate: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = setting(
-        0.95, meaning="Prompts whose vectors' cosine is at least this share a split, where vectors are at hand; or off."
-    )
-    validation_share: float = setting(
-        0.046, ge=0, lt=1, meaning="Share of prompts in the validation split.", source="412 of 8,878 (ImageRewardDB)"
-    )
-    test_share: float = setting(
-        0.052, ge=0, lt=1, meaning="Share of prompts in the test split.", source="466 of 8,878 (ImageReward 4.1)"
-    )
-    seed: int = setting(0, ge=0, meaning="Seed of the cut into splits.")
-
-    @model_validator(mode="after")
-    def _shares(self) -> BuildPairsConfig:
-        if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share leave nothing to train on")
-        return self
 
 
 def _reads(config: BuildPairsConfig) -> Sequence[str]:
-    return ("annotations", "images") if config.use_images else ("annotations",)
+    return ("annotations", "splits", *(("images",) if config.use_images else ()))
 
 
 STAGE = Stage(
     name="build-pairs",
-    version=1,
+    version=2,
     reads=_reads,
-    reads_if_upstream=("embeddings",),
     writes="pairs",
     determinism="bitwise",
     config=BuildPairsConfig,

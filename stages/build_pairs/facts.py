@@ -12,15 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from irpipe.pipeline.errors import LeakError, RecipeError
-from irpipe.pipeline.stage import given
+from irpipe.pipeline.errors import InputError, LeakError
+from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.annotations import ANNOTATED_PROMPTS, ANNOTATION_IMAGES, ANNOTATIONS, PROMPT_LABELS, RATINGS
-from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
+from irpipe.schemas.annotations import ANNOTATED_PROMPTS, PROMPT_LABELS, RATINGS
 from irpipe.schemas.images import IMAGES
-from irpipe.schemas.prompts import PROMPTS
+from irpipe.schemas.splits import SPLITS, read_splits
 from irpipe.stages.build_pairs import BuildPairsConfig
-from irpipe.stages.build_pairs.splits import Link, components, cut, links_by_text, links_by_value, links_by_vector
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,6 @@ class Facts:
     Attributes:
         prompt_ids: (n,) uint64.
         splits: (n,) int8, places in `SPLITS`.
-        components: (n,) int32, numbers of related prompts.
         dropped: (n,) bool, prompts whose labels take them out.
         categories: (n,) int64, places in `category_names`, -1 for none.
         problem_images: ids of images that a problem takes out, sorted.
@@ -47,13 +44,11 @@ class Facts:
 
     prompt_ids: NDArray[np.uint64]
     splits: NDArray[np.int8]
-    components: NDArray[np.int32]
     dropped: NDArray[np.bool_]
     categories: NDArray[np.int64]
     category_names: Any
     problem_images: NDArray[np.uint64]
     images: Images | None
-    figures: dict[str, Any]
     _order: NDArray[np.int64] = field(repr=False)
 
     def place_of(self, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -90,28 +85,58 @@ class Facts:
 
 
 def gather_facts(config: BuildPairsConfig, inputs: Mapping[str, Artifact]) -> Facts:
-    """Read what is known and cut the splits.
+    """Read what is known.
 
     Raises:
-        LeakError: the source's splits divide related prompts.
+        InputError: an annotated prompt has no split.
+        LeakError: images of equal bytes lie in different splits.
     """
     annotations = inputs["annotations"]
-    prompts = ANNOTATED_PROMPTS.read(annotations.table("annotated_prompts"))
-    prompt_ids, texts = prompts["prompt_id"].to_numpy(), prompts["prompt"].to_pylist()
+    prompt_ids = ANNOTATED_PROMPTS.read(annotations.table("annotated_prompts"), ["prompt_id"])["prompt_id"].to_numpy()
     order = np.argsort(prompt_ids)
-    place = dict(zip(prompt_ids.tolist(), range(len(prompt_ids)), strict=True))
+    index = dict(zip(prompt_ids.tolist(), range(len(prompt_ids)), strict=True))
+    splits = splits_of(inputs["splits"], prompt_ids)
     images = open_images(inputs["images"]) if config.use_images else None
-    links = links_by_text(texts) + links_by_path(annotations, place)
     if config.use_images:
-        links += links_by_bytes(inputs["images"], place)
-    near, figures = near_links(config, inputs, prompt_ids)
-    links += near
-    splits = cut(texts, links, given_splits(annotations, place, texts), (config.validation_share, config.test_share), config.seed)
-    related = components(len(texts), links)
-    figures = {"components": int(related.max()) + 1, "related_prompts": len(links), **figures}
-    dropped, categories, names = label_facts(annotations, place, config.drop_labels)
+        check_bytes(inputs["images"], index, splits)
+    dropped, categories, names = label_facts(annotations, index, config.drop_labels)
     problem_images = images_with(annotations, config.drop_image_problems)
-    return Facts(prompt_ids, splits, related, dropped, categories, names, problem_images, images, figures, order)
+    return Facts(prompt_ids, splits, dropped, categories, names, problem_images, images, order)
+
+
+def splits_of(artifact: Artifact, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int8]:
+    """The split of each prompt, (n,), by its place in `SPLITS`.
+
+    Raises:
+        InputError: a prompt has none.
+    """
+    split_of = {identity: number for number, name in enumerate(SPLITS) for identity in read_splits(artifact)[name]}
+    without = [identity for identity in prompt_ids.tolist() if identity not in split_of]
+    if without:
+        raise InputError(
+            f"{len(without):,} annotated prompts have no split, such as {show_row_id(without[0])}",
+            where="splits",
+            fix="let splits and annotations come of one recipe: --set split-prompts.source=annotations",
+        )
+    return np.array([split_of[identity] for identity in prompt_ids.tolist()], dtype=np.int8)
+
+
+def check_bytes(images: Artifact, index: Mapping[int, int], splits: NDArray[np.int8]) -> None:
+    """Images of equal bytes must lie in one split.
+
+    Raises:
+        LeakError: they do not.
+    """
+    table = IMAGES.read(images.table("images"), ["prompt_id", "image_digest"])
+    first: dict[Any, int] = {}
+    for prompt, content in zip(table["prompt_id"].to_pylist(), table["image_digest"].to_pylist(), strict=True):
+        other = first.setdefault(content, prompt)
+        if prompt in index and other in index and splits[index[prompt]] != splits[index[other]]:
+            raise LeakError(
+                f"the prompts {show_row_id(other)} and {show_row_id(prompt)} have images of the same bytes, and lie in different"
+                " splits",
+                fix="--set split-prompts.use_images=true",
+            )
 
 
 def open_images(images: Artifact) -> Images:
@@ -121,62 +146,6 @@ def open_images(images: Artifact) -> Images:
     content = table["image_digest"].combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.argsort(ids)
     return Images(ids[order], content[order].astype(np.int64))
-
-
-def links_by_path(annotations: Artifact, place: Mapping[int, int]) -> list[Link]:
-    """Links between prompts that share an image by its given path."""
-    table = ANNOTATION_IMAGES.read(annotations.table("annotation_images"), ["prompt_id", "path"])
-    # Only paths that stand twice matter, and nearly none does: Python never sees the rest.
-    counts = table.group_by("path").aggregate([("path", "count")])
-    shared = counts.filter(pc.field("path_count") > 1)["path"].combine_chunks()
-    rows = table.filter(pc.is_in(table["path"], value_set=shared))
-    pairs = zip(rows["prompt_id"].to_pylist(), rows["path"].to_pylist(), strict=True)
-    return links_by_value(((place[prompt], path) for prompt, path in pairs), "annotated on the same image")
-
-
-def links_by_bytes(images: Artifact, place: Mapping[int, int]) -> list[Link]:
-    """Links between prompts that share an image by its bytes."""
-    table = IMAGES.read(images.table("images"), ["prompt_id", "image_digest"])
-    pairs = zip(table["prompt_id"].to_pylist(), table["image_digest"].to_pylist(), strict=True)
-    return links_by_value(((place[prompt], digest) for prompt, digest in pairs), "annotated on images of the same bytes")
-
-
-def near_links(
-    config: BuildPairsConfig, inputs: Mapping[str, Artifact], prompt_ids: NDArray[np.uint64]
-) -> tuple[list[Link], dict[str, Any]]:
-    """Links between near-duplicates, where vectors are at hand; and how many prompts have a vector."""
-    if config.near_duplicate == "off" or "embeddings" not in inputs:
-        if config.near_duplicate != "off" and given(config, "near_duplicate"):
-            raise RecipeError(
-                "build-pairs.near_duplicate has no effect: the annotations come from no embedded prompts",
-                fix="--set build-pairs.near_duplicate=off, or in the recipe [build-pairs.reads] embeddings = 'embed-prompts'",
-            )
-        return [], {"prompts_with_vector": 0}
-    embeddings = inputs["embeddings"]
-    pool = PROMPTS.read(embeddings.table("prompts"), ["prompt_id"])["prompt_id"].to_numpy()
-    rows = np.argsort(pool, kind="stable")
-    found = rows[np.searchsorted(pool, prompt_ids, sorter=rows).clip(max=len(pool) - 1)]
-    places = np.flatnonzero(pool[found] == prompt_ids)
-    points = unit_rows(open_vectors(embeddings.file(VECTORS_FILE)), found[places])
-    return links_by_vector(places, points, config.near_duplicate), {"prompts_with_vector": len(places)}
-
-
-def given_splits(annotations: Artifact, place: Mapping[int, int], texts: Sequence[str]) -> dict[int, str]:
-    """Splits that the source says, by place of the prompt.
-
-    Raises:
-        LeakError: one prompt stands in two of them.
-    """
-    table = ANNOTATIONS.read(annotations.table("annotations"), ["prompt_id", "split"]).drop_null()
-    given: dict[int, str] = {}
-    for prompt, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True):
-        known = given.setdefault(place[prompt], split)
-        if known != split:
-            raise LeakError(
-                f"the prompt {texts[place[prompt]][:80]!r} stands in the splits {known} and {split}",
-                fix="fix the source's splits, or leave them out and let build-pairs cut",
-            )
-    return given
 
 
 def label_facts(

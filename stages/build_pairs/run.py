@@ -17,12 +17,11 @@ from irpipe.pipeline.hashing import mix_row_ids
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.pairs import PAIRS, REJECTED_PAIRS
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.splits import SPLITS
 from irpipe.stages.build_pairs import BuildPairsConfig
 from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
 from irpipe.stages.build_pairs.facts import Facts, gather_facts
-from irpipe.stages.build_pairs.splits import SPLITS
 
 # Why a candidate is no pair, in the order in which reasons are looked for.
 REASONS = ("prompt label", "image problem", "image not at hand", "same image", "not compared", "tie", "conflict")
@@ -53,9 +52,6 @@ class Candidates:
 def run(config: BuildPairsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     annotations = inputs["annotations"]
     facts = gather_facts(config, inputs)
-    PROMPT_SPLITS.write(
-        out, {"prompt_id": facts.prompt_ids, "split": dictionary(facts.splits, _SPLITS), "component": facts.components}
-    )
     weights = weigh(config, annotations, facts) if config.weighting == "prompt" else np.ones(len(facts.prompt_ids))
     counts = np.zeros(len(REASONS), dtype=np.int64)
     by_split = np.zeros(len(SPLITS), dtype=np.int64)
@@ -67,7 +63,7 @@ def run(config: BuildPairsConfig, inputs: Mapping[str, Artifact], out: Path, con
         for found in candidates(config, annotations, facts):
             keep = found.reason < 0
             pairs.append(pair_columns(found, keep, facts, weights))
-            rejected.append(rejected_columns(found, ~keep))
+            rejected.append(rejected_columns(found, ~keep, facts))
             counts += np.bincount(found.reason[~keep], minlength=len(REASONS))
             by_split += np.bincount(facts.splits[found.prompt[keep]], minlength=len(SPLITS))
             bar.advance(len(found.block.images))
@@ -83,7 +79,6 @@ def run(config: BuildPairsConfig, inputs: Mapping[str, Artifact], out: Path, con
         "rejected_for": {reason: count for reason, count in reasons.items() if count},
         "pairs_by_split": dict(zip(SPLITS, by_split.tolist(), strict=True)),
         "prompts_by_split": dict(zip(SPLITS, np.bincount(facts.splits, minlength=len(SPLITS)).tolist(), strict=True)),
-        **facts.figures,
     }
     return Report(Rows(kept + dropped, kept, dropped), metrics)
 
@@ -159,7 +154,7 @@ def pair_columns(found: Candidates, keep: NDArray[np.bool_], facts: Facts, weigh
     }
 
 
-def rejected_columns(found: Candidates, drop: NDArray[np.bool_]) -> dict[str, Any]:
+def rejected_columns(found: Candidates, drop: NDArray[np.bool_], facts: Facts) -> dict[str, Any]:
     """Columns of the table `rejected`."""
     first, second = found.first[drop], found.second[drop]
     return {
@@ -168,6 +163,7 @@ def rejected_columns(found: Candidates, drop: NDArray[np.bool_]) -> dict[str, An
         "first": found.block.images[first],
         "second": found.block.images[second],
         "reason": dictionary(found.reason[drop], _REASONS),
+        "split": dictionary(facts.splits[found.prompt[drop]], _SPLITS),
     }
 
 

@@ -1,13 +1,14 @@
-"""Hold tuned generators against the one they were tuned from: the same prompts, the same seeds, every scorer that is given.
+"""Compare tuned generators with the one they were tuned from: the same prompts, the same seeds, every scorer that is given.
 
-Reads: the tuned generators, the selected prompts and their splits (those of `test` are drawn), and the reward model if it is
-    asked or best-of-n is.
+Reads: the tuned generators that the recipe names, the prompts with their splits (images of those of `test` are made), and the
+    reward models if they are asked, or best-of-n is.
 Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of every image), `images` and `rejected`,
     `report.txt` and images side by side.
 Paper: ImageReward, section 4.2, table 4 and figure 6.
 Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
     over prompts. A tie is half a win.
-Cost: one image a generator, prompt and seed, and n for best-of-n; one forward pass an image and scorer.
+Cost: one image per generator, prompt and seed, and n for best-of-n; one forward pass per image and scorer. A kill costs at
+    most one shard of about 64 images per process.
 """
 
 from __future__ import annotations
@@ -20,17 +21,13 @@ from pydantic import Field, Strict
 from irpipe.models.plugins import plugins
 from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.models.scorers.config import ScorersConfig
+from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, Many, Stage, setting
 
-Tuned = Literal["refl", "raft", "reward-weighted", "filter-tune"]
 
-
-class CompareGeneratorsConfig(ScorersConfig):
+class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     model: str = setting(
         STABLE_DIFFUSION, role="model", meaning="The generator that all were tuned from.", source="ImageReward 4.2"
-    )
-    generators: Annotated[tuple[Tuned, ...], Strict(False)] = setting(
-        ("refl",), min_length=1, meaning="The stages whose tuned ones are compared."
     )
     best_of: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Strict(False)] = setting(
         (), meaning="Also the base's best of n images by the reward model, at n times the cost."
@@ -78,10 +75,8 @@ class CompareGeneratorsConfig(ScorersConfig):
 
 
 def _reads(config: CompareGeneratorsConfig) -> Sequence[str | Many]:
-    kinds: list[str | Many] = [f"{name}-generator" for name in dict.fromkeys(config.generators)]
-    if config.prompts is None:
-        kinds += ["selected-prompts", "pairs"]
-    return (*kinds, *config.reads_reward_models())
+    splits = ("splits",) if config.prompts is None else ()
+    return (Many("generator"), *splits, *config.reads_reward_models())
 
 
 STAGE = Stage(

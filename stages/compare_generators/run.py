@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
-from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.loading import pick_device
 from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.models.tuning.plots import draw_columns
-from irpipe.models.tuning.tuned import load_tuned
-from irpipe.pipeline.errors import InputError
-from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.errors import InputError, RecipeError
+from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.comparison import COMPARISON, WORTHS
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.schemas.images import ImageShards, encoded_row
 from irpipe.schemas.prompt_files import prompts_of
-from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
+from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.splits import PROMPT_SPLITS
+from irpipe.schemas.splits import read_splits
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
+from irpipe.stages.compare_generators.drawing import Images, Tuned, draw
 from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, table_4
 
 _SIDE_BY_SIDE = 12
@@ -57,10 +54,14 @@ class Made:
 
 def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     prompts = read_prompts(config, inputs, context)
-    cards: dict[str, GeneratorCard] = {
-        name: check_base(inputs[f"{name}-generator"], context) for name in dict.fromkeys(config.generators)
-    }
-    reward_models = load_reward_models(inputs, context)
+    generators = inputs.all("generator")
+    cards: dict[str, GeneratorCard] = {node: check_base(node, artifact, context) for node, artifact in generators.items()}
+    reward_models = load_reward_models(inputs, context.models)
+    if config.best_of and len(reward_models) > 1:
+        raise RecipeError(
+            f"best_of takes one reward model, and {' and '.join(reward_models)} are read",
+            fix="--set compare-generators.best_of=[], or name one reward model",
+        )
     made = make_all(config, prompts, cards, inputs, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
@@ -88,21 +89,18 @@ def read_prompts(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact]
         texts = dict.fromkeys(text.strip() for text in prompts_of(context.sources["prompts"][0]) if text.strip())
         found = [(prompt_id(text), text) for text in texts]
     else:
-        chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
-        known = PROMPT_SPLITS.read(inputs["pairs"].table("prompt_splits"), ["prompt_id", "split"]).to_pylist()
-        test = {row["prompt_id"] for row in known if row["split"] == "test"}
-        found = [(row["prompt_id"], row["prompt"]) for row in chosen if row["prompt_id"] in test]
+        found = list(read_splits(inputs["splits"])["test"].items())
     if len(found) < 2:
         raise InputError(
             f"there are {len(found)} evaluation prompts",
             where="prompts",
             expected="at least 2",
-            fix="--set build-pairs.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
+            fix="--set split-prompts.test_share=0.1, more selected prompts, or --set compare-generators.prompts=FILE",
         )
     return found
 
 
-def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
+def check_base(node: str, artifact: Artifact, context: Context) -> GeneratorCard:
     """The card of a tuned generator.
 
     Raises:
@@ -111,7 +109,7 @@ def check_base(artifact: Artifact, context: Context) -> GeneratorCard:
     card, base = GeneratorCard.read(artifact.path), context.models["model"][0]
     if card.revision != base.revision:
         raise InputError(
-            f"{card.stage} tuned {card.base}, and the base here is {base.name}",
+            f"{node} tuned {card.base}, and the base here is {base.name}",
             where=artifact.content_id[:12],
             fix=f"--set compare-generators.model={card.base}",
         )
@@ -126,82 +124,22 @@ def make_all(
     context: Context,
     reward_models: Mapping[str, Any],
 ) -> dict[str, Made]:
-    """Every generator's images, those of one before the next."""
-    count, best = len(prompts) * config.images_per_prompt, max(config.best_of, default=1)
-    made: dict[str, Made] = {}
-    with context.progress("generating", count * (best + len(cards)), "images") as bar:
-        base = load(context.models["model"][0], sampling_of(config, ""), config.device)
-        pools = [make(base, config, prompts, turn, f"base-{turn}", context, bar.advance) for turn in range(best)]
-        made[BASE] = Made(*pools[0], count)
-        for n in config.best_of:
-            made[f"best-of-{n}"] = best_of(pools[:n], prompts, config, next(iter(reward_models.values())))
-        del base
-        for name, card in cards.items():
-            gc.collect()
-            if card.negative_prompt and config.guidance_scale <= 1:
-                context.say(f"  {name} marks bad images by {card.negative_prompt!r}, which without guidance steers nothing")
-            tuned = load_tuned(
-                context.models["model"][0],
-                inputs[f"{name}-generator"].path,
-                card,
-                sampling_of(config, card.negative_prompt),
-                config.device,
-            )
-            made[name] = Made(*make(tuned, config, prompts, 0, name, context, bar.advance), count)
-            del tuned
-    return made
-
-
-def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
-    return Sampling(
-        config.num_steps,
-        config.guidance_scale,
-        config.scheduler,
-        config.width,
-        config.height,
-        negative_prompt,
-        config.dtype,
-        config.safety_checker,
-    )
-
-
-def make(
-    generator: ImageGenerator,
-    config: CompareGeneratorsConfig,
-    prompts: Sequence[tuple[int, str]],
-    pool: int,
-    name: str,
-    context: Context,
-    advance: Any,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """One generator's images, kept through a kill. Noise is made of seed, prompt and turn, whoever draws."""
-    path = context.work / f"{name}.npz"
-    order = [(row, turn) for row in range(len(prompts)) for turn in range(config.images_per_prompt)]
-    if path.is_file():
-        advance(len(order))
-        with np.load(path, allow_pickle=False) as kept:
-            return kept["pictures"], kept["blackened"]
-    encodings = generator.encode([text for _, text in prompts], config.batch_size)
-    pictures: list[NDArray[np.uint8]] = []
-    black: list[bool] = []
-    for start in range(0, len(order), config.batch_size):
-        part = order[start : start + config.batch_size]
-        seeds = [row_id("comparison", config.seed, prompts[row][0], turn, pool) for row, turn in part]
-        images, flags = generator.sample(encodings, [row for row, _ in part], seeds)
-        pictures += list(np.rint(np.nan_to_num(images).clip(0, 1) * 255).astype(np.uint8))
-        black += flags
-        advance(len(part))
-    found = np.stack(pictures), np.array(black)
-    draft = context.work / f"{name}.draft"
-    with draft.open("wb") as file:
-        np.savez(file, pictures=found[0], blackened=found[1])
-        os.fsync(file.fileno())
-    draft.replace(path)
-    return found
+    """Every generator's images."""
+    for name, card in cards.items():
+        if card.negative_prompt and config.guidance_scale <= 1:
+            context.say(f"  {name} marks bad images by {card.negative_prompt!r}, which without guidance steers nothing")
+    folders = inputs.all("generator")
+    tuned = {name: Tuned(folders[name].path, card) for name, card in cards.items()}
+    pools, others = draw(config, prompts, max(config.best_of, default=1), tuned, context)
+    count = len(prompts) * config.images_per_prompt
+    made = {BASE: Made(*pools[0], count)}
+    for n in config.best_of:
+        made[f"best-of-{n}"] = best_of(pools[:n], prompts, config, next(iter(reward_models.values())))
+    return made | {name: Made(*images, count) for name, images in others.items()}
 
 
 def best_of(
-    pools: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    pools: Sequence[Images],
     prompts: Sequence[tuple[int, str]],
     config: CompareGeneratorsConfig,
     reward: Any,

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from irpipe.pipeline.stage import Config, Determinism, FilePath, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import Determinism, FilePath, Stage, setting
 
 MPNET = "sentence-transformers/all-mpnet-base-v2@e8c3b32edf5434bc2275fc9bab85f82640a19130"
 
 
-class EmbedPromptsConfig(Config):
+class EmbedPromptsConfig(MapConfig):
     path: FilePath | None = setting(
         None, role="external", meaning="File of prompts. Unset: the recipe's stage that writes prompts."
     )
@@ -72,7 +73,7 @@ class EmbedPromptsConfig(Config):
     device: str = setting("auto", role="execution", meaning="Where the sentence model runs: auto, cpu, cuda, cuda:1, mps.")
 
     def unused(self) -> dict[str, str]:
-        why: dict[str, str] = {}
+        why = super().unused()
         if self.path is None:
             why |= dict.fromkeys(("format", "vectors"), "it describes the rows of path, which is not given")
         if self.duplicates == "keep":
@@ -86,7 +87,8 @@ class EmbedPromptsConfig(Config):
         return why
 
     def replaced(self) -> set[str]:
-        return {"embedder", "model", "dtype", "dimensions", "batch_size", "shard_size"} if self.vectors is not None else set()
+        idle = {"embedder", "model", "dtype", "dimensions", "batch_size", "shard_size", "num_processes", "executor"}
+        return idle if self.vectors is not None else set()
 
 
 def _reads(config: EmbedPromptsConfig) -> Sequence[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Context, Report, Rows
@@ -15,20 +13,9 @@ from irpipe.pipeline.store import Artifact
 from irpipe.schemas.prompts import PROMPTS, clean, normalise, prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
+from irpipe.stages.embed_prompts.pool import Pool, take
 from irpipe.stages.embed_prompts.readers import PromptRow, read_prompts
 from irpipe.stages.embed_prompts.vectors import write_vectors
-
-
-@dataclass
-class Pool:
-    """Kept prompts, in the order of their first rows."""
-
-    ids: list[int]
-    texts: list[str]
-    source_rows: list[int]
-    num_images: list[int]
-    rows_read: int
-    texts_cleaned: int = 0
 
 
 def run(config: EmbedPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -113,15 +100,3 @@ def enough_images(pool: Pool, least: int, rejections: Rejections) -> Pool:
         if count < least:
             rejections.drop(row, "too few images", str(count))
     return take(pool, np.array(pool.num_images, dtype=np.int64) >= least)
-
-
-def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
-    """The part of a pool that a mask keeps."""
-    places = np.flatnonzero(keep).tolist()
-    return replace(
-        pool,
-        ids=[pool.ids[place] for place in places],
-        texts=[pool.texts[place] for place in places],
-        source_rows=[pool.source_rows[place] for place in places],
-        num_images=[pool.num_images[place] for place in places],
-    )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from irpipe.models.loading import worker_device
 from irpipe.pipeline.errors import InputError, ModelError
-from irpipe.pipeline.stage import Context
+from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.embeddings import VECTORS_FILE, save_vectors, unit_rows
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
-
-if TYPE_CHECKING:
-    from irpipe.stages.embed_prompts.run import Pool
+from irpipe.stages.embed_prompts.pool import Pool, take
 
 Encoder = Callable[[list[str]], NDArray[np.float32]]
 
@@ -87,8 +87,6 @@ def open_given(path: Path, rows: int) -> NDArray[Any]:
 
 def drop_unusable(vectors: NDArray[Any], pool: Pool, rejections: Rejections) -> Pool:
     """Refuse rows whose vector is not finite, is zero, or does not fit float16."""
-    from irpipe.stages.embed_prompts.run import take
-
     rows = np.array(pool.source_rows, dtype=np.int64)
     keep = np.ones(len(rows), dtype=bool)
     for start in range(0, len(rows), _BLOCK):
@@ -101,18 +99,34 @@ def drop_unusable(vectors: NDArray[Any], pool: Pool, rejections: Rejections) -> 
 
 def embed_in_shards(config: EmbedPromptsConfig, texts: list[str], context: Context) -> list[Path]:
     """Embed all texts into files of one shard each, so that a kill costs at most one. Returns the files in order."""
-    encode = lexical_encoder(config) if config.embedder == "lexical" else sentence_encoder(config, context)
     starts = range(0, len(texts), config.shard_size)
-    shards = [context.work / f"{number:05}.npy" for number in range(len(starts))]
-    with context.progress("embedding", len(texts), "prompts") as bar:
-        for start, shard in zip(starts, shards, strict=True):
-            part = texts[start : start + config.shard_size]
-            if not shard.exists():
-                vectors, draft = encode(part), shard.with_suffix(".draft")
-                save_vectors(draft, [vectors], vectors.shape)
-                draft.replace(shard)
-            bar.advance(len(part))
-    return shards
+    shards = {f"{number:05}.npy": texts[start : start + config.shard_size] for number, start in enumerate(starts)}
+    model = context.models["model"][0] if config.embedder == "sentence-transformers" else None
+    return context.map(
+        Embedder(config, model),
+        shards,
+        "embedding",
+        "prompts",
+        size=len,
+        processes=config.num_processes,
+        executor=config.executor,
+    )
+
+
+@dataclass
+class Embedder:
+    """Writes the vectors of some texts, float16 (texts, d)."""
+
+    config: EmbedPromptsConfig
+    model: Model | None
+
+    def __call__(self, texts: list[str], draft: Path) -> None:
+        vectors = self._encode(texts)
+        save_vectors(draft, [vectors], vectors.shape)
+
+    @cached_property
+    def _encode(self) -> Encoder:
+        return lexical_encoder(self.config) if self.model is None else sentence_encoder(self.config, self.model)
 
 
 def lexical_encoder(config: EmbedPromptsConfig) -> Encoder:
@@ -123,7 +137,7 @@ def lexical_encoder(config: EmbedPromptsConfig) -> Encoder:
     return lambda texts: np.asarray(vectorizer.transform(texts).todense(), dtype=np.float32)
 
 
-def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
+def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
     """A sentence-transformers model. Texts of like length share a batch, so little is spent on padding.
 
     Raises:
@@ -139,25 +153,24 @@ def sentence_encoder(config: EmbedPromptsConfig, context: Context) -> Encoder:
             fix="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
     disable_progress_bar()  # loading takes a second; our own bar comes after it
-    named = context.models["model"][0]
     try:
-        model = SentenceTransformer(
-            named.location["pretrained_model_name_or_path"],
-            revision=named.location.get("revision"),
-            device=None if config.device == "auto" else config.device,
+        encoder = SentenceTransformer(
+            model.location["pretrained_model_name_or_path"],
+            revision=model.location.get("revision"),
+            device=worker_device(config.device),
             model_kwargs={"dtype": getattr(torch, config.dtype), "use_safetensors": True},
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the sentence model {config.model} cannot be loaded: {str(error).splitlines()[0]}",
-            fix=f"hf download {named.name} --revision {named.revision}, or give a local folder:"
+            fix=f"hf download {model.name} --revision {model.revision}, or give a local folder:"
             " --set embed-prompts.model=FOLDER; without weights: --set embed-prompts.embedder=lexical",
         ) from None
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            vectors = model.encode(
+            vectors = encoder.encode(
                 texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=False
             )
         return vectors.float().cpu().numpy()  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ def table_3(rows: Sequence[Row], bound: float | None, human: tuple[float | None,
     names = list(dict.fromkeys(row["scorer"] for row in rows))
     ranked = [f"{kind}@{k}" for kind in ("recall", "filter") for k in config.at if (names[0], f"{kind}@{k}") in by]
     share = bound is not None
-    header = ["scorer", "accuracy", "95 %", "by prompt", *ranked] + (["of the way"] if share else [])
+    header = ["scorer", "accuracy", "95 %", "by prompt", *ranked] + (["share of gap"] if share else [])
     lines = [header]
     for name in names:
         row = by[name, "accuracy"]
@@ -29,7 +29,7 @@ def table_3(rows: Sequence[Row], bound: float | None, human: tuple[float | None,
     count = by[names[0], "accuracy"]["count"]
     text = f"{count:,} pairs of the {config.split} split; intervals by bootstrap over prompts\n\n" + aligned(lines)
     if bound is not None:
-        text += f"\nBayes bound: {bound:.2%}; 'of the way' is from chance, 50 %, to it\n"
+        text += f"\nBayes bound: {bound:.2%}; the share of gap is from chance, 50 %, to it\n"
     if human[0] is not None:
         text += f"Two people agree on {human[0]:.2%} of {human[1]:,} comparisons\n"
     return text

@@ -18,7 +18,7 @@ from irpipe.pipeline.store import Artifact
 from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
 from irpipe.schemas.files import read_json
 from irpipe.schemas.pairs import PAIRS
-from irpipe.schemas.scores import SCORES
+from irpipe.schemas.scores import SCORER_CARDS, SCORES
 from irpipe.schemas.table import Table
 from irpipe.schemas.truth import TRUTH
 from irpipe.stages.evaluate_rm import EvaluateRmConfig
@@ -49,10 +49,17 @@ _BOUND_RECORDS = 20_000
 
 @dataclass(frozen=True)
 class Judge:
-    """A scorer's scores and raw scores by image id."""
+    """A scorer's scores and raw scores by image id.
+
+    Attributes:
+        reward_model: whether it was trained on preferences.
+        log_odds: whether differences of raw scores are log odds, so that it can be calibrated.
+    """
 
     scores: Mapping[int, float]
     raw: Mapping[int, float]
+    reward_model: bool = False
+    log_odds: bool = False
 
 
 def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -85,7 +92,7 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     report = table_3(rows, bound, human, config) + table_1(generators)
     (out / "report.txt").write_text(report, encoding="utf-8")
     draw(rows, bins, picks, bound, out / "evaluation.png")
-    metrics = figures(rows, bins, bound, human, generators)
+    metrics = figures(rows, bins, bound, human, generators, [name for name, judge in judges.items() if judge.reward_model])
     return Report(Rows(len(kept), int(kept.sum()), int((~kept).sum())), metrics)
 
 
@@ -99,7 +106,7 @@ def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
     table = table.filter(pc.equal(table["split"].cast("string"), split))
     if not table.num_rows:
         raise InputError(
-            f"the pairs have no {split} split", where="pairs", fix="--set build-pairs.test_share=0.1, or more prompts"
+            f"the pairs have no {split} split", where="pairs", fix="--set split-prompts.test_share=0.1, or more prompts"
         )
     plain = {"pair_id", "prompt_id", "ranking_id", "better", "worse"}
     return {
@@ -111,12 +118,16 @@ def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
 def read_scores(artifact: Artifact) -> tuple[dict[str, Judge], dict[int, tuple[int, str | None]]]:
     """Every scorer's scores, and prompt and generator of each image."""
     table = SCORES.read(artifact.table("scores"))
+    cards = {row["scorer"]: row for row in SCORER_CARDS.read(artifact.table("scorer_cards")).to_pylist()}
     judges: dict[str, Judge] = {}
     for name in dict.fromkeys(table["scorer"].to_pylist()):
         part = table.filter(pc.equal(table["scorer"].cast("string"), name))
         ids = part["image_id"].to_pylist()
         judges[name] = Judge(
-            dict(zip(ids, part["score"].to_pylist(), strict=True)), dict(zip(ids, part["raw"].to_pylist(), strict=True))
+            dict(zip(ids, part["score"].to_pylist(), strict=True)),
+            dict(zip(ids, part["raw"].to_pylist(), strict=True)),
+            cards[name]["reward_model"],
+            cards[name]["log_odds"],
         )
     known = zip(*(table[name].to_pylist() for name in ("image_id", "prompt_id", "generator")), strict=True)
     return judges, {image: (prompt, generator) for image, prompt, generator in known}
@@ -172,10 +183,10 @@ def group_rows(pairs: Mapping[str, NDArray[Any]], judges: Mapping[str, Judge]) -
 
 
 def calibration_rows(pairs: Mapping[str, NDArray[Any]], judges: Mapping[str, Judge]) -> list[dict[str, Any]]:
-    """Rows of `calibration`, of reward models: only their differences are log odds."""
+    """Rows of `calibration`, of those whose differences are log odds."""
     rows = []
     for name, judge in judges.items():
-        if name == "reward-model":
+        if judge.log_odds:
             ends = zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
             gaps = np.array([judge.raw[better] - judge.raw[worse] for better, worse in ends])
             right = right_pairs(judge.scores, pairs["better"], pairs["worse"])
@@ -259,8 +270,13 @@ def figures(
     bound: float | None,
     human: tuple[float | None, int],
     generators: Sequence[Mapping[str, Any]],
+    reward_models: Sequence[str],
 ) -> dict[str, Any]:
-    """What people want to see first."""
+    """What people want to see first.
+
+    Args:
+        reward_models: the scorers that are reward models.
+    """
     accuracy = {row["scorer"]: row for row in rows if row["figure"] == "accuracy"}
     told: dict[str, Any] = {"pairs": next(iter(accuracy.values()))["count"]}
     told |= {f"accuracy_{name}": round(row["value"], 4) for name, row in accuracy.items()}
@@ -268,11 +284,13 @@ def figures(
     if human[0] is not None:
         told["agreement_of_people"] = round(human[0], 4)
     if bins:
-        told["calibration_error"] = round(calibration_error(bins), 4)
+        told |= {
+            f"calibration_error_{name}": round(calibration_error([row for row in bins if row["scorer"] == name]), 4)
+            for name in dict.fromkeys(row["scorer"] for row in bins)
+        }
     if bound is not None:
         told["bayes_bound"] = round(bound, 4)
-        if "reward-model" in accuracy:
-            told["share_of_the_way"] = round((accuracy["reward-model"]["value"] - 0.5) / (bound - 0.5), 4)
+        told |= {f"share_of_gap_{name}": round((accuracy[name]["value"] - 0.5) / (bound - 0.5), 4) for name in reward_models}
     for name in dict.fromkeys(row["scorer"] for row in generators):
         given = [row for row in generators if row["scorer"] == name and row["human"] is not None]
         correlation = rho({row["generator"]: row["mean"] for row in given}, {row["generator"]: row["human"] for row in given})

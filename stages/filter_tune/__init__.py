@@ -9,6 +9,7 @@ Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, the
 
 from __future__ import annotations
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -34,10 +35,11 @@ STAGE = Stage(
     name="filter-tune",
     version=1,
     reads=PoolConfig.shared_reads,
-    writes="filter-tune-generator",
+    writes="generator",
     processes=True,
     determinism="numeric",
     extra="tune",
     config=FilterTuneConfig,
     run="irpipe.stages.filter_tune.run:run",
+    plugins=plugins,
 )

@@ -4,7 +4,7 @@ Reads: the selected prompts.
 Writes: the tables `images` (shards of whole prompts), `overlong_prompts` and `rejected`, and contact sheets.
 Paper: ImageReward, section 2.1 (4-9 images a prompt) and table 1 (several models on one set of prompts).
 Deviates: the paper took DiffusionDB's images; here they are made, from seeds that tell each image's noise.
-Cost: O(images * num_steps) of the model; memory O(batch_size) of images; a kill costs at most the shard in hand.
+Cost: O(images * num_steps) of the model; memory O(batch_size) of images; a kill costs at most one shard per process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 from pydantic import Strict, model_validator
 
 from irpipe.models.published import STABLE_DIFFUSION
-from irpipe.pipeline.stage import Config, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import Stage, setting
 
 
-class GenerateImagesConfig(Config):
+class GenerateImagesConfig(MapConfig):
     models: Annotated[tuple[str, ...], Strict(False)] = setting(
         (STABLE_DIFFUSION,),
         role="model",
@@ -52,13 +53,6 @@ class GenerateImagesConfig(Config):
         0.2, ge=0, le=1, role="execution", meaning="Share of faulty images (of at least 100) that stops the run."
     )
     device: str = setting("auto", role="execution", meaning="Where the model runs: auto, cpu, cuda, cuda:1, mps.")
-    num_processes: int = setting(
-        1,
-        ge=1,
-        le=256,
-        role="execution",
-        meaning="Processes that make shards side by side; process i takes GPU i, if there are any.",
-    )
 
     @model_validator(mode="after")
     def _counts(self) -> GenerateImagesConfig:
@@ -67,7 +61,8 @@ class GenerateImagesConfig(Config):
         return self
 
     def unused(self) -> dict[str, str]:
-        return {"negative_prompt": "guidance_scale is 1 or less"} if self.guidance_scale <= 1 else {}
+        idle = {"negative_prompt": "guidance_scale is 1 or less"} if self.guidance_scale <= 1 else {}
+        return super().unused() | idle
 
 
 STAGE = Stage(

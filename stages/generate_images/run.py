@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.shards import put_in_place
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.images import IMAGES, OVERLONG_PROMPTS, ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.generate_images import GenerateImagesConfig
-from irpipe.stages.generate_images.shards import Job, Shard, make_shards
+from irpipe.stages.generate_images.shards import Job, Shard, images_of, make_shards, overlong_prompts
 from irpipe.stages.generate_images.sheets import draw_sheets
 
 
@@ -30,8 +29,9 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
         if not job.prompt.strip():
             rejections.refuse(job.place, "empty prompt", show_row_id(job.prompt_id))
     shards = cut_shards([job for job in jobs if job.prompt.strip()], config.shard_size)
-    overlong = make_shards(config, shards, context)
-    files = gather(shards, context.work, out)
+    made = make_shards(config, shards, context)
+    overlong = overlong_prompts(made)
+    files = gather(made, out)
     by_model = refuse_faults(shards, files, rejections)
     kept = len(jobs) - len(rejections)
     rejections.check(len(jobs), kept)
@@ -78,15 +78,12 @@ def cut_shards(jobs: Sequence[Job], shard_size: int) -> list[Shard]:
     return shards
 
 
-def gather(shards: Sequence[Shard], work: Path, out: Path) -> list[Path]:
-    """Put the finished shards in their place, as links where the disk has them: a kill meanwhile loses none."""
+def gather(shards: Sequence[Path], out: Path) -> list[Path]:
+    """Put the images of the finished shards where they go."""
     (out / IMAGES.name).mkdir()
-    files = [out / IMAGES.name / shard.name for shard in shards]
-    for file in files:
-        try:
-            os.link(work / file.name, file)
-        except OSError:
-            shutil.copyfile(work / file.name, file)
+    files = [out / IMAGES.name / f"{shard.name}.parquet" for shard in shards]
+    for shard, file in zip(shards, files, strict=True):
+        put_in_place(images_of(shard), file)
     return files
 
 

@@ -6,8 +6,8 @@ Writes: the tables `images` (shards of 1,024) and `rejected`.
 Paper: ImageReward, section 2.1 (4-9 images a prompt, from DiffusionDB).
 Deviates: every image is decoded once here, so that no later stage meets a broken one. The paper does not say which
     images it took of a prompt with more than nine; here a hash of their paths decides.
-Cost: one decode an image, and one read (two of existing images, of which the good ones must be counted first); memory
-    O(64 images), and O(1) a name.
+Cost: one decode and two reads per image; memory O(64 images) per process, and O(1) per name; a kill costs at most one shard
+    of 1,024 images per process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from irpipe.pipeline.stage import Config, FilePath, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import FilePath, Stage, setting
 
 
-class ImportImagesConfig(Config):
+class ImportImagesConfig(MapConfig):
     image_root: FilePath = setting(
         role="external",
         meaning="Folder (or zip, or Parquet file) that holds the images; the annotations' paths are relative to it.",
@@ -45,7 +46,6 @@ class ImportImagesConfig(Config):
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of bad images (of at least 100) that stops the run."
     )
-    num_workers: int = setting(4, ge=1, le=256, role="execution", meaning="Threads that decode.")
 
     @model_validator(mode="after")
     def _some_number(self) -> ImportImagesConfig:
@@ -55,7 +55,7 @@ class ImportImagesConfig(Config):
 
     def unused(self) -> dict[str, str]:
         why = "layout = 'annotated' takes every image that was annotated"
-        return dict.fromkeys(("min_images", "max_images"), why) if self.layout == "annotated" else {}
+        return super().unused() | (dict.fromkeys(("min_images", "max_images"), why) if self.layout == "annotated" else {})
 
 
 def _reads(config: ImportImagesConfig) -> Sequence[str]:

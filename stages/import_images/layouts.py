@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_batches, read_csv, read_jsonl
-from irpipe.stages.import_images.sources import Found, fetch_files, fetch_rows, members, parquet_files
+from irpipe.stages.import_images.sources import Cell, Found, fetch_files, members, parquet_files
 
 _WHERE = "import-images.image_root"
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -31,7 +31,7 @@ class Listed:
     Attributes:
         prompt: text of its prompt (its id in 16 hex digits, in a folder of prompts), as yet unchecked.
         path: what it is known by, as yet unchecked; what a bad row says, where it has a fault.
-        place: where below the root its bytes lie.
+        place: where its bytes lie, a `Place` as yet unchecked.
         known: further columns of the table `images`.
         fault: why the row tells no image.
     """
@@ -122,7 +122,7 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
             expected="folders or zips part-000001, ..., each with its part-000001.json; in a zip, folders",
         )
     for found in fetch_files(root, lists, _MAX_PART_BYTES):
-        part = PurePosixPath(found.path)
+        part = PurePosixPath(str(found.place))
         for name, entry in _entries(found, root).items():
             place = str(PurePosixPath(part.parent, name))
             if isinstance(entry, dict) and "p" in entry:
@@ -147,7 +147,7 @@ def _lists_part(name: str) -> bool:
 
 
 def _entries(found: Found, root: Path) -> Mapping[str, Any]:
-    where = f"{root}: {found.path}"
+    where = f"{root}: {found.place}"
     if found.fault is not None:
         raise InputError(f"the list of a part cannot be read: {found.fault}", where=where)
     try:
@@ -199,18 +199,15 @@ def read_parquet(root: Path) -> Iterator[Listed]:
         for batch in read_batches(file, [*texts, *(["image.path"] if "path" in fields else [])]):
             cells = batch["image"].to_pylist() if "path" in fields else [None] * batch.num_rows
             for prompt, cell in zip(batch[texts[0]].to_pylist(), cells, strict=True):
-                place = f"{name}/{row}"
-                yield Listed(prompt, (cell or {}).get("path") or place, place)
+                yield Listed(prompt, (cell or {}).get("path") or f"{name}/{row}", Cell(file, "image", row))
                 row += 1
 
 
-Fetch = Callable[[Path, Sequence[str], int], Iterator[Found]]
-
-# How each layout lists its images, and how their bytes are fetched.
-LAYOUTS: Mapping[str, tuple[Callable[[Path], Iterator[Listed]], Fetch]] = {
-    "folder": (read_folder, fetch_files),
-    "table": (read_table, fetch_files),
-    "diffusiondb": (read_diffusiondb, fetch_files),
-    "imagerewarddb": (read_imagerewarddb, fetch_files),
-    "parquet": (read_parquet, fetch_rows),
+# How each layout lists its images.
+LAYOUTS: Mapping[str, Callable[[Path], Iterator[Listed]]] = {
+    "folder": read_folder,
+    "table": read_table,
+    "diffusiondb": read_diffusiondb,
+    "imagerewarddb": read_imagerewarddb,
+    "parquet": read_parquet,
 }

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.shards import put_in_place
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.images import ImageShards, image_row
+from irpipe.schemas.images import IMAGES, ROWS_PER_SHARD
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
-from irpipe.stages.import_images.layouts import LAYOUTS, Fetch
-from irpipe.stages.import_images.sources import Found, fetch
+from irpipe.stages.import_images.layouts import LAYOUTS
+from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, Kept, read_checked
+from irpipe.stages.import_images.sources import Place, cells_of, is_parquet
 from irpipe.stages.import_images.wanted import (
     Wanted,
     annotated_images,
@@ -32,118 +27,93 @@ from irpipe.stages.import_images.wanted import (
     without_images,
 )
 
-_BLOCK = 64  # images in memory at once
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-Places = Mapping[str, Sequence[int]]  # the rows of each place below the root
-
-
-@dataclass(frozen=True)
-class Checked:
-    """An image that was looked at: where it lies, its bytes and measures, or why it cannot be used."""
-
-    place: str
-    data: bytes = b""
-    digest: str = ""
-    width: int = 0
-    height: int = 0
-    format: str = ""
-    fault: str | None = None
+Looks = Mapping[Place, tuple[Place, Checked]]
+"""By place as it was asked for: where the image was read, and what it is."""
 
 
 def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     root, rejections = context.sources["image_root"][0], Rejections(config.max_rejected, str(config.image_root))
-    fetched: Fetch = fetch
-    metrics: dict[str, Any] = {}
-    if config.layout == "annotated":
-        wanted = annotated_images(inputs["annotations"])
-    else:
-        listed, fetched = LAYOUTS[config.layout]
-        texts = selected_texts(inputs["selected-prompts"])
-        with context.progress("listing", None, "images") as bar:
-            wanted = existing_images(listed(root), texts, config, rejections, bar)
-        metrics = without_images(texts, wanted)
+    wanted, metrics = wanted_images(config, inputs, root, rejections, context)
     read, places = len(wanted) + len(rejections), by_place(wanted, wanted)
-    images = checked(fetched(root, list(places), config.max_bytes), config.max_pixels, config.num_workers)
-    good = good_images(images, places, wanted, rejections, context)
+    looks = look_at(config, places, root, context)
+    good = list(good_rows(looks, places, wanted, rejections))
     if config.layout != "annotated":
-        seen = {row: replace(image, data=b"") for row, image in good}
-        chosen = by_place(wanted, sorted(choose(seen, wanted, config, rejections)))
-        good = again(fetched(root, list(chosen), config.max_bytes), chosen, seen, context)
-    kept = write(good, wanted, out)
-    rejections.check(read, kept.total())
-    metrics |= {"images": kept.total(), "prompts": len(kept), "files": len(places), "rejected_for": rejections.counts()}
-    return Report(Rows(read, kept.total(), rejections.write(out)), metrics)
+        good = list(chain.from_iterable(by_place(wanted, sorted(choose(good, wanted, config, rejections))).values()))
+    kept = [Kept(*looks[wanted[row].place], wanted[row]) for row in good]
+    rejections.check(read, len(kept))
+    write(config, kept, root, out, context)
+    per_prompt = Counter(row.wanted.prompt_id for row in kept)
+    metrics |= {"images": len(kept), "prompts": len(per_prompt), "files": len(places), "rejected_for": rejections.counts()}
+    return Report(Rows(read, len(kept), rejections.write(out)), metrics)
 
 
-def good_images(
-    images: Iterable[Checked], places: Places, wanted: Mapping[int, Wanted], rejections: Rejections, context: Context
-) -> Iterator[tuple[int, Checked]]:
-    """Every row whose image can be used, with the image; the others are refused."""
-    with context.progress("decoding", len(places), "images") as bar:
-        for image in images:
-            for row in places[image.place]:
-                if image.fault is None:
-                    yield row, image
-                else:
-                    rejections.refuse(row, image.fault, wanted[row].path)
-            bar.advance(1)
+def wanted_images(
+    config: ImportImagesConfig, inputs: Mapping[str, Artifact], root: Path, rejections: Rejections, context: Context
+) -> tuple[dict[int, Wanted], dict[str, Any]]:
+    """The images to import, by row, and figures."""
+    if config.layout == "annotated":
+        return annotated_images(inputs["annotations"]), {}
+    texts = selected_texts(inputs["selected-prompts"])
+    with context.progress("listing", None, "images") as bar:
+        wanted = existing_images(LAYOUTS[config.layout](root), texts, config, rejections, bar)
+    return wanted, without_images(texts, wanted)
 
 
-def again(found: Iterable[Found], places: Places, seen: Mapping[int, Checked], context: Context) -> Iterator[tuple[int, Checked]]:
-    """The chosen of the images that were seen, with their bytes: to hold them meanwhile would take all memory.
-
-    Raises:
-        InputError: an image is another than the one that was decoded.
-    """
-    with context.progress("writing", len(places), "images") as bar:
-        for image in found:
-            digest = hashlib.sha256(image.data).hexdigest()
-            for row in places[image.path]:
-                if seen[row].digest != digest:
-                    raise InputError(f"{image.path} changed while it was read", fix="run again")
-                yield row, replace(seen[row], data=image.data)
-            bar.advance(1)
-
-
-def write(images: Iterable[tuple[int, Checked]], wanted: Mapping[int, Wanted], out: Path) -> Counter[int]:
-    """Write the table `images`. Returns how many each prompt has."""
-    kept: Counter[int] = Counter()
-    with ImageShards(out) as shards:
-        for row, image in images:
-            of, size = wanted[row], (image.width, image.height)
-            shards.append(image_row(of.image_id, of.prompt_id, image.data, of.path, image.digest, size, image.format, **of.known))
-            kept[of.prompt_id] += 1
-    return kept
-
-
-def checked(found: Iterable[Found], max_pixels: int, num_workers: int) -> Iterator[Checked]:
-    """Decode each image once, a few at a time, in order."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit is checked before anything is decoded
-    images = iter(found)
-    try:
-        with ThreadPoolExecutor(num_workers) as pool:
-            while block := list(islice(images, _BLOCK)):
-                yield from pool.map(lambda image: check(image, max_pixels), block)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def look_at(config: ImportImagesConfig, places: Mapping[Place, Sequence[int]], root: Path, context: Context) -> Looks:
+    """Decode the image of every place once, those in Parquet first."""
+    cells = cells_of(root, places.keys()) if config.layout == "annotated" else {}
+    in_parquet = sorted(
+        ((cell, path) for path, found in cells.items() for cell in found),
+        key=lambda read: (read[0].file, read[0].row, read[0].column),
+    )
+    outside = [] if config.layout == "annotated" and is_parquet(root) else [place for place in places if place not in cells]
+    reads: list[tuple[Place, Place]] = [*in_parquet, *((place, place) for place in outside)]
+    made = context.map(
+        Checker(root, config.max_bytes, config.max_pixels),
+        {name: [place for place, _ in part] for name, part in in_parts(reads, ".parquet")},
+        "decoding",
+        "images",
+        size=len,
+        processes=config.num_processes,
+        executor=config.executor,
+    )
+    looks: dict[Place, tuple[Place, Checked]] = {}
+    for (place, asked), image in zip(reads, chain.from_iterable(map(read_checked, made)), strict=True):
+        if asked not in looks or looks[asked][1].fault == "empty":  # a cell without bytes gives way to a later one that has some
+            looks.pop(asked, None)
+            looks[asked] = place, image
+    return looks | {place: (place, Checked(fault="missing")) for place in places if place not in looks}
 
 
-def check(found: Found, max_pixels: int) -> Checked:
-    """Whether an image can be decoded whole, within the limit of pixels."""
-    if found.fault is not None:
-        return Checked(found.path, fault=found.fault)
-    if not found.data:
-        return Checked(found.path, fault="empty")
-    try:
-        with Image.open(io.BytesIO(found.data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                return Checked(found.path, fault="too many pixels")
-            image.load()
-            kind = image.format or ""
-    except UnidentifiedImageError:
-        return Checked(found.path, fault="no image of a known format")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what Pillow's decoders raise
-        return Checked(found.path, fault=f"cannot be decoded: {error}"[:120])
-    digest = hashlib.sha256(found.data).hexdigest()
-    return Checked(found.path, found.data, digest, width, height, kind)
+def in_parts(rows: Sequence[Any], ending: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
+    """Rows of one shard after the other, with the shard's name."""
+    for number, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
+        yield f"{number:05}{ending}", rows[start : start + ROWS_PER_SHARD]
+
+
+def good_rows(
+    looks: Looks, places: Mapping[Place, Sequence[int]], wanted: Mapping[int, Wanted], rejections: Rejections
+) -> Iterator[int]:
+    """Every row whose image can be used; the others are refused."""
+    for place, (_, image) in looks.items():
+        for row in places[place]:
+            if image.fault is None:
+                yield row
+            else:
+                rejections.refuse(row, image.fault, wanted[row].path)
+
+
+def write(config: ImportImagesConfig, kept: Sequence[Kept], root: Path, out: Path, context: Context) -> None:
+    """The table `images`. The bytes are read again: to hold them since they were decoded would take all memory."""
+    made = context.map(
+        ImageWriter(root, config.max_bytes),
+        dict(in_parts(kept)),
+        "writing",
+        "images",
+        size=len,
+        processes=config.num_processes,
+        executor=config.executor,
+    )
+    (out / IMAGES.name).mkdir()
+    for shard in made:
+        put_in_place(shard / IMAGES.name / "00000.parquet", out / IMAGES.name / f"{shard.name}.parquet")

@@ -6,20 +6,36 @@ import errno
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import open_parquet, read_batches
+
+
+class Cell(NamedTuple):
+    """Where an image stands in Parquet."""
+
+    file: Path
+    column: str
+    row: int
+
+
+Place = str | Cell
+"""Where an image lies: a path below the root, or a cell of a Parquet file."""
 
 
 @dataclass(frozen=True)
 class Found:
     """The bytes of an image, or why there are none."""
 
-    path: str
+    place: Place
     data: bytes = b""
     fault: str | None = None
 
@@ -33,21 +49,17 @@ _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
 
 
-def fetch(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
-    """Every wanted image once, in the order of `paths` (of the rows, where they lie in Parquet).
+def fetch(root: Path, places: Sequence[Place], max_bytes: int) -> Iterator[Found]:
+    """Every image once, in the order of `places`; cells of one file are in the order of rows.
 
     Raises:
-        InputError: the root is no folder, zip or Parquet file.
+        InputError: the root is no folder or zip, or a Parquet file is damaged.
     """
-    lone = root.suffix.lower() == ".parquet" and root.is_file()
-    left = dict.fromkeys(paths)
-    for found in _from_parquet([root] if lone else _image_tables(root), paths, max_bytes):
-        del left[found.path]
-        yield found
-    if lone:
-        yield from (Found(path, fault="missing") for path in left)
-    else:
-        yield from fetch_files(root, list(left), max_bytes)
+    for in_parquet, part in groupby(places, key=lambda place: isinstance(place, Cell)):
+        if in_parquet:
+            yield from _from_parquet([place for place in part if isinstance(place, Cell)], max_bytes)
+        else:
+            yield from fetch_files(root, [place for place in part if isinstance(place, str)], max_bytes)
 
 
 def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
@@ -63,20 +75,6 @@ def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fo
         yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
     else:
         raise InputError(f"{root} is no folder, zip or Parquet file", where="import-images.image_root")
-
-
-def fetch_rows(root: Path, places: Sequence[str], max_bytes: int) -> Iterator[Found]:
-    """Every wanted image of a column `image`, each named `<file>/<row>` (see `parquet_files`), in the order of rows."""
-    wanted = set(places)
-    for name, file in parquet_files(root):
-        row = 0
-        for batch in read_batches(file, ["image"], batch_size=64):
-            for cell in batch["image"]:
-                place = f"{name}/{row}"
-                row += 1
-                if place in wanted:
-                    data = _cell(cell.as_py(), place)[1]
-                    yield _judge(place, data, max_bytes)
 
 
 def parquet_files(root: Path) -> list[tuple[str, Path]]:
@@ -214,35 +212,57 @@ def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(image, name) for image, name in _PARQUET_IMAGES if image in names and (name is None or name in names)]
 
 
-def _from_parquet(files: Sequence[Path], paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
-    """Those of the wanted images that stand in Parquet files; a cell without bytes gives way to a later one that has some."""
-    wanted = dict.fromkeys(paths)
-    empty: dict[str, Found] = {}
-    for file in files:
-        columns = _image_columns(open_parquet(file).schema_arrow.names)
-        read = sorted({column for pair in columns for column in pair if column is not None})
-        for batch in read_batches(file, read, batch_size=64):
-            for row in batch.to_pylist():
-                for image, name in columns:
-                    path, data = _cell(row[image], row[name] if name else None)
-                    if path not in wanted:
-                        continue
-                    if not data:
-                        empty[path] = Found(path, fault="empty")
-                        continue
-                    del wanted[path]
-                    yield _judge(path, data, max_bytes)
-    yield from (found for path, found in empty.items() if path in wanted)
+def cells_of(root: Path, paths: Collection[Place]) -> dict[Place, list[Cell]]:
+    """The cells of Parquet files that hold images of wanted names, in the order of rows. Reads names, no images."""
+    cells: dict[Place, list[Cell]] = {}
+    for file in [root] if is_parquet(root) else _image_tables(root):
+        schema, row = open_parquet(file).schema_arrow, 0
+        columns = [(image, name or f"{image}.path") for image, name in _image_columns(schema.names)]
+        named = {image: name for image, name in columns if "." not in name or _has_path(schema.field(image).type)}
+        for batch in read_batches(file, sorted(set(named.values()))) if named else ():
+            for cell in batch.to_pylist():
+                for image, name in named.items():
+                    path = (cell[image] or {}).get("path") if "." in name else cell[name]
+                    if isinstance(path, str) and path in paths:
+                        cells.setdefault(path, []).append(Cell(file, image, row))
+                row += 1
+    return cells
 
 
-def _judge(path: str, data: Any, max_bytes: int) -> Found:
+def is_parquet(root: Path) -> bool:
+    """Whether the root is one Parquet file."""
+    return root.suffix.lower() == ".parquet" and root.is_file()
+
+
+def _has_path(kind: Any) -> bool:
+    return pa.types.is_struct(kind) and "path" in {kind.field(number).name for number in range(kind.num_fields)}
+
+
+def _from_parquet(cells: Sequence[Cell], max_bytes: int) -> Iterator[Found]:
+    """Images of cells, which are in the order of rows. Memory: 64 rows."""
+    for file, part in groupby(cells, key=lambda cell: cell.file):
+        by_row = {row: list(together) for row, together in groupby(part, key=lambda cell: cell.row)}
+        columns = sorted({cell.column for together in by_row.values() for cell in together})
+        for row, values in _rows(file, columns, sorted(by_row)):
+            for cell in by_row[row]:
+                value = values[cell.column]
+                yield _judge(cell, (value.get("bytes") if isinstance(value, dict) else value) or b"", max_bytes)
+
+
+def _rows(file: Path, columns: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Some rows of a Parquet file, in their order; row groups without any of them are not read."""
+    metadata, start, wanted = open_parquet(file).metadata, 0, np.asarray(rows)
+    for group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(group).num_rows
+        if np.any((wanted >= start) & (wanted < stop)):
+            for batch in read_batches(file, columns, batch_size=64, row_groups=[group]):
+                for row in wanted[(wanted >= start) & (wanted < start + batch.num_rows)].tolist():
+                    yield row, batch.slice(row - start, 1).to_pylist()[0]
+                start += batch.num_rows
+        start = stop
+
+
+def _judge(cell: Cell, data: Any, max_bytes: int) -> Found:
     if not isinstance(data, bytes):
-        return Found(path, fault="no bytes")
-    return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
-
-
-def _cell(image: Any, name: str | None) -> tuple[Any, Any]:
-    """Name and bytes of an image cell: a struct<bytes, path>, or bytes with the name beside."""
-    if isinstance(image, dict):
-        return name if name is not None else image.get("path"), image.get("bytes") or b""
-    return name, image or b""
+        return Found(cell, fault="no bytes")
+    return Found(cell, data) if len(data) <= max_bytes else Found(cell, fault="file too large")

@@ -15,6 +15,7 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.layouts import Listed
+from irpipe.stages.import_images.sources import Place
 
 _NAMED = 3  # prompts without images
 _SHOWN = 80  # characters of a prompt or a bad row
@@ -22,12 +23,12 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class Wanted(NamedTuple):
-    """An image to import: the path it is known by, where below the root its bytes lie, and further columns."""
+    """An image to import: the path it is known by, where its bytes lie, and further columns."""
 
     image_id: int
     prompt_id: int
     path: str
-    place: str
+    place: Place
     known: Mapping[str, Any] = _NOTHING
 
 
@@ -117,9 +118,9 @@ def choose(good: Iterable[int], wanted: Mapping[int, Wanted], config: ImportImag
     return chosen
 
 
-def by_place(wanted: Mapping[int, Wanted], rows: Iterable[int]) -> dict[str, list[int]]:
+def by_place(wanted: Mapping[int, Wanted], rows: Iterable[int]) -> dict[Place, list[int]]:
     """The rows of each place: a file may be named by several prompts."""
-    places: dict[str, list[int]] = {}
+    places: dict[Place, list[int]] = {}
     for row in rows:
         places.setdefault(wanted[row].place, []).append(row)
     return places

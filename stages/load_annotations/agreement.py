@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from irpipe.stages.load_annotations.alpha import alpha
 from irpipe.stages.load_annotations.check import Record
 
 
@@ -93,17 +94,12 @@ def kendalls_w(ranks: NDArray[np.float64]) -> float:
 
 def krippendorffs_alpha(groups: Sequence[Sequence[Record]]) -> float | None:
     """Alpha at the ordinal level over all images that several people ranked; None where all ranks are one."""
-    import krippendorff
-
-    counts: list[list[int]] = []
-    highest = max(int(rank_matrix(group).shape[1]) for group in groups)
-    for group in groups:
-        for places in dense_ranks(group).T:
-            counts.append(np.bincount(places, minlength=highest + 1)[1:].tolist())
-    values = np.array(counts)
-    if (values.sum(axis=0) > 0).sum() < 2:
-        return None
-    return round(float(krippendorff.alpha(value_counts=values, level_of_measurement="ordinal")), 4)
+    ranks = [dense_ranks(group) for group in groups]
+    first = np.cumsum([0, *(table.shape[1] for table in ranks)])
+    units = [np.broadcast_to(start + np.arange(table.shape[1]), table.shape) for start, table in zip(first, ranks, strict=False)]
+    values = np.concatenate([table.ravel() for table in ranks]).astype(np.float64)
+    found = alpha(np.concatenate([table.ravel() for table in units]), values, "ordinal")
+    return None if found is None else round(found, 4)
 
 
 def dense_ranks(group: Sequence[Record]) -> NDArray[np.int64]:

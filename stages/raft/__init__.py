@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -41,10 +42,11 @@ STAGE = Stage(
     name="raft",
     version=1,
     reads=PoolConfig.shared_reads,
-    writes="raft-generator",
+    writes="generator",
     processes=True,
     determinism="numeric",
     extra="tune",
     config=RaftConfig,
     run="irpipe.stages.raft.run:run",
+    plugins=plugins,
 )

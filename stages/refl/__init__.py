@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -88,10 +89,11 @@ STAGE = Stage(
     name="refl",
     version=1,
     reads=TuneConfig.shared_reads,
-    writes="refl-generator",
+    writes="generator",
     processes=True,
     determinism="numeric",
     extra="tune",
     config=ReflConfig,
     run="irpipe.stages.refl.run:run",
+    plugins=plugins,
 )

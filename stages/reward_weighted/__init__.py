@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from irpipe.models.plugins import plugins
 from irpipe.models.tuning.config import PoolConfig, PretrainingSettings
 from irpipe.pipeline.stage import Stage, group, setting
 
@@ -41,10 +42,11 @@ STAGE = Stage(
     name="reward-weighted",
     version=1,
     reads=PoolConfig.shared_reads,
-    writes="reward-weighted-generator",
+    writes="generator",
     processes=True,
     determinism="numeric",
     extra="tune",
+    plugins=plugins,
     config=RewardWeightedConfig,
     run="irpipe.stages.reward_weighted.run:run",
 )

@@ -1,10 +1,12 @@
 """Score images for their prompts, by a reward model and by others to compare it with.
 
-Reads: the images, the prompts' texts, the reward model if it is asked, and the pairs if only one split is scored.
-Writes: the tables `scores` and `rejected`.
+Reads: the images, the prompts with their splits (to score all, their texts from wherever the recipe has them), and the reward
+    models if they are asked.
+Writes: the tables `scores`, `scorer_cards` and `rejected`.
 Paper: ImageReward, section 4.1 (baselines) and the released code's scorers.
 Deviates: nothing.
-Cost: one forward pass an image and scorer; memory O(batch_size).
+Cost: one forward pass per image and scorer; memory O(512 images) per process, and the prompts' texts; a kill costs at most one
+    shard of 512 images per process.
 """
 
 from __future__ import annotations
@@ -14,19 +16,16 @@ from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.scorers.config import ScorersConfig
-from irpipe.pipeline.stage import Determinism, Many, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import Determinism, First, Many, Stage, setting
 
 
-class ScoreImagesConfig(ScorersConfig):
-    prompts: Literal["annotations", "selected-prompts"] = setting("annotations", meaning="Where the prompts' texts are from.")
+class ScoreImagesConfig(ScorersConfig, MapConfig):
     split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Score only the images of one split's prompts.")
     seed: int = setting(0, ge=0, meaning="Seed of the scorer random.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", meaning="Precision of the models.")
-    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images a forward pass.")
+    batch_size: int = setting(64, ge=1, le=4096, role="execution", meaning="Images per forward pass.")
     device: str = setting("auto", role="execution", meaning="Where the models run: auto, cpu, cuda, cuda:1, mps.")
-    num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one a core, none for few images."
-    )
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) that cannot be scored that stops the run."
     )
@@ -35,8 +34,9 @@ class ScoreImagesConfig(ScorersConfig):
         return super().unused() | ({} if "random" in self.scorers else {"seed": "no scorer needs it: random"})
 
 
-def _reads(config: ScoreImagesConfig) -> Sequence[str | Many]:
-    return ("images", config.prompts, *config.reads_reward_models(), *(("pairs",) if config.split != "all" else ()))
+def _reads(config: ScoreImagesConfig) -> Sequence[str | Many | First]:
+    texts = First(("splits", "annotations", "selected-prompts")) if config.split == "all" else "splits"
+    return ("images", texts, *config.reads_reward_models())
 
 
 def _determinism(config: ScoreImagesConfig) -> Determinism:
@@ -45,7 +45,7 @@ def _determinism(config: ScoreImagesConfig) -> Determinism:
 
 STAGE = Stage(
     name="score-images",
-    version=1,
+    version=2,
     reads=_reads,
     writes="scores",
     determinism=_determinism,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from irpipe.models.plugins import plugins
 from irpipe.models.published import BLIP
 from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings
 from irpipe.pipeline.stage import Config, Group, Stage, group, setting
@@ -146,7 +147,11 @@ class TrainRmConfig(Config):
         " 0: never, which head = published may need.",
     )
     num_workers: int | None = setting(
-        None, ge=0, le=256, role="execution", meaning="Processes that decode images. Unset: one per core, none for few images."
+        None,
+        ge=0,
+        le=256,
+        role="execution",
+        meaning="Processes that decode images. Unset: all that may be used, one for few images.",
     )
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of pairs (of at least 100) with unusable images that stops the run."
@@ -185,6 +190,7 @@ STAGE = Stage(
     processes=True,
     determinism="numeric",
     extra="train",
+    plugins=plugins,
     config=TrainRmConfig,
     run="irpipe.stages.train_rm.run:run",
 )

@@ -198,7 +198,7 @@ def check_splits(pairs: PairRows, prompts: Mapping[int, str]) -> None:
             raise InputError(
                 f"the pairs have no {split} split, and a reward model needs one",
                 where="pairs",
-                fix="give several prompts, or raise the shares: --set build-pairs.validation_share=0.1",
+                fix="give several prompts, or raise the shares: --set split-prompts.validation_share=0.1",
             )
     unknown = sorted(set(pairs.prompt_id.tolist()) - prompts.keys())
     if unknown:

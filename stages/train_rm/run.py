@@ -79,8 +79,8 @@ def open_images(
         InputError: none of the images is there: pairs and images come from different sources.
     """
     files, size = inputs["images"].table("images"), model.preprocess.image_size
-    with accelerator.main_process_first(), context.progress("decoding", len(images), "images") as bar:
-        pictures, faults = decode_all(files, images, size, context.work, config.num_workers, bar.advance)
+    with accelerator.main_process_first():
+        pictures, faults = decode_all(files, images, size, context, config.num_workers)
     if len(faults) == len(images):
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",

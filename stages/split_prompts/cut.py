@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,58 +11,8 @@ from scipy import sparse
 from irpipe.pipeline.errors import LeakError
 from irpipe.pipeline.hashing import row_id
 from irpipe.schemas.prompts import normalise
-
-SPLITS = ("train", "validation", "test")
-_BLOCK = 512
-_ROUNDING = 1e-5  # of cosines of half-precision vectors
-
-
-@dataclass(frozen=True)
-class Link:
-    """Two prompts (by place) that must share a split, and why."""
-
-    one: int
-    two: int
-    why: str
-
-
-def links_by_value(values: Iterable[tuple[int, Any]], why: str) -> list[Link]:
-    """Links between places with an equal value: each to the first that has it."""
-    first: dict[Any, int] = {}
-    links = []
-    for place, value in values:
-        known = first.setdefault(value, place)
-        if known != place:
-            links.append(Link(known, place, why))
-    return links
-
-
-def links_by_text(texts: Sequence[str]) -> list[Link]:
-    """Links between prompts that are equal after normalisation."""
-    return links_by_value(((place, normalise(text)) for place, text in enumerate(texts)), "the same text after normalisation")
-
-
-def links_by_vector(places: NDArray[np.int64], points: NDArray[np.float32], threshold: float) -> list[Link]:
-    """Links between prompts whose vectors are near: enough of them to join what belongs together, at most m a block.
-
-    Args:
-        places: (m,) the prompt of each vector.
-        points: (m, d), unit rows.
-
-    Cost: 2 m^2 d floating-point operations, in blocks; memory O(block m).
-    """
-    links = []
-    why = f"near-duplicates, cosine at least {threshold:g}, perhaps through others"
-    for start in range(0, len(points), _BLOCK):
-        similarity = points[start : start + _BLOCK] @ points[start:].T
-        near = sparse.csr_matrix(np.triu(similarity >= threshold - _ROUNDING, 1))
-        near.resize(similarity.shape[1], similarity.shape[1])
-        labels = sparse.csgraph.connected_components(near, directed=False)[1]
-        order = np.argsort(labels, kind="stable")
-        same = labels[order][1:] == labels[order][:-1]
-        for one, two in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-            links.append(Link(int(places[start + one]), int(places[start + two]), why))
-    return links
+from irpipe.schemas.splits import SPLITS
+from irpipe.stages.split_prompts.links import Link
 
 
 def components(count: int, links: Sequence[Link]) -> NDArray[np.int32]:
@@ -139,5 +87,5 @@ def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.
 def _leak(texts: Sequence[str], one: int, two: int, given: dict[int, str], why: str) -> LeakError:
     return LeakError(
         f"the splits {given[one]} and {given[two]} leak: {texts[one][:80]!r} and {texts[two][:80]!r} are {why}",
-        fix="fix the source's splits, or leave them out and let build-pairs cut",
+        fix="fix the source's splits, or leave them out and let split-prompts cut",
     )

@@ -1,0 +1,141 @@
+"""The images of every generator that is compared, in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.loading import worker_device
+from irpipe.models.tuning.tuned import load_tuned
+from irpipe.pipeline.hashing import row_id
+from irpipe.pipeline.stage import Context, Model
+from irpipe.schemas.generator import GeneratorCard
+from irpipe.stages.compare_generators import CompareGeneratorsConfig
+
+_IMAGES_PER_SHARD = 64
+
+Images = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+"""Pictures (n, height, width, 3), and (n,) whether a safety checker blackened them."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned generator: its folder and its card."""
+
+    folder: Path
+    card: GeneratorCard
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images that one generator makes: their prompts and the seeds of their noise. A generator of None is the base."""
+
+    generator: str | None
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+
+
+@dataclass
+class Drawer:
+    """Writes the images of a shard, with one generator loaded at a time."""
+
+    config: CompareGeneratorsConfig
+    base: Model
+    tuned: Mapping[str, Tuned]
+    _loaded: tuple[str | None, ImageGenerator] | None = field(default=None, init=False)
+
+    def __call__(self, shard: Shard, draft: Path) -> None:
+        generator, size = self._generator(shard.generator), self.config.batch_size
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(shard.prompts))}
+        encodings = generator.encode(list(row_of), size)
+        pictures: list[NDArray[np.uint8]] = []
+        blackened: list[bool] = []
+        for start in range(0, len(shard.seeds), size):
+            rows = [row_of[prompt] for prompt in shard.prompts[start : start + size]]
+            images, flags = generator.sample(encodings, rows, shard.seeds[start : start + size])
+            pictures += list(np.rint(np.nan_to_num(images).clip(0, 1) * 255).astype(np.uint8))
+            blackened += flags
+        with draft.open("wb") as file:
+            np.savez(file, pictures=np.stack(pictures), blackened=np.array(blackened))
+
+    def _generator(self, name: str | None) -> ImageGenerator:
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None  # the last one's memory goes before the next one comes
+            self._loaded = name, self._load(name)
+        return self._loaded[1]
+
+    def _load(self, name: str | None) -> ImageGenerator:
+        device = worker_device(self.config.device)
+        if name is None:
+            return load(self.base, sampling_of(self.config, ""), device)
+        folder, card = self.tuned[name].folder, self.tuned[name].card
+        return load_tuned(self.base, folder, card, sampling_of(self.config, card.negative_prompt), device)
+
+
+def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
+    return Sampling(
+        config.num_steps,
+        config.guidance_scale,
+        config.scheduler,
+        config.width,
+        config.height,
+        negative_prompt,
+        config.dtype,
+        config.safety_checker,
+    )
+
+
+def draw(
+    config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], pools: int, tuned: Mapping[str, Tuned], context: Context
+) -> tuple[list[Images], dict[str, Images]]:
+    """Images of all prompts, `images_per_prompt` of each together, by the base and by every tuned generator.
+
+    Noise is made of seed, prompt, turn and pool, whoever draws.
+
+    Args:
+        prompts: ids and texts.
+        pools: how many times the base draws all.
+
+    Returns:
+        the base's images by pool, and those of the tuned generators by name.
+    """
+    shards: dict[str, Shard] = {}
+    names: dict[tuple[str | None, int], list[str]] = {}
+    for generator, pool in [*((None, pool) for pool in range(pools)), *((name, 0) for name in tuned)]:
+        seeds = [
+            row_id("comparison", config.seed, identity, turn, pool)
+            for identity, _ in prompts
+            for turn in range(config.images_per_prompt)
+        ]
+        texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
+        step = config.batch_size * max(1, _IMAGES_PER_SHARD // config.batch_size)  # whole batches
+        for start in range(0, len(seeds), step):
+            name = f"{len(shards):05}.npz"
+            shards[name] = Shard(generator, texts[start : start + step], seeds[start : start + step])
+            names.setdefault((generator, pool), []).append(name)
+    made = context.map(
+        Drawer(config, context.models["model"][0], tuned),
+        shards,
+        "generating",
+        "images",
+        size=lambda shard: len(shard.seeds),
+        processes=config.num_processes,
+        executor=config.executor,
+    )
+    path_of = dict(zip(shards, made, strict=True))
+    images = {which: read_images([path_of[name] for name in parts]) for which, parts in names.items()}
+    return [images[None, pool] for pool in range(pools)], {name: images[name, 0] for name in tuned}
+
+
+def read_images(shards: Sequence[Path]) -> Images:
+    """The images of finished shards."""
+    parts: list[Images] = []
+    for shard in shards:
+        with np.load(shard, allow_pickle=False) as file:
+            parts.append((file["pictures"], file["blackened"]))
+    return np.concatenate([pictures for pictures, _ in parts]), np.concatenate([blackened for _, blackened in parts])

@@ -1,0 +1,32 @@
+"""The prompts that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Pool:
+    """Kept prompts, in the order of their first rows."""
+
+    ids: list[int]
+    texts: list[str]
+    source_rows: list[int]
+    num_images: list[int]
+    rows_read: int
+    texts_cleaned: int = 0
+
+
+def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
+    """The part of a pool that a mask keeps."""
+    places = np.flatnonzero(keep).tolist()
+    return replace(
+        pool,
+        ids=[pool.ids[place] for place in places],
+        texts=[pool.texts[place] for place in places],
+        source_rows=[pool.source_rows[place] for place in places],
+        num_images=[pool.num_images[place] for place in places],
+    )

@@ -1,0 +1,130 @@
+"""The two maps of import-images: each image is looked at once, then those that are kept are written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from irpipe.pipeline.cpus import threads
+from irpipe.pipeline.errors import InputError
+from irpipe.schemas.images import ImageShards, image_row
+from irpipe.stages.import_images.sources import Found, Place, fetch
+from irpipe.stages.import_images.wanted import Wanted
+
+_BLOCK = 64  # images in memory at once
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an image was found to be, or why it cannot be used."""
+
+    digest: str = ""
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    fault: str | None = None
+
+
+_CHECKED = pa.schema(
+    [
+        ("digest", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("fault", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Decodes images and writes what they are, a row per image."""
+
+    root: Path
+    max_bytes: int
+    max_pixels: int
+
+    def __call__(self, places: Sequence[Place], draft: Path) -> None:
+        rows = [astuple(one) for one in checked(fetch(self.root, places, self.max_bytes), self.max_pixels)]
+        pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=_CHECKED), draft)
+
+
+def read_checked(shard: Path) -> list[Checked]:
+    """What a finished shard says of its images."""
+    return [Checked(**row) for row in pq.read_table(shard, partitioning=None).to_pylist()]
+
+
+def checked(found: Iterable[Found], max_pixels: int) -> Iterator[Checked]:
+    """Decode images, a few at a time, in order."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit is checked before anything is decoded
+    images = iter(found)
+    try:
+        with ThreadPoolExecutor(threads()) as pool:
+            while block := list(islice(images, _BLOCK)):
+                yield from pool.map(lambda image: check(image, max_pixels), block)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def check(found: Found, max_pixels: int) -> Checked:
+    """Whether an image can be decoded whole, within the limit of pixels."""
+    if found.fault is not None:
+        return Checked(fault=found.fault)
+    if not found.data:
+        return Checked(fault="empty")
+    try:
+        with Image.open(io.BytesIO(found.data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                return Checked(fault="too many pixels")
+            image.load()
+            kind = image.format or ""
+    except UnidentifiedImageError:
+        return Checked(fault="no image of a known format")
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what Pillow's decoders raise
+        return Checked(fault=f"cannot be decoded: {error}"[:120])
+    return Checked(hashlib.sha256(found.data).hexdigest(), width, height, kind)
+
+
+class Kept(NamedTuple):
+    """An image that is kept: where its bytes lie, what they are, and what it is known by."""
+
+    place: Place
+    checked: Checked
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class ImageWriter:
+    """Writes images into a folder as the table `images`; rows of one place are together.
+
+    Raises:
+        InputError: an image is another than the one that was decoded.
+    """
+
+    root: Path
+    max_bytes: int
+
+    def __call__(self, kept: Sequence[Kept], draft: Path) -> None:
+        places = [(place, list(rows)) for place, rows in groupby(kept, key=lambda row: row.place)]
+        with ImageShards(draft) as shards:
+            for (_, rows), found in zip(places, fetch(self.root, [place for place, _ in places], self.max_bytes), strict=True):
+                digest = hashlib.sha256(found.data).hexdigest()
+                for _, image, of in rows:
+                    if image.digest != digest:
+                        raise InputError(f"{of.path} changed while it was read", fix="run again")
+                    size = image.width, image.height
+                    shards.append(
+                        image_row(of.image_id, of.prompt_id, found.data, of.path, digest, size, image.format, **of.known)
+                    )

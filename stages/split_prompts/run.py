@@ -1,0 +1,76 @@
+"""The work of `split-prompts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from irpipe.pipeline.errors import LeakError
+from irpipe.pipeline.stage import Context, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.annotations import ANNOTATED_PROMPTS, ANNOTATIONS
+from irpipe.schemas.prompts import SELECTED_PROMPTS
+from irpipe.schemas.splits import PROMPT_SPLITS, SPLITS
+from irpipe.stages.split_prompts import SplitPromptsConfig
+from irpipe.stages.split_prompts.cut import components, cut
+from irpipe.stages.split_prompts.links import links_by_bytes, links_by_path, links_by_text, near_links
+
+
+def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+    prompts = read_prompts(inputs)
+    prompt_ids, texts = np.array(list(prompts), dtype=np.uint64), list(prompts.values())
+    index = {identity: number for number, identity in enumerate(prompts)}
+    annotations = inputs.get("annotations")
+    links = links_by_text(texts)
+    if annotations is not None:
+        links += links_by_path(annotations, index)
+    if config.use_images:
+        links += links_by_bytes(inputs["images"], index)
+    near, figures = near_links(config, inputs, prompt_ids)
+    links += near
+    given = given_splits(annotations, index, texts) if annotations is not None else {}
+    splits = cut(texts, links, given, (config.validation_share, config.test_share), config.seed)
+    related = components(len(texts), links)
+    names = pa.DictionaryArray.from_arrays(pa.array(splits.astype(np.int32)), pa.array(SPLITS))
+    PROMPT_SPLITS.write(out, {"prompt_id": prompt_ids, "prompt": texts, "split": names, "component": related})
+    by_split = dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
+    metrics = {
+        "prompts_by_split": by_split,
+        "given_splits": len(given),
+        "components": int(related.max()) + 1,
+        "related_prompts": len(links),
+        **figures,
+    }
+    return Report(Rows(len(texts), len(texts), 0), metrics)
+
+
+def read_prompts(inputs: Mapping[str, Artifact]) -> dict[int, str]:
+    """Texts by id: of the selected prompts in their order, then of the others that were annotated."""
+    prompts: dict[int, str] = {}
+    for kind, table in (("selected-prompts", SELECTED_PROMPTS), ("annotations", ANNOTATED_PROMPTS)):
+        if kind in inputs:
+            rows = table.read(inputs[kind].table(table.name), ["prompt_id", "prompt"])
+            for identity, text in zip(rows["prompt_id"].to_pylist(), rows["prompt"].to_pylist(), strict=True):
+                prompts.setdefault(identity, text)
+    return prompts
+
+
+def given_splits(annotations: Artifact, index: Mapping[int, int], texts: Sequence[str]) -> dict[int, str]:
+    """Splits that the source says, by index of the prompt.
+
+    Raises:
+        LeakError: one prompt stands in two of them.
+    """
+    table = ANNOTATIONS.read(annotations.table("annotations"), ["prompt_id", "split"]).drop_null()
+    given: dict[int, str] = {}
+    for prompt, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True):
+        known = given.setdefault(index[prompt], split)
+        if known != split:
+            raise LeakError(
+                f"the prompt {texts[index[prompt]][:80]!r} stands in the splits {known} and {split}",
+                fix="fix the source's splits, or leave them out and let split-prompts cut",
+            )
+    return given
