@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.stage import Model
@@ -17,9 +18,10 @@ _OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say
 
 
 def pick_device(device: str) -> str:
-    """The device that `auto` means here: the first GPU if there is one."""
+    """The device that `auto` means here, the first GPU if there is one; and torch computes with this process's threads."""
     import torch
 
+    torch.set_num_threads(threads())
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

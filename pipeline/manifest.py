@@ -86,7 +86,8 @@ class Record:
     seconds: float
     rows: Mapping[str, int]
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    threads: int | None = None  # that each process computed with; not known of old runs
+    processes: int = 1  # that worked on it together
+    threads: int | None = None  # that each process computed with
 
 
 def to_json(value: Any) -> str:

@@ -122,11 +122,22 @@ class Recipe:
         if target not in self.tables:
             fix = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", fix=fix)
-        nodes: dict[str, Node] = {}
-        self._visit(target, nodes, ())
+        nodes = self.upstream(target)
         for setting in self.overridden:
             self._check_override(setting, target, nodes)
         return list(nodes.values())
+
+    def upstream(self, target: str) -> Mapping[str, Node]:
+        """A node and everything upstream of it, by name, each after what it reads; whatever overrides there are."""
+        nodes: dict[str, Node] = {}
+        self._visit(target, nodes, ())
+        return nodes
+
+    def overrides_for(self, nodes: Iterable[str]) -> list[str]:
+        """The overrides that have an effect on some nodes, by name."""
+        names = set(nodes)
+        reached = names | {like for name in names for like in self._models(name)}
+        return [one for one in self.overridden if {node_of(one), *self.grids.get(node_of(one), ())} & reached]
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
@@ -183,7 +194,7 @@ class Recipe:
             RecipeError: it has none.
         """
         node, name = node_of(setting), field_of(setting)
-        if {node, *self.grids.get(node, ())} & nodes.keys() or any(node in self._models(one) for one in nodes):
+        if setting in self.overrides_for(nodes):
             return
         node = self.grids.get(node, (node,))[0]
         known = settings_of(self.stages[node].config)

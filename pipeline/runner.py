@@ -26,7 +26,7 @@ from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, input_entry
-from irpipe.pipeline.processes import count, end_with_parent
+from irpipe.pipeline.processes import count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
 from irpipe.pipeline.settings import given_names, shown_config
@@ -206,10 +206,12 @@ class Runner:
             scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths, step.externals.models
         )
         try:
-            report = stage.load_run()(step.node.config, inputs, out, context)
+            with together(self._num_processes(step), self._command(step)):
+                report = stage.load_run()(step.node.config, inputs, out, context)
+                workers = {"processes": count(), "threads": threads()}
             _check(step.name, report)
             self._check_unchanged(step)
-            make_record = partial(self._record, step, key, report, started, clock, code)
+            make_record = partial(self._record, step, key, report, started, clock, code, workers)
             before = self.store.record(key)
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
@@ -237,6 +239,17 @@ class Runner:
         )
         return record
 
+    def _num_processes(self, step: Step) -> int:
+        """How many processes to start on a run, itself included: none besides where a launcher or the command has done so."""
+        return step.node.stage.num_processes(step.node.config) if count() == 1 else 1
+
+    def _command(self, step: Step) -> list[str]:
+        """The arguments of `irpipe` by which another process takes part in a run."""
+        overrides = self.recipe.overrides_for(self.recipe.upstream(step.name))
+        flags = ["--force"] if self.planner.force == step.name else []
+        flags += ["--strict-code"] if self.planner.strict_code else []
+        return ["run", step.name, *flags, *(part for override in overrides for part in ("--set", override))]
+
     def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
         """Leave the reason beside the kept work, for `irpipe status`."""
         if path.parent.exists():
@@ -259,7 +272,17 @@ class Runner:
         if any(step.externals.digests[name] != value for name, value in now.items()):
             raise InputError(f"a file that {step.name} reads changed while it ran", fix="run the same command again")
 
-    def _record(self, step: Step, key: str, report: Report, started: str, clock: float, code: str, manifest: Manifest) -> Record:
+    def _record(
+        self,
+        step: Step,
+        key: str,
+        report: Report,
+        started: str,
+        clock: float,
+        code: str,
+        workers: Mapping[str, int],
+        manifest: Manifest,
+    ) -> Record:
         rows = report.rows
         return Record(
             key=key,
@@ -283,7 +306,7 @@ class Runner:
             seconds=round(time.monotonic() - clock, 3),
             rows={"read": rows.read, "kept": rows.kept, "rejected": rows.rejected},
             metrics=report.metrics,
-            threads=threads(),
+            **workers,
         )
 
 

@@ -186,7 +186,8 @@ class Stage:
             (`First`); a function where that depends on its settings.
         reads_if_upstream: kinds it reads only where another of its inputs was made from them.
         extra: the extra of its package that its work needs installed.
-        processes: whether several processes may work on one run of it together.
+        processes: whether several processes may work on one run of it together; a function from its settings to how many do where
+            neither the command nor a launcher says.
         plugins: from its settings and the folders of what it reads (artifacts and models) to the names of the entry points, by
             group, that its work loads. Those of other packages count towards the key, by version and files.
         writes: the kind of artifact it writes.
@@ -203,7 +204,7 @@ class Stage:
     reads: Reads = ()
     reads_if_upstream: Sequence[str] = ()
     extra: str | None = None
-    processes: bool = False
+    processes: bool | Callable[[Any], int] = False
     plugins: Plugins | None = None
     writes: str
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
@@ -226,6 +227,10 @@ class Stage:
             else:
                 kinds[one.kind if isinstance(one, Many) else one] = isinstance(one, Many)
         return kinds
+
+    def num_processes(self, config: Config) -> int:
+        """How many processes work on one run of it together, where nobody says otherwise."""
+        return self.processes(config) if callable(self.processes) else 1
 
     def determinism_of(self, config: Config) -> Determinism:
         """Whether two runs under a config give the same bytes."""

@@ -221,7 +221,7 @@ def test_a_row_is_traced_two_steps_far(tmp_path):
     columns = {"one": "uint64", "next": "uint64"}
     manifest = SimpleNamespace(tables={"chain": SimpleNamespace(columns=columns)})
     artifact = SimpleNamespace(manifest=manifest, table=lambda name: [tmp_path / f"{name}.parquet"])
-    record = SimpleNamespace(key="k", stage="chains", content_id="c")
+    record = SimpleNamespace(key="k", node="chains", content_id="c")
     found = [(row.distance, int(row.row["one"], 16)) for row in trace(SimpleNamespace(open=lambda _: artifact), [record], 1)]
     assert found == [(0, 1), (1, 2), (2, 3)]
 

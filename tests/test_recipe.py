@@ -109,5 +109,5 @@ def test_a_given_file_replaces_the_recipes_stage(project):
     """Given a path, nothing upstream runs for it, and the plan says what it replaces."""
     path = project.jsonl("mine.jsonl", [{"prompt": "a cat", "images": ["a.png", "b.png"], "ranking": [1, 2]}])
     steps = project("plan", "build-pairs", "--json", "--set", f"load-annotations.path={path}").json
-    assert [step["stage"] for step in steps] == ["load-annotations", "build-pairs"]
+    assert [step["stage"] for step in steps] == ["load-annotations", "split-prompts", "build-pairs"]
     assert steps[0]["notes"] == ["load-annotations.path makes simulate-annotations unnecessary"]
