@@ -44,16 +44,16 @@ SETTINGS = (
 INGREDIENTS_SIZE = "train-rm.max_prompts=400"
 INGREDIENTS = {
     "everything": (),
-    "head: random instead of matching": ("train-rm.head=random",),
+    "head: random instead of itm": ("train-rm.head=random",),
     "head: as published": ("train-rm.head=published", "train-rm.collapse_after=0"),
-    "head: matching, scale not fitted": ("train-rm.fit_scale=false",),
+    "head: itm, scale not fitted": ("train-rm.fit_scale=false",),
     "no augmentation": ("train-rm.random_shift=0", "train-rm.horizontal_flip=false", "train-rm.noise_std=0.0"),
     "no shift": ("train-rm.random_shift=0",),
-    "no mirror": ("train-rm.horizontal_flip=false",),
-    "no grain": ("train-rm.noise_std=0.0",),
-    "no running average": ("train-rm.optimizer.ema_decay=0.0",),
-    "two people a prompt": ("simulate-annotations.annotators_per_prompt=2", "train-rm.batch_pairs=256"),
-    "lower layers frozen, 0.7 as published": ("train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed"),
+    "no flip": ("train-rm.horizontal_flip=false",),
+    "no noise": ("train-rm.noise_std=0.0",),
+    "no EMA": ("train-rm.optimizer.ema_decay=0.0",),
+    "two people per prompt": ("simulate-annotations.annotators_per_prompt=2", "train-rm.batch_pairs=256"),
+    "lower layers frozen, 0.7 as published": ("train-rm.freeze_rate=0.7",),
     "the published learning rate, 1e-5": ("train-rm.optimizer.learning_rate=1e-5", "train-rm.collapse_after=0"),
 }
 
@@ -98,7 +98,7 @@ def points(seeds: Sequence[int]) -> Iterator[tuple[str, str, int, tuple[str, ...
         for size in SIZES:
             yield "size", str(size or "all"), seed, (f"train-rm.max_prompts={size}",) if size else ()
     for seed in seeds:
-        yield "frozen", "all", seed, ("train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed")
+        yield "frozen", "all", seed, ("train-rm.freeze_rate=0.7",)
     for seed in seeds[:1]:
         for noise in NOISES:
             yield "noise", str(noise), seed, (f"simulate-annotations.noise={noise}",)

@@ -219,7 +219,7 @@ class TestObjective:
             ({"rollouts": 8}, "rollouts has no effect: refresh_every is 1"),
             ({"noise_std": 0.2}, "noise_std has no effect: noise_samples is 0"),
             ({"evaluation.kept_images": 5}, "evaluation.kept_images is above evaluation.prompts"),
-            ({"evaluation.kept_imges": 5}, "evaluation.kept_imges"),
+            ({"evaluation.kept_imges": 5}, "refl.evaluation has no setting 'kept_imges'; did you mean 'kept_images'?"),
         ],
     )
     def test_settings_that_do_not_go_together(self, world, settings, message):

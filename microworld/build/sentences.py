@@ -66,6 +66,8 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
         )
     )
 
+    model.pooler.requires_grad_(False)  # sentences are means of states; AdamW would only decay it
+
     def compute(_step: int) -> tuple[torch.Tensor, float]:
         scenes = [sample_scene(rng, "train") for _ in range(BATCH)]
         others = [_relative(scene, rng) for scene in scenes]

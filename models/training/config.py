@@ -50,6 +50,13 @@ class TrainingSettings(Group):
         5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides those at every evaluation and interrupt."
     )
     device: str = setting("auto", role="execution", meaning="Where it computes: auto, cpu, cuda, mps.")
+    processes: int = setting(
+        1,
+        ge=1,
+        le=1024,
+        role="execution",
+        meaning="Processes that share the work, unless the command or a launcher says how many. Results agree to rounding.",
+    )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Strict(False)] = setting(
         (), role="execution", meaning="Experiment trackers that also get the curves; each must be installed."
     )
