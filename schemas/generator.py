@@ -48,8 +48,8 @@ class GeneratorCard:
         Raises:
             InputError: there is none.
         """
-        told = read_json(folder / CARD)
+        fields = read_json(folder / CARD)
         try:
-            return cls(**told)
+            return cls(**fields)
         except TypeError as error:
             raise InputError(f"{folder / CARD} is no tuned generator's: {error}") from None

@@ -131,12 +131,9 @@ def encode(vae: Any, data: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([latent.mean for latent in latents]), torch.cat([latent.std for latent in latents])
 
 
-def train_denoiser(
-    tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
-) -> tuple[Any, Any, float]:
-    """Text encoder and UNet, together, on the plain noise-prediction loss; the EMA of the weights is kept."""
-    torch.manual_seed(2)
-    text = CLIPTextModel(
+def new_text_encoder(tokenizer: Any) -> Any:
+    """A small CLIP text encoder."""
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=_WIDTH,
@@ -150,7 +147,11 @@ def train_denoiser(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    unet = UNet2DConditionModel(
+
+
+def new_unet() -> Any:
+    """A small UNet with cross attention."""
+    return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -162,6 +163,14 @@ def train_denoiser(
         attention_head_dim=4,
         norm_num_groups=16,
     ).to(memory_format=torch.channels_last)
+
+
+def train_denoiser(
+    tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
+) -> tuple[Any, Any, float]:
+    """Text encoder and UNet, together, on the plain noise-prediction loss; the EMA of the weights is kept."""
+    torch.manual_seed(2)
+    text, unet = new_text_encoder(tokenizer), new_unet()
     noise_schedule = scheduler()
     ids, _ = token_ids(tokenizer, data.captions)
     nothing = token_ids(tokenizer, [""])[0]

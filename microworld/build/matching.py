@@ -91,19 +91,12 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     ids, mask = token_ids(tokenizer, data.captions)
     wrong = [token_ids(tokenizer, corrupted_captions(data.scenes, seed)) for seed in (1, 2, 3)]
     labels = phrase_labels(data.scenes)
-    model, phrases, words = (
-        new_model(tokenizer),
-        torch.nn.Linear(_WIDTH, labels.shape[1]),
-        torch.nn.Linear(_WIDTH, len(tokenizer)),
-    )
+    model, phrases = new_model(tokenizer), torch.nn.Linear(_WIDTH, labels.shape[1])
+    words = torch.nn.Linear(_WIDTH, len(tokenizer))
 
     def compute(step: int) -> tuple[torch.Tensor, float]:
         batch = torch.randint(0, len(images), (BATCH,))
-        another = torch.rand(BATCH, 1) < 0.2
-        wrong_ids, wrong_mask = (
-            torch.where(another, other[batch.roll(1)], one_off[batch])
-            for other, one_off in zip((ids, mask), wrong[step % len(wrong)], strict=True)
-        )
+        wrong_ids, wrong_mask = wrong_captions(batch, (ids, mask), wrong[step % len(wrong)])
         hidden = (torch.rand(BATCH, MAX_TOKENS) < 0.3) & (ids[batch] > tokenizer.mask_token_id)
         tokens = image_tokens(model, augmented(images[batch].float() / 255))
         states = text_states(
@@ -123,6 +116,14 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     modules = {"blip": model, "phrases": phrases, "words": words}
     train_modules(modules, Recipe(count, peak=1.5e-3, warmup_steps=100, final=1e-5, weight_decay=1e-2), compute)
     return model.eval(), one_wrong_word_accuracy(model, tokenizer)
+
+
+def wrong_captions(
+    batch: torch.Tensor, right: tuple[torch.Tensor, torch.Tensor], one_off: tuple[torch.Tensor, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Ids and mask of a wrong caption for each picture of a batch: one with a wrong word, or, for a fifth, another picture's."""
+    another = torch.rand(len(batch), 1) < 0.2
+    return [torch.where(another, own[batch.roll(1)], near[batch]) for own, near in zip(right, one_off, strict=True)]
 
 
 def image_tokens(model: Any, images: torch.Tensor) -> torch.Tensor:

@@ -42,15 +42,9 @@ def build(folder: Path, scale: float) -> dict[str, float]:
     return {"similarity_error": round(error, 4)}
 
 
-def train(tokenizer: Any, count: int) -> tuple[Any, float]:
-    """Fit cosines of mean-pooled vectors to the likeness of scenes.
-
-    Each scene is held against itself in other words, or against a close relative, and against a stranger. Relatives decide
-    what a near-duplicate is: with strangers alone, two things that swap their colours come out as one scene.
-    """
-    torch.manual_seed(3)
-    rng = np.random.default_rng(3)
-    model = MPNetModel(
+def new_model(tokenizer: Any) -> Any:
+    """A small MPNet without dropout."""
+    return MPNetModel(
         MPNetConfig(
             vocab_size=len(tokenizer),
             hidden_size=_WIDTH,
@@ -66,6 +60,16 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
         )
     )
 
+
+def train(tokenizer: Any, count: int) -> tuple[Any, float]:
+    """Fit cosines of mean-pooled vectors to the likeness of scenes.
+
+    Each scene is held against itself in other words, or against a close relative, and against a stranger. Relatives decide
+    what a near-duplicate is: with strangers alone, two things that swap their colours come out as one scene.
+    """
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    model = new_model(tokenizer)
     model.pooler.requires_grad_(False)  # sentences are means of states; AdamW would only decay it
 
     def compute(_step: int) -> tuple[torch.Tensor, float]:

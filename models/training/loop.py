@@ -204,8 +204,8 @@ class Trainer:
         last = {name: value for _, split, name, value in self.state.rows[-30:] if split == "train"}
         losses = [f"{objective.name} {last[objective.name]:.3f}" for objective in self.objectives if objective.name in last]
         rate = f"learning rate {self.schedule.learning_rate(self.state.step):.1e}"
-        told = [*losses, self.state.note, rate, f"peak {used_gigabytes(self.accelerator.device):.1f} GB"]
-        return ", ".join(one for one in told if one)
+        notes = [*losses, self.state.note, rate, f"peak {used_gigabytes(self.accelerator.device):.1f} GB"]
+        return ", ".join(note for note in notes if note)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

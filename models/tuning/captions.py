@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class CaptionedImages:
 
     def texts(self, rows: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Encoded texts of some rows, on a device."""
-        found = {name: torch.from_numpy(np.ascontiguousarray(value[list(rows)])) for name, value in self.conditions.items()}
-        return rows_of(found, range(len(rows)), device)
+        chosen = {name: torch.from_numpy(np.ascontiguousarray(value[list(rows)])) for name, value in self.conditions.items()}
+        return rows_of(chosen, range(len(rows)), device)
 
 
 def denoising_losses(
@@ -98,38 +98,48 @@ def encode_captioned(
 
     Cost: on the disk, 4 bytes for each number of latents (twice) and encodings; of memory one chunk.
     """
-    card = folder / "real.json"
+    card = folder / "captioned.json"
     shapes = {name: list(value.shape[1:]) for name, value in denoiser.encode(list(captions[:1])).items()}
     shapes |= {"moments": [2, *denoiser.shape]}
-    told = {"of": digest([what, denoiser.width, denoiser.height, len(captions)]), "shapes": shapes}
-    done = card.is_file() and json.loads(card.read_text(encoding="utf-8")) == told
+    identity = {"of": digest([what, denoiser.width, denoiser.height, len(captions)]), "shapes": shapes}
+    done = card.is_file() and json.loads(card.read_text(encoding="utf-8")) == identity
     if not done:
         card.unlink(missing_ok=True)
-        need_room(
-            folder / "moments.f32", sum(4 * len(captions) * int(np.prod(shape)) for shape in shapes.values()), "captioned images"
-        )
+        size = sum(4 * len(captions) * int(np.prod(shape)) for shape in shapes.values())
+        need_room(folder / "moments.f32", size, "captioned images")
     files = {
         name: np.memmap(folder / f"{name}.f32", np.float32, "r" if done else "w+", shape=(len(captions), *shape))
         for name, shape in shapes.items()
     }
-    if not done:
-        given = pictures()
-        for start in range(0, len(captions), batch_size):
-            texts = list(captions[start : start + batch_size])
-            frames = np.stack([fitted(next(given), denoiser.width, denoiser.height) for _ in texts])
-            batch = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255).to(denoiser.device)
-            with sampling_memory(batch_size):
-                files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
-            for name, value in denoiser.encode(texts, batch_size).items():
-                files[name][start : start + len(texts)] = value.numpy()
-            advance(len(texts))
-        for file in files.values():
-            file.flush()
-        write_durably(card, json.dumps(told))
-    else:
+    if done:
         advance(len(captions))
+    else:
+        _encode(denoiser, captions, pictures(), files, batch_size, advance)
+        write_durably(card, json.dumps(identity))
     moments = files.pop("moments")
     return CaptionedImages(moments, dict(files))
+
+
+def _encode(
+    denoiser: Denoiser,
+    captions: Sequence[str],
+    pictures: Iterator[Pillow.Image],
+    files: Mapping[str, NDArray[np.float32]],
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Fill mapped files with moments and encoded captions, and bring them to the disk."""
+    for start in range(0, len(captions), batch_size):
+        texts = list(captions[start : start + batch_size])
+        frames = np.stack([fitted(next(pictures), denoiser.width, denoiser.height) for _ in texts])
+        batch = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255).to(denoiser.device)
+        with sampling_memory(batch_size):
+            files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
+        for name, value in denoiser.encode(texts, batch_size).items():
+            files[name][start : start + len(texts)] = value.numpy()
+        advance(len(texts))
+    for file in files.values():
+        file.flush()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule
 
 
 class SampleObjective(Objective):
-    """An objective that is a mean over a fixed number of samples per step, told by their indices in the step.
+    """An objective that is a mean over a fixed number of samples per step, which are numbered within the step.
 
     Args:
         stage: whose settings errors name.

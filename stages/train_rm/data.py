@@ -105,7 +105,7 @@ def group(pairs: PairRows, images: NDArray[np.uint64]) -> Groups:
     """Gather pairs by prompt.
 
     Args:
-        images: (n,) all images; a pair's image is told by its row there.
+        images: (n,) all images; a pair's image is given by its row there.
 
     Cost: O(p log p); memory 60 bytes per pair.
     """
