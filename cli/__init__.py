@@ -14,8 +14,8 @@ from irpipe.pipeline.interrupt import sigterm_interrupts
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(version("irpipe"))
         raise typer.Exit
 

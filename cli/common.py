@@ -1,4 +1,4 @@
-"""What the commands share: options, and opening the recipe and store of the current folder."""
+"""Options of several commands, and opening the recipe and the store of the current folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ IdArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Lay a setting over the recipe's. May be given often."),
+    typer.Option(
+        "--set", metavar="STAGE.FIELD=VALUE", help="Override a setting of the recipe for this command. May be repeated."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse what other code made.")]
+StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse results of other versions of the code.")]
 
 
 def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
@@ -49,7 +51,7 @@ def planner(
 
 
 def find(identifier: str) -> tuple[Recipe, Store, Record]:
-    """The run that a person means by an id or a stage's name."""
+    """The run with an id, or the newest run of a stage."""
     from irpipe.pipeline.errors import StoreError, did_you_mean
 
     recipe, store = open_recipe()

@@ -1,4 +1,4 @@
-"""Commands that look after the store: export, verify, gc."""
+"""Commands for the store: export, verify, gc."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def export(
         ExportKind,
         typer.Option(
             "--to",
-            help="files: the artifact's files as they are. hf-dataset: its tables, for datasets.load_dataset."
+            help="files: the artifact's files, unchanged. hf-dataset: its tables, for datasets.load_dataset."
             " diffusers: a tuned generator, for load_lora_weights or from_pretrained."
             " reward-model: for ImageReward.from_pretrained. All but files come with a card.",
         ),
     ] = ExportKind.files,
 ) -> None:
-    """Copy an artifact out of the store, with the records of everything it was made from.
+    """Copy an artifact out of the store, with the records of all its ancestors.
 
     Example: irpipe export build-pairs my-pairs --to hf-dataset
     """
@@ -45,10 +45,10 @@ def export(
 
 
 def verify(
-    rerun: Annotated[bool, typer.Option("--rerun", help="Also do every newest run again, and compare.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also repeat every newest run and compare the results.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Hash every artifact again. Damaged ones are named and moved aside; the next run makes them again.
+    """Hash every artifact again. Damaged ones are listed and moved aside; the next run makes them again.
 
     Example: irpipe verify
     """
@@ -73,17 +73,17 @@ def verify(
     else:
         for run in reruns:
             print(run)
-        otherwise = f", {len(differ)} did not come out the same" if rerun else ""
+        otherwise = f", {len(differ)} gave another result" if rerun else ""
         print(f"{checked} artifacts checked, {len(faults)} damaged{otherwise}")
     if faults or differ:
         raise typer.Exit(1)
 
 
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", help="Drop what is listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """List what no recipe's newest results were made from, and drop it with --yes.
+    """List artifacts and work that no recipe's newest results need, and delete them with --yes.
 
     Example: irpipe gc --yes
     """
@@ -102,7 +102,7 @@ def gc(
     if items:
         print_table(("name", "size", "why"), [(item.name, size(item.size), item.why) for item in items])
     total = size(sum(item.size for item in items))
-    print(f"dropped {total}" if yes else f"would drop {total}; --yes does it" if items else "nothing to drop")
+    print(f"deleted {total}" if yes else f"would delete {total}; --yes deletes it" if items else "nothing to delete")
 
 
 COMMANDS = (export, verify, gc)

@@ -22,7 +22,7 @@ class LineageFormat(StrEnum):
 
 
 def show(identifier: IdArgument, json_: JsonOption = False) -> None:
-    """Show an artifact: how it was made, its files, tables and figures, and what people want to see of its kind.
+    """Show an artifact: how it was made, its files, tables and metrics, and the view of its kind (charts, tables, pictures).
 
     Example: irpipe show build-pairs
     """
@@ -31,7 +31,7 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     from irpipe.pipeline.lineage import lineage
     from irpipe.pipeline.progress import duration, size
     from irpipe.pipeline.text import visible
-    from irpipe.pipeline.view import Shown, seen
+    from irpipe.pipeline.view import Subject, blocks_or_fault
 
     _, store, record = find(identifier)
     artifact = store.open(record.content_id)
@@ -56,10 +56,10 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     try:
         from irpipe.report.terminal import print_blocks
     except ModuleNotFoundError as error:
-        print(f"\nto see what it holds: pip install 'irpipe[report]' ({error.name} is not installed)")
+        print(f"\nto see its view: pip install 'irpipe[report]' ({error.name} is not installed)")
         return
     with store.in_use():
-        blocks, fault = seen(Shown(store, record, lineage(store, record).records))
+        blocks, fault = blocks_or_fault(Subject(store, record, lineage(store, record).records))
         print_blocks(blocks, record.content_id[:12], print_table)
     if fault:
         print(f"\n{visible(fault)}")
@@ -72,7 +72,7 @@ def lineage(
     ] = LineageFormat.text,
     json_: JsonOption = False,
 ) -> None:
-    """Show what an artifact was made from, and what was made from it.
+    """Show the ancestors and descendants of an artifact.
 
     Example: irpipe lineage build-pairs --format mermaid
     """
@@ -81,16 +81,16 @@ def lineage(
     from irpipe.pipeline import lineage as engine
 
     _, store, record = find(identifier)
-    found = engine.lineage(store, record)
+    graph = engine.lineage(store, record)
     if json_:
-        print_json({"runs": [asdict(run) for run in found.records], "edges": found.edges, "focus": record.key})
+        print_json({"runs": [asdict(run) for run in graph.records], "edges": graph.edges, "focus": record.key})
     elif format_ is LineageFormat.dot:
-        print(engine.as_dot(found))
+        print(engine.as_dot(graph))
     elif format_ is LineageFormat.mermaid:
-        print(engine.as_mermaid(found))
+        print(engine.as_mermaid(graph))
     else:
-        for run in found.records:
-            mark = "->" if run is found.focus else "  "
+        for run in graph.records:
+            mark = "->" if run is graph.focus else "  "
             made_from = ", ".join(entry.content_id[:12] for entry in run.inputs.values())
             print(f"{mark} {run.node} {run.content_id[:12]}{f'  from {made_from}' if made_from else ''}")
 
@@ -117,13 +117,13 @@ def trace(
     if json_:
         print_json([asdict(row) for row in rows])
         return
-    told = None
+    last_heading = None
     for row in rows:
-        place = (row.distance, row.stage, row.table)
-        if place != told:
+        heading = (row.distance, row.stage, row.table)
+        if heading != last_heading:
             more = f", {row.more:,} more rows not shown" if row.more else ""
             print(f"{('holds it', 'one step away', 'two steps away')[row.distance]}: {row.stage} {row.table}{more}")
-            told = place
+            last_heading = heading
         print("   " + ", ".join(f"{name}={_short(value)}" for name, value in row.row.items() if value is not None))
 
 
@@ -136,48 +136,50 @@ def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> No
 
     Example: irpipe diff 1f2e3d 4c5b6a
     """
-    _, store, one = find(first)
-    _, _, two = find(second)
-    found = [*_compare(one, two)]
-    files_one, files_two = (
-        {file.path: file.sha256 for file in store.open(record.content_id).manifest.files} for record in (one, two)
+    _, store, left = find(first)
+    _, _, right = find(second)
+    differences = [*_compare(left, right)]
+    files_left, files_right = (
+        {file.path: file.sha256 for file in store.open(record.content_id).manifest.files} for record in (left, right)
     )
-    for path in sorted(set(files_one) | set(files_two)):
-        if files_one.get(path) != files_two.get(path):
-            found.append(("file", path, (files_one.get(path) or "")[:12] or None, (files_two.get(path) or "")[:12] or None))
+    for path in sorted(set(files_left) | set(files_right)):
+        if files_left.get(path) != files_right.get(path):
+            differences.append(
+                ("file", path, (files_left.get(path) or "")[:12] or None, (files_right.get(path) or "")[:12] or None)
+            )
     if json_:
-        print_json([dict(zip(("what", "name", "first", "second"), row, strict=True)) for row in found])
+        print_json([dict(zip(("what", "name", "first", "second"), row, strict=True)) for row in differences])
         return
-    if not found:
+    if not differences:
         print("the same")
         return
-    print_table(("what", "name", one.content_id[:12], two.content_id[:12]), found)
+    print_table(("what", "name", left.content_id[:12], right.content_id[:12]), differences)
 
 
-def _compare(one: Record, two: Record) -> list[tuple[str, str, Any, Any]]:
+def _compare(left: Record, right: Record) -> list[tuple[str, str, Any, Any]]:
     rows: list[tuple[str, str, Any, Any]] = []
-    inputs_one, inputs_two = ({kind: entry.content_id[:12] for kind, entry in run.inputs.items()} for run in (one, two))
+    inputs_left, inputs_right = ({kind: entry.content_id[:12] for kind, entry in run.inputs.items()} for run in (left, right))
     parts: list[tuple[str, Any, Any]] = [
-        ("stage", {"name": one.stage, "version": one.stage_version}, {"name": two.stage, "version": two.stage_version}),
-        ("setting", one.config, two.config),
-        ("input", inputs_one, inputs_two),
-        ("external", one.external, two.external),
-        ("code", {"digest": one.code_digest[:12]}, {"digest": two.code_digest[:12]}),
-        ("package", one.packages, two.packages),
-        ("rows", one.rows, two.rows),
-        ("figure", one.metrics, two.metrics),
+        ("stage", {"name": left.stage, "version": left.stage_version}, {"name": right.stage, "version": right.stage_version}),
+        ("setting", left.config, right.config),
+        ("input", inputs_left, inputs_right),
+        ("external", left.external, right.external),
+        ("code", {"digest": left.code_digest[:12]}, {"digest": right.code_digest[:12]}),
+        ("package", left.packages, right.packages),
+        ("rows", left.rows, right.rows),
+        ("figure", left.metrics, right.metrics),
     ]
-    for what, before, after in parts:
+    for part, before, after in parts:
         for name in sorted(set(before) | set(after)):
             if before.get(name) != after.get(name):
-                rows.append((what, name, before.get(name), after.get(name)))
+                rows.append((part, name, before.get(name), after.get(name)))
     return rows
 
 
 def sql(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False
 ) -> None:
-    """Ask the newest tables of the recipe a question in SQL. `SHOW ALL TABLES` lists them.
+    """Run an SQL query over the recipe's newest tables. `SHOW ALL TABLES` lists them.
 
     Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"
     """
@@ -189,14 +191,14 @@ def sql(
         answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
     if json_:
         if len(set(answer.columns)) < len(answer.columns):
-            raise StoreError(f"two columns have one name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")
+            raise StoreError(f"two columns have the same name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")
         print_json([dict(zip(answer.columns, map(_json_value, row), strict=True)) for row in answer.rows])
     else:
         print_table(answer.columns, answer.rows)
 
 
 def _json_value(value: Any) -> Any:
-    """NaN and infinities are no JSON."""
+    """A value as JSON has it: NaN and infinities become null."""
     if isinstance(value, list | tuple):
         return [_json_value(item) for item in value]
     if isinstance(value, dict):
@@ -205,7 +207,7 @@ def _json_value(value: Any) -> Any:
 
 
 def cite(stage: StageArgument, json_: JsonOption = False) -> None:
-    """List a stage's settings: default, meaning, and where the default comes from.
+    """List a stage's settings: default, meaning, and the source of the default.
 
     Example: irpipe cite prompt-graph
     """
@@ -216,8 +218,8 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
     rows = []
     for name, field in settings_of(declared.config).items():
         default = "must be given" if field.is_required() else field.default
-        shown = "unset" if default is None or default == () else default
-        rows.append((name, shown, field.description, source_of(declared.config, name), role_of(declared.config, name)))
+        default_text = "unset" if default is None or default == () else default
+        rows.append((name, default_text, field.description, source_of(declared.config, name), role_of(declared.config, name)))
     columns = ("setting", "default", "meaning", "source", "role")
     if json_:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
@@ -231,14 +233,16 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
 def report(
     identifier: Annotated[
         str | None,
-        typer.Argument(metavar="[STAGE|ID]", help="A stage or an id: it and what it was made from. Without: the recipe."),
+        typer.Argument(
+            metavar="[STAGE|ID]", help="A stage or an id: that artifact and its ancestors. Default: the whole recipe."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where the page goes. Without: report.html, or report-ID.html.")
+        Path | None, typer.Option("--out", metavar="FILE", help="The file to write. Default: report.html, or report-ID.html.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again while a run goes on.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Rewrite the page every few seconds while a run goes on.")] = False,
 ) -> None:
-    """Write one self-contained web page: what ran, what it made, and what that is worth.
+    """Write one self-contained web page: runs, results and evaluations.
 
     Example: irpipe report --out report.html
     """

@@ -20,7 +20,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     prompt: Annotated[
-        list[str], typer.Option("--prompt", metavar="TEXT", help="What the images should show. May be given often.")
+        list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt that the images are scored for. May be repeated.")
     ],
     model: Annotated[
         str | None,
@@ -34,7 +34,7 @@ def score(
     scorer: Annotated[
         str,
         typer.Option(
-            "--scorer", metavar="NAME", help="Who scores: reward-model, clip, blip, aesthetic, or what a package declares."
+            "--scorer", metavar="NAME", help="The scorer: reward-model, clip, blip, aesthetic, or one that a package declares."
         ),
     ] = "reward-model",
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
@@ -53,10 +53,10 @@ def score(
         raise ModelError(f"scoring needs the package {error.name}", fix="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
-    judge = open_scorer(scorer, model, device)
-    rows = [row for text in prompt for row in scored(judge, text, files)]
+    loaded_scorer = open_scorer(scorer, model, device)
+    rows = [row for text in prompt for row in scored(loaded_scorer, text, files)]
     if json_:
-        card = judge.card
+        card = loaded_scorer.card
         meaning = (
             {"mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning} if card else {}
         )
@@ -72,10 +72,10 @@ def score(
 
 
 def open_scorer(name: str, model: str | None, device: str) -> Any:
-    """A scorer with the model that a person names.
+    """A scorer with a model.
 
     Raises:
-        ModelError: it needs a model, and none was named.
+        ModelError: it needs a model, and none was given.
     """
     from irpipe.models.loading import files_of
     from irpipe.models.plugins import OWN_SCORERS
@@ -85,14 +85,14 @@ def open_scorer(name: str, model: str | None, device: str) -> Any:
 
     if model is None and name in OWN_SCORERS:
         raise ModelError(f"the scorer {name} needs a model", fix="--model FOLDER")
-    named = [locate(model)] if model is not None else []
-    rewards = {REWARD_MODEL: load_reward_model(files_of(named[0]))} if name == REWARD_MODEL else {}
-    models = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), named)
-    return make_scorers([name], models, rewards, device=device, dtype="float32", seed=0)[name]
+    models = [locate(model)] if model is not None else []
+    rewards = {REWARD_MODEL: load_reward_model(files_of(models[0]))} if name == REWARD_MODEL else {}
+    model_settings = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), models)
+    return make_scorers([name], model_settings, rewards, device=device, dtype="float32", seed=0)[name]
 
 
 def locate(model: str) -> Model:
-    """A model that a person names: by a path, a shipped name, a hub id with its revision, an artifact's id or a node."""
+    """A model by a path, a shipped name, a hub id with its revision, an artifact's id or a node's name."""
     from irpipe.pipeline.external import shipped_folder
     from irpipe.pipeline.registry import MODELS, declared
     from irpipe.pipeline.stage import Model
@@ -106,12 +106,12 @@ def locate(model: str) -> Model:
     if at:
         return Model(name, revision, None)
     if "/" in model:
-        return Model(model, "", path)  # a path that does not exist: whoever loads it says so
+        return Model(model, "", path)  # a path that does not exist: loading it raises the error
     _, store, record = find(model)
     return Model(record.node, record.content_id, store.object_path(record.content_id))
 
 
-def image_files(given: Sequence[Path]) -> list[Path]:
+def image_files(paths: Sequence[Path]) -> list[Path]:
     """Image files, those of folders by name.
 
     Raises:
@@ -120,12 +120,12 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     from irpipe.pipeline.errors import InputError
 
     files: list[Path] = []
-    for path in given:
+    for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            if not found:
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not images:
                 raise InputError(f"{path} holds no images", where=str(path), expected=", ".join(_SUFFIXES))
-            files += found
+            files += images
         elif path.is_file():
             files.append(path)
         else:

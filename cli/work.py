@@ -1,4 +1,4 @@
-"""Commands that make things and watch them being made: init, run, plan, status, log."""
+"""Commands that run stages and show their progress: init, run, plan, status, log."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def init(
 def run(
     stage: StageArgument,
     set_: SetOption = None,
-    only: Annotated[bool, typer.Option("--only", help="Run this stage alone; what it reads must be at hand.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run this stage although its result is at hand.")] = False,
+    only: Annotated[bool, typer.Option("--only", help="Run this stage alone; the artifacts that it reads must exist.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run this stage although its result exists.")] = False,
     strict_code: StrictOption = False,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together; one for each GPU, say.")
+        int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together, for example one per GPU.")
     ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
     json_: Annotated[
         bool,
-        typer.Option("--json", help="One JSON event a line; the last is 'done', with key, content_id and metrics, or 'failed'."),
+        typer.Option("--json", help="One JSON event per line; the last: 'done', with key, content_id and metrics, or 'failed'."),
     ] = False,
 ) -> None:
-    """Make a stage's artifact: run what is missing upstream, reuse the rest, and say which and why.
+    """Make a stage's artifact: run the missing stages upstream, reuse the others, and say which and why.
 
     Example: irpipe run select-prompts --set select-prompts.count=400
     """
@@ -78,7 +78,7 @@ def run(
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
         with together(processes, arguments):
             record = runner.run(stage, only=only)
-    except BaseException as error:  # told and raised again: a program that reads the events must learn how it ended
+    except BaseException as error:  # reported and raised again: a program that reads the events must learn how it ended
         watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
         raise
     if json_:
@@ -89,7 +89,7 @@ def run(
 
 
 def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:
-    """Tell what `run` would run, why, and how long it took before. Writes nothing.
+    """Show which stages `run` would run, why, and how long they took before. Writes nothing.
 
     Example: irpipe plan build-pairs --set select-prompts.count=500
     """
@@ -97,14 +97,14 @@ def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption
 
     steps = planner(set_, watcher=watcher_for(json_lines=False, quiet=json_), strict=strict_code).plan(stage)
     if json_:
-        print_json([step.told for step in steps])
+        print_json([step.as_json for step in steps])
         return
     for step in steps:
         print("\n".join(step.lines))
 
 
 def status(json_: JsonOption = False) -> None:
-    """Show how every stage of the recipe stands: made, out of date and why, running and how far, failed and with what error.
+    """Show the state of every stage: done, out of date (and why), running (and its progress), failed (and the error).
 
     Example: irpipe status
     """
@@ -140,9 +140,9 @@ def status(json_: JsonOption = False) -> None:
 def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
     state = row["state"]
     if row["process"]:
-        far = row["progress"]
-        told = tick_line(**{name: value for name, value in far.items() if name not in ("time", "event")}) if far else ""
-        state = f"running (process {row['process']}){f': {told}' if told else ''}"
+        fields = row["progress"] or {}
+        line = tick_line(**{name: value for name, value in fields.items() if name not in ("time", "event")}) if fields else ""
+        state = f"running (process {row['process']}){f': {line}' if line else ''}"
     elif row["why"] and row["why"] != [state]:
         state = f"{state}: {'; '.join(row['why'])}"
     return (
@@ -157,10 +157,10 @@ def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def log(
     stage: StageArgument,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the run ends.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Print what a stage's latest run said, with the time of each line: of one that runs, of one that failed, or of the last one.
+    """Print the log of a stage's latest run, running, failed or finished, with the time of each line.
 
     Example: irpipe log train-rm -f
     """
@@ -172,17 +172,17 @@ def log(
     from irpipe.pipeline.status import log_key
 
     recipe, store = open_recipe()
-    recipe.chain(stage)  # so that a stage that is none is named
+    recipe.chain(stage)  # an unknown stage is an error that names the nearest one
     key = log_key(store, recipe.name, stage)
     if key is None or not store.log_path(key).exists():
         raise StoreError(f"{stage} has no log", fix=f"irpipe run {stage}" if key is None else f"irpipe run {stage} --force")
-    place, running, seen = 0, True, False
+    position, running, printed = 0, True, False
     while running:
         running = follow and store.is_locked(key)  # asked before the read: what is written until then is read
-        told, place = read_journal(store.log_path(key), place)
-        for line in told if seen else latest_run(told):
+        lines, position = read_journal(store.log_path(key), position)
+        for line in lines if printed else latest_run(lines):
             print(json.dumps(line, ensure_ascii=False) if json_ else as_line(line), flush=True)
-        seen = True
+        printed = True
         if running:
             time.sleep(_FOLLOW_SECONDS)
 

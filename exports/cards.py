@@ -41,15 +41,15 @@ class Origin:
 
 def write_card(folder: Path, entries: dict[str, Any], parts: Sequence[str], origin: Origin) -> None:
     """Write README.md: front matter, the exporter's own parts, and what all cards say."""
-    common = (made(origin.record), truth(origin), licence(origin), reproduce(origin), ancestry(origin))
+    common = (how_made(origin.record), truth(origin), licence(origin), reproduce(origin), ancestry(origin))
     text = joined(front_matter(entries), *parts, *common)
     (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def made(record: Record) -> str:
+def how_made(record: Record) -> str:
     """How it was made: stage, ids, rows, and the settings that somebody gave."""
-    rows = record.rows
-    given = [
+    counts = record.rows
+    rows = [
         (
             code(name),
             code(record.config[name]),
@@ -59,7 +59,7 @@ def made(record: Record) -> str:
     ]
     settings = joined(
         f"Settings that were given; others had this version's defaults, which {code(f'irpipe cite {record.stage}')} explains:",
-        table(("setting", "value", "digest or revision of what it names"), given),
+        table(("setting", "value", "digest or revision of what it names"), rows),
     )
     return joined(
         "## How it was made",
@@ -67,15 +67,15 @@ def made(record: Record) -> str:
         f" irpipe {plain(record.packages.get('irpipe', ''))}, under the recipe {code(record.recipe)}.",
         f"- key (stage, settings and inputs): {code(record.key)}\n"
         f"- content id (of the artifact's files): {code(record.content_id)}\n"
-        f"- rows: {rows['read']:,} read, {rows['kept']:,} kept, {rows['rejected']:,} rejected",
-        settings if given else "No setting was given: all had this version's defaults.",
+        f"- rows: {counts['read']:,} read, {counts['kept']:,} kept, {counts['rejected']:,} rejected",
+        settings if rows else "No setting was given: all had this version's defaults.",
     ).rstrip()
 
 
 def _digests(entry: Any) -> str:
     """The digests and revisions among what an external setting came to, however its role nests them."""
     if isinstance(entry, list):
-        return ", ".join(found for item in entry if (found := _digests(item)))
+        return ", ".join(text for item in entry if (text := _digests(item)))
     return entry if isinstance(entry, str) and _DIGEST.fullmatch(entry) else ""
 
 

@@ -93,16 +93,16 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
 
 def config_names(names: Iterable[str]) -> dict[str, str]:
     """A configuration for each table: its name without what has a meaning in paths, patterns and YAML."""
-    found: dict[str, str] = {LINEAGE: LINEAGE}  # the folder beside them
+    configs: dict[str, str] = {LINEAGE: LINEAGE}  # the folder beside them
     for name in names:
-        found[name] = _unlike(re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "table", found.values())
-    return found
+        configs[name] = _unique(re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "table", configs.values())
+    return configs
 
 
-def _unlike(name: str, taken: Iterable[str]) -> str:
+def _unique(name: str, names: Iterable[str]) -> str:
     """The name, or the name and the first number that makes it one of its own."""
-    others, number, free = set(taken), 1, name
-    while free in others:
+    taken, number, free = set(names), 1, name
+    while free in taken:
         number += 1
         free = f"{name}_{number}"
     return free
@@ -110,11 +110,11 @@ def _unlike(name: str, taken: Iterable[str]) -> str:
 
 def prompt_splitter(artifact: Artifact) -> Splitter | None:
     """Splits rows by their prompt, if the artifact tells the prompts' splits."""
-    told = artifact.manifest.tables.get(PROMPT_SPLITS.name, _NO_TABLE).columns
-    if told.get("prompt_id") != "uint64" or not _is_text(told.get("split", "")):
+    columns = artifact.manifest.tables.get(PROMPT_SPLITS.name, _NO_TABLE).columns
+    if columns.get("prompt_id") != "uint64" or not _is_text(columns.get("split", "")):
         return None
-    known = PROMPT_SPLITS.read(artifact.table(PROMPT_SPLITS.name), ["prompt_id", "split"])
-    ids, splits = known["prompt_id"].combine_chunks(), _undictionaried(known["split"].combine_chunks())
+    prompts = PROMPT_SPLITS.read(artifact.table(PROMPT_SPLITS.name), ["prompt_id", "split"])
+    ids, splits = prompts["prompt_id"].combine_chunks(), _undictionaried(prompts["split"].combine_chunks())
 
     def split(rows: Any) -> Iterator[tuple[str, Any]]:
         return _parts(rows, splits.take(pc.index_in(rows["prompt_id"].combine_chunks(), value_set=ids)))
@@ -161,24 +161,24 @@ def write_table(name: str, config: str, files: Sequence[Path], out: Path, split:
         with ExitStack() as stack, pq.ParquetFile(file) as parquet:
             writers: dict[str, Any] = {}
             for group in range(parquet.num_row_groups):
-                for given, part in split(as_exported(parquet.read_row_group(group), schema)):
-                    if given not in split_names:
-                        split_names[given] = split_name(given, split_names.values())
-                    named = split_names[given]
-                    if named not in writers:
-                        path = out / config / f"{named}-{number:05}.parquet"
+                for split_value, part in split(as_exported(parquet.read_row_group(group), schema)):
+                    if split_value not in split_names:
+                        split_names[split_value] = split_name(split_value, split_names.values())
+                    folder_name = split_names[split_value]
+                    if folder_name not in writers:
+                        path = out / config / f"{folder_name}-{number:05}.parquet"
                         path.parent.mkdir(exist_ok=True)
-                        writers[named] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-                    writers[named].write_table(part, row_group_size=len(part))
-                    rows[named] += len(part)
+                        writers[folder_name] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+                    writers[folder_name].write_table(part, row_group_size=len(part))
+                    rows[folder_name] += len(part)
     order = [*SPLITS, *sorted(rows.keys() - {*SPLITS, UNASSIGNED}), UNASSIGNED]
-    return Exported(name, config, schema, {named: rows[named] for named in order if rows[named]})
+    return Exported(name, config, schema, {folder_name: rows[folder_name] for folder_name in order if rows[folder_name]})
 
 
-def split_name(given: str, taken: Iterable[str]) -> str:
+def split_name(value: str, taken: Iterable[str]) -> str:
     """A split as `datasets` takes its name: of letters, digits and _, its own, and not a word that means something else."""
-    name = re.sub(r"\W+", "_", given, flags=re.ASCII).strip("_") or UNASSIGNED
-    return _unlike(f"{name}_" if name in _RESERVED else name, taken)
+    name = re.sub(r"\W+", "_", value, flags=re.ASCII).strip("_") or UNASSIGNED
+    return _unique(f"{name}_" if name in _RESERVED else name, taken)
 
 
 def exported_schema(schema: Any) -> Any:
@@ -187,8 +187,8 @@ def exported_schema(schema: Any) -> Any:
     Every column may be null: `datasets` believes a file's own word on images only then.
     """
     fields = [pa.field(field.name, _exported_type(field.type), True, field.metadata) for field in schema]
-    kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
-    return pa.schema(fields, kept or None)
+    metadata = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
+    return pa.schema(fields, metadata or None)
 
 
 def _exported_type(kind: Any) -> Any:
@@ -229,17 +229,19 @@ def front(exported: Sequence[Exported], record: Record) -> dict[str, Any]:
 def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
     """What it is, its tables and splits at a glance, and how to load them."""
     splits = [*SPLITS, *sorted({name for item in exported for name in item.rows} - {*SPLITS})]
-    shown = [name for name in splits if any(name in item.rows for item in exported)]
-    counts = [(code(item.config), *(f"{item.rows[name]:,}" if name in item.rows else "" for name in shown)) for item in exported]
+    columns = [name for name in splits if any(name in item.rows for item in exported)]
+    counts = [
+        (code(item.config), *(f"{item.rows[name]:,}" if name in item.rows else "" for name in columns)) for item in exported
+    ]
     loads = [f"{_variable(item.config)} = load_dataset({folder!a}, {item.config!a})" for item in exported if item.rows]
-    whole = f" A table without splits is one, {code(WHOLE)}." if any(WHOLE in item.rows for item in exported) else ""
-    lost = f" {code(UNASSIGNED)}: rows of no split." if any(UNASSIGNED in item.rows for item in exported) else ""
-    empty = " A table without rows has no configuration." if any(not item.rows for item in exported) else ""
+    full_note = f" A table without splits is one, {code(WHOLE)}." if any(WHOLE in item.rows for item in exported) else ""
+    unassigned_note = f" {code(UNASSIGNED)}: rows of no split." if any(UNASSIGNED in item.rows for item in exported) else ""
+    empty_note = " A table without rows has no configuration." if any(not item.rows for item in exported) else ""
     return joined(
         f"# {plain(record.stage)}",
         f"The tables of an artifact of irpipe: {plain(_first_line(record.stage))}",
-        f"Rows of each table by split.{whole}{lost}{empty}",
-        table(("table", *map(code, shown)), counts),
+        f"Rows of each table by split.{full_note}{unassigned_note}{empty_note}",
+        table(("table", *map(code, columns)), counts),
         fenced("python", "\n".join(["from datasets import load_dataset", "", *loads])),
     ).rstrip()
 
@@ -281,9 +283,9 @@ def _meaning(field: Any) -> str:
 
 def _table_doc(item: Exported) -> str:
     """What the schemas say of a table of this name and these columns; nothing of another package's."""
-    for known in known_tables():
-        if known.name == item.name and [column.name for column in known.columns] == item.schema.names:
-            return known.doc
+    for declared in known_tables():
+        if declared.name == item.name and [column.name for column in declared.columns] == item.schema.names:
+            return declared.doc
     return ""
 
 
@@ -311,8 +313,8 @@ def leads(store: Store, origin: Origin) -> str:
     """Where in the lineage the images and texts lie that ids name, where they are still at hand."""
     rows = []
     for run in origin.ancestors:
-        found = store.open(run.content_id).manifest.tables if store.holds(run.content_id) else {}
-        for name, entry in found.items():
+        tables = store.open(run.content_id).manifest.tables if store.holds(run.content_id) else {}
+        for name, entry in tables.items():
             if {"image_id", "image"} <= entry.columns.keys():
                 rows.append(("images, by `image_id`", code(run.stage), code(name), code(run.content_id[:12])))
             if {"prompt_id", "prompt"} <= entry.columns.keys():
@@ -328,12 +330,12 @@ def leads(store: Store, origin: Origin) -> str:
 
 def left_out(artifact: Artifact) -> str:
     """Files of the artifact that are no tables."""
-    within = {part for entry in artifact.manifest.tables.values() for part in entry.files}
-    others = [file for file in artifact.manifest.files if file.path not in within]
-    if not others:
+    parts = {part for entry in artifact.manifest.tables.values() for part in entry.files}
+    files = [file for file in artifact.manifest.files if file.path not in parts]
+    if not files:
         return ""
-    rows = [(code(file.path), f"{file.size:,}", code(file.sha256)) for file in others[:_MOST_LISTED]]
-    rows += [(f"{len(others) - _MOST_LISTED:,} more", "", "")] if len(others) > _MOST_LISTED else []
+    rows = [(code(file.path), f"{file.size:,}", code(file.sha256)) for file in files[:_MOST_LISTED]]
+    rows += [(f"{len(files) - _MOST_LISTED:,} more", "", "")] if len(files) > _MOST_LISTED else []
     return joined(
         "## Left out",
         "Files of the artifact that are no tables; `--to files` copies them too.",

@@ -66,10 +66,10 @@ def on_hub(card: GeneratorCard) -> bool:
 
 def summary(card: GeneratorCard, folder: str) -> str:
     """What it is, and how to load it."""
-    what = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights for its UNet"
+    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights for its UNet"
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
-        f"A text-to-image generator tuned to human preference: {what}.",
+        f"A text-to-image generator tuned to human preference: {contents}.",
         fenced("python", "\n".join(["import torch", "from diffusers import DiffusionPipeline", *loading(card, folder)])),
     ).rstrip()
 
@@ -100,14 +100,14 @@ def tuned(card: GeneratorCard, record: Record) -> str:
     fired = record.metrics.get("stop_rule")  # with early_stopping = "log" the training goes on
     verdict = f"fired, and was only logged: {plain('; '.join(fired))}" if fired else "did not fire"
     verdict = f"stopped it: {plain(card.stopped_for)}" if card.stopped_for else verdict
-    nothing = "no evaluation was better than the first: these are the base's own weights" if not card.kept_step else ""
+    base_note = "no evaluation was better than the first: these are the base's own weights" if not card.kept_step else ""
     rows = [
         ("base", code(card.base)),
         ("its revision, or the digest of its folder", code(card.revision)),
         ("method", code(card.stage)),
         ("what was trained", "the UNet" if card.trained == "unet" else "LoRA in the UNet"),
         ("steps done", f"{card.steps:,}"),
-        ("weights of step", f"{card.kept_step:,}{f' ({nothing})' if nothing else ''}"),
+        ("weights of step", f"{card.kept_step:,}{f' ({base_note})' if base_note else ''}"),
         ("the stop rule", verdict),
         *([("give as negative prompt", code(card.negative_prompt))] if card.negative_prompt else []),
         *((f"trained on {plain(kind)}", code(content)) for kind, content in card.trained_on.items()),
@@ -142,4 +142,4 @@ def _figure(value: float | None) -> str:
 
 def pictures(folder: Path) -> str:
     """The drawings that are there."""
-    return joined(*(f"![{what}]({name})" for name, what in _PICTURES.items() if (folder / name).is_file())).rstrip()
+    return joined(*(f"![{caption}]({name})" for name, caption in _PICTURES.items() if (folder / name).is_file())).rstrip()

@@ -55,15 +55,15 @@ def plain(value: Any) -> str:
     """Any value as Markdown that shows it in one line and means nothing by it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + " ..."
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return html.escape(_ACTIVE.sub(r"\\\1", shown), quote=False)
+    printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return html.escape(_ACTIVE.sub(r"\\\1", printable), quote=False)
 
 
 def code(value: Any) -> str:
     """A value as code, or `plain` where something in it could end the code."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    simple = text.isprintable() and not _ENDS_CODE & set(text) and text == text.strip() and text and len(text) <= _MOST_SHOWN
-    return f"`{text}`" if simple else plain(value)
+    is_simple = text.isprintable() and not _ENDS_CODE & set(text) and text == text.strip() and text and len(text) <= _MOST_SHOWN
+    return f"`{text}`" if is_simple else plain(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

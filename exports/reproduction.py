@@ -19,12 +19,12 @@ def recipe_of(runs: Sequence[Record]) -> str:
     blocks = [f"recipe = {toml(runs[-1].recipe)}"]
     for run in runs:
         name = table_name(run.node)
-        given = {setting: run.config[setting] for setting in run.given if run.config[setting] is not None}
+        settings = {setting: run.config[setting] for setting in run.given if run.config[setting] is not None}
         wiring = _wiring(run, producers)
         lines = [
             f"[{name}]",
             *([f"{STAGE} = {toml(run.stage)}"] if name != run.stage else []),
-            *(f"{setting} = {toml(value)}" for setting, value in given.items()),
+            *(f"{setting} = {toml(value)}" for setting, value in settings.items()),
             *([f"{WIRING} = {toml(wiring)}"] if wiring else []),
         ]
         blocks.append("\n".join(lines))

@@ -107,8 +107,8 @@ def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
 
 def _problems(image: Impression, rng: np.random.Generator) -> list[str]:
     """The boxes of ImageReward B.2 that mean something here: too many things, misshapen ones, and nothing to be seen."""
-    there = {"repeated_generation": image.extra > 0, "body_problem": image.blobs > 0, "too_blurred": image.fidelity < 0.15}
-    return [name for name, is_there in there.items() if is_there and rng.random() >= _SLIP]
+    present = {"repeated_generation": image.extra > 0, "body_problem": image.blobs > 0, "too_blurred": image.fidelity < 0.15}
+    return [name for name, is_present in present.items() if is_present and rng.random() >= _SLIP]
 
 
 def slots(seen: NDArray[np.float64]) -> list[int]:

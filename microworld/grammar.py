@@ -127,15 +127,15 @@ def corrupt(scene: Scene, rng: np.random.Generator) -> Scene:
         return replace(scene, relation=OPPOSITE[scene.relation])
     pool = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "place": PLACES, "background": BACKGROUNDS}[name]
     if index < 0:
-        other = _other(rng, pool, {getattr(scene, name)})
+        other = _another(rng, pool, {getattr(scene, name)})
         return replace(scene, place=other) if name == "place" else replace(scene, background=other)
-    taken = {thing.colour for thing in scene.things} if name == "colour" else {getattr(scene.things[index], name)}
-    thing = replace(scene.things[index], **{name: _other(rng, pool, taken)})
+    excluded = {thing.colour for thing in scene.things} if name == "colour" else {getattr(scene.things[index], name)}
+    thing = replace(scene.things[index], **{name: _another(rng, pool, excluded)})
     return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
 
 
-def _other(rng: np.random.Generator, pool: tuple[str, ...], taken: set[str]) -> str:
-    return str(rng.choice([value for value in pool if value not in taken]))
+def _another(rng: np.random.Generator, pool: tuple[str, ...], excluded: set[str]) -> str:
+    return str(rng.choice([value for value in pool if value not in excluded]))
 
 
 def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
@@ -176,18 +176,18 @@ def _thing(number: int) -> str:
     return f"a (?:{size} )?{_any_of(f'colour{number}', COLOURS)} {_any_of(f'shape{number}', SHAPES)}"
 
 
-def _said(texts: Iterable[str]) -> str:
+def _phrases(texts: Iterable[str]) -> str:
     """One of the fixed phrases at the ends of a sentence, without punctuation."""
     return "|".join(re.escape(text.strip(" ,")) for text in texts if text)
 
 
 _PROMPT = re.compile(
-    f"(?:(?:{_said(_OPENINGS)}) )?"
+    f"(?:(?:{_phrases(_OPENINGS)}) )?"
     f"{_thing(0)}"
     f"(?: {_any_of('relation', (text for group in _RELATION_WORDS.values() for text in group))} {_thing(1)}"
     f"| {_any_of('place', (text for group in _PLACE_WORDS.values() for text in group))})?"
     f"(?: (?:on|against) a {_any_of('background', BACKGROUNDS)} background)?"
-    f"(?: (?:{_said(_ENDINGS)}))?"
+    f"(?: (?:{_phrases(_ENDINGS)}))?"
 )
 _MEANING = {
     wording: value
@@ -208,14 +208,16 @@ def parse(prompt: str) -> tuple[Scene, tuple[Requirement, ...]]:
     match = _PROMPT.fullmatch(text)
     if match is None:
         raise ValueError(f"not a sentence of the micro world: {prompt!r}")
-    found: dict[str, str | None] = {name: _MEANING.get(given, given) for name, given in match.groupdict(default="").items()}
-    found = {name: value or None for name, value in found.items()}
-    count = 2 if found["relation"] else 1
-    things = tuple(Thing(found[f"size{n}"], str(found[f"colour{n}"]), str(found[f"shape{n}"])) for n in range(count))
-    scene = Scene(things, found["relation"], found["place"], found["background"])
+    groups: dict[str, str | None] = {
+        name: _MEANING.get(wording, wording) for name, wording in match.groupdict(default="").items()
+    }
+    groups = {name: value or None for name, value in groups.items()}
+    count = 2 if groups["relation"] else 1
+    things = tuple(Thing(groups[f"size{n}"], str(groups[f"colour{n}"]), str(groups[f"shape{n}"])) for n in range(count))
+    scene = Scene(things, groups["relation"], groups["place"], groups["background"])
 
     requirements = []
-    for name, value in found.items():
+    for name, value in groups.items():
         if value is None:
             continue
         start, end = match.span(name)

@@ -148,8 +148,8 @@ def look(image: Image) -> View:
     unexplained = np.sqrt(np.square(image - compose(_GROUNDS[nearest], parts)).sum(axis=-1))
     defects = np.clip((unexplained - _TOLERANCE) / _RAMP, 0, 1)
     fidelity = float(np.exp(-max(0.0, defects.sum() - _SLACK) / _DECAY)) * (1.0 if parts else _NO_THING)
-    named = float(np.linalg.norm(_GROUNDS[nearest] - ground)) < _GROUND_LIMIT
-    return View(BACKGROUNDS[nearest] if named else None, tuple(things), defects, fidelity)
+    has_name = float(np.linalg.norm(_GROUNDS[nearest] - ground)) < _GROUND_LIMIT
+    return View(BACKGROUNDS[nearest] if has_name else None, tuple(things), defects, fidelity)
 
 
 def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
@@ -158,7 +158,7 @@ def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
     to_ground = np.square(image - ground).sum(axis=-1)
     colour_of = to_palette.argmin(axis=-1)
     stands_out = (to_ground > 0.5 * to_palette.min(axis=-1)) & (to_ground > 0.04)
-    found = []
+    things = []
     for colour in np.unique(colour_of[stands_out]).tolist():
         labels, count = ndimage.label(stands_out & (colour_of == colour))
         for patch in range(1, count + 1):
@@ -167,16 +167,16 @@ def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
             if mask.sum() >= _LEAST_PIXELS and ndimage.binary_erosion(mask).any():
                 seen = fit(image, mask, ground)
                 if seen.radius >= _SMALLEST:
-                    found.append(seen)
-    return sorted(found, key=lambda seen: -seen.radius)
+                    things.append(seen)
+    return sorted(things, key=lambda seen: -seen.radius)
 
 
 def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> Seen:
     """The shape that overlaps a patch best, by intersection over union of soft coverages."""
     core = np.median(image[patch], axis=0)
-    away = core - ground
-    near = ndimage.binary_dilation(patch)
-    soft = np.clip(((image - ground) @ away) / (away @ away + 1e-9), 0, 1) * near
+    contrast = core - ground
+    neighbourhood = ndimage.binary_dilation(patch)
+    soft = np.clip(((image - ground) @ contrast) / (contrast @ contrast + 1e-9), 0, 1) * neighbourhood
     area = soft.sum()
     x, y = float((soft * _XX).sum() / area), float((soft * _YY).sum() / area)
     best: tuple[float, str, float] = (-1.0, "", 0.0)
@@ -187,8 +187,8 @@ def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> 
             overlap = float(np.minimum(cover, soft).sum() / np.maximum(cover, soft).sum())
             best = max(best, (overlap, shape, radius))
     overlap, shape, radius = best
-    off = np.linalg.norm(_PALETTE - core, axis=-1)
-    colour = COLOURS[int(off.argmin())] if off.min() < _COLOUR_LIMIT else None
+    distances = np.linalg.norm(_PALETTE - core, axis=-1)
+    colour = COLOURS[int(distances.argmin())] if distances.min() < _COLOUR_LIMIT else None
     is_shape = overlap >= _LEAST_OVERLAP and radius <= _LARGEST
     size = "large" if radius > _BETWEEN_SIZES else "small"
     return Seen(colour, shape if is_shape else None, shape, size, x, y, radius, overlap)

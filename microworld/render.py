@@ -101,13 +101,13 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     ]
 
 
-def _place(place: str | None, rng: np.random.Generator) -> tuple[float, float]:
+def _place(position: str | None, rng: np.random.Generator) -> tuple[float, float]:
     near, middle, far = rng.uniform(8.5, 10.5), rng.uniform(14, 18), rng.uniform(21.5, 23.5)
-    if place is None:
+    if position is None:
         return rng.uniform(9, 23), rng.uniform(9, 23)
-    along = {"left": near, "right": far, "top": near, "bottom": far, "centre": middle}[place]
+    along = {"left": near, "right": far, "top": near, "bottom": far, "centre": middle}[position]
     across = rng.uniform(14, 18)
-    return (across, along) if place in ("top", "bottom") else (along, across)
+    return (across, along) if position in ("top", "bottom") else (along, across)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> tuple[Image, list[Placed], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from irpipe.pipeline.hashing import digest
 
-_ENGINE = "irpipe.pipeline"  # decides when a stage runs, not what comes out of it
+_ENGINE = "irpipe.pipeline"  # decides when a stage runs, not its result
 
 
 Parsed = dict[Path, tuple[str, frozenset[str]]]
@@ -21,19 +21,19 @@ def code_digest(package: str, parsed: Parsed | None = None) -> str:
     The engine is left out. Modules count by name and syntax tree.
 
     Args:
-        parsed: files that were read before, and now; stages share most of what they import.
+        parsed: cache of parsed files, filled here; stages share most of their imports.
     """
     top = package.partition(".")[0]
-    known = parsed if parsed is not None else {}
+    modules = parsed if parsed is not None else {}
     trees: dict[str, str] = {}
     pending = _modules_of(package)
     while pending:
         module, path = pending.popitem()
         if module in trees:
             continue
-        if path not in known:
-            known[path] = _read(module, path)
-        trees[module], imports = known[path]
+        if path not in modules:
+            modules[path] = _read(module, path)
+        trees[module], imports = modules[path]
         for name in imports:
             if name.partition(".")[0] == top and not f"{name}.".startswith(f"{_ENGINE}."):
                 pending.update(_file_of(name))
@@ -68,12 +68,12 @@ def _modules_of(package: str) -> dict[str, Path]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         return _file_of(package)
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     for folder in map(Path, spec.submodule_search_locations):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
-    return found
+            modules[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return modules
 
 
 def _file_of(module: str) -> dict[str, Path]:

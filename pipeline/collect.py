@@ -1,4 +1,4 @@
-"""What in the store nothing refers to any more, and dropping it."""
+"""Finding and deleting what the store does not need any more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from irpipe.pipeline.store import Store
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go: its path, its bytes, the name a person knows it by, and why nothing needs it."""
+    """Something that can be deleted: its path, its size in bytes, a readable name, and why nothing needs it."""
 
     path: Path
     size: int
@@ -24,40 +24,40 @@ class Garbage:
 
 def garbage(store: Store) -> Iterator[Garbage]:
     """Objects and work that no recipe's newest results were made from, with the records that point to them."""
-    kept = _kept(store)
-    kept_keys = {record.key for record in kept}
-    kept_objects = {record.content_id for record in kept}
+    needed = _needed(store)
+    needed_keys = {record.key for record in needed}
+    needed_objects = {record.content_id for record in needed}
     for record in store.records():
-        if record.key not in kept_keys:
+        if record.key not in needed_keys:
             path = store.record_path(record.key)
             yield Garbage(path, _size(path), f"record of {record.node} {record.key[:12]}", "no newest result was made from it")
     makers: dict[str, Record] = {record.content_id: record for record in store.records()}
     for folder in sorted(store.root.glob("objects/??/*")):
-        if folder.name not in kept_objects:
+        if folder.name not in needed_objects:
             maker = makers.get(folder.name)
             name = f"{maker.node} {folder.name[:12]}" if maker else folder.name[:12]
             yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
     for folder in sorted(store.root.glob("damaged/*")):
         yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")
     for path in sorted(store.root.glob("logs/*.jsonl")):
-        if path.stem not in kept_keys and not store.is_locked(path.stem):
+        if path.stem not in needed_keys and not store.is_locked(path.stem):
             yield Garbage(path, _size(path), f"log {path.stem[:12]}", "of a run that no newest result needs")
     for folder in sorted(store.root.glob("work/*")):
         if not store.is_locked(folder.name):
             unfinished = attempt(store, folder.name)
             name = f"unfinished {unfinished['stage']} {folder.name[:12]}" if unfinished else f"work {folder.name[:12]}"
-            yield Garbage(folder, _size(folder), name, "an unfinished run; dropping it loses what it had done")
+            yield Garbage(folder, _size(folder), name, "an unfinished run; deleting it loses its work")
 
 
-def _kept(store: Store) -> list[Record]:
-    """The newest result of every stage of every recipe, and all that these were made from."""
-    kept: dict[str, Record] = {}
+def _needed(store: Store) -> list[Record]:
+    """The newest result of every stage of every recipe, and all ancestors."""
+    records: dict[str, Record] = {}
     for path in sorted(store.root.glob("refs/*/*.json")):
         record = store.newest(path.parent.name, path.stem)
-        if record is not None and record.key not in kept:
-            for needed in (record, *lineage(store, record).ancestors):
-                kept[needed.key] = needed
-    return list(kept.values())
+        if record is not None and record.key not in records:
+            for run in (record, *lineage(store, record).ancestors):
+                records[run.key] = run
+    return list(records.values())
 
 
 def drop(items: list[Garbage]) -> int:

@@ -34,11 +34,11 @@ _THREADS = 8  # waiting for the disk, not computing
 
 
 def begin(store: Store, key: str, code: str, *, anew: bool = False) -> tuple[Path, Path]:
-    """Fresh `out` and kept `scratch` folders of a run. The caller holds the key's lock.
+    """An empty `out` folder and the `scratch` folder of a run. The caller holds the key's lock.
 
     Args:
-        code: digest of the stage's code; what other code left in `scratch` goes.
-        anew: whatever was left goes.
+        code: digest of the stage's code; files that other code left in `scratch` are deleted.
+        anew: delete everything that an earlier run left.
     """
     work = store.work_path(key)
     out, scratch, made_by = work / "out", work / "scratch", work / _CODE_FILE
@@ -85,7 +85,7 @@ def commit(store: Store, key: str, describe: Callable[[Manifest], Record], watch
 
 
 def recover(store: Store, key: str) -> Record | None:
-    """Publish what a killed process had finished but not published, if it had."""
+    """Publish the result of a process that was killed between finishing and publishing, if there is one."""
     path = store.work_path(key) / _RECORD_FILE
     try:
         record = read_record(path)
@@ -134,27 +134,27 @@ def _close_folders(target: Path) -> None:
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """What of an object's folder is not as its manifest and its name say; every file is hashed."""
+    """Differences between an object's folder and its manifest and name; every file is hashed."""
     try:
         manifest = read_manifest(folder)
-        there = list_files(folder)
+        present = list_files(folder)
     except (DamageError, StageError) as error:
         yield error.what
         return
-    named = {entry.path: entry for entry in manifest.files}
-    yield from (f"{path} is missing" for path in named if path not in there)
-    yield from (f"{path} is not in the manifest" for path in there if path not in named)
+    entries = {entry.path: entry for entry in manifest.files}
+    yield from (f"{path} is missing" for path in entries if path not in present)
+    yield from (f"{path} is not in the manifest" for path in present if path not in entries)
     if content_id((entry.path, entry.size, entry.sha256) for entry in manifest.files) != folder.name:
         yield "its manifest is of another artifact"
-    both = [path for path in there if path in named]
+    both = [path for path in present if path in entries]
     with ThreadPoolExecutor() as pool:
         for path, sha in zip(both, pool.map(lambda path: file_digest(folder / path), both), strict=True):
-            if sha != named[path].sha256:
+            if sha != entries[path].sha256:
                 yield f"{path} has other bytes"
 
 
 def set_aside(store: Store, source: Path) -> None:
-    """Move something damaged out of the way, so that the next run makes it again."""
+    """Move a damaged object away, so that the next run makes it again."""
     target = store.root / "damaged" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
@@ -175,7 +175,7 @@ def remove(folder: Path) -> None:
 
 
 def attempt(store: Store, key: str) -> dict[str, object] | None:
-    """What an unfinished run of this key left behind: stage, node, recipe, process, when, and its error if it failed."""
+    """The state file of an unfinished run of this key: stage, node, recipe, process, start, and its error if it failed."""
     path = store.work_path(key) / "attempt.json"
     try:
         data: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How many processors this process may use, and with how many threads it computes."""
+"""The number of processors that this process may use, and of threads that it computes with."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def set_threads(count: int | None = None) -> int:
 
 def threads() -> int:
     """How many threads this process computes with."""
-    given = os.environ.get(_OPENMP, "").partition(",")[0]
-    return int(given) if given.isdigit() and int(given) > 0 else usable_cpus()
+    value = os.environ.get(_OPENMP, "").partition(",")[0]
+    return int(value) if value.isdigit() and int(value) > 0 else usable_cpus()

@@ -9,7 +9,7 @@ _MOST_LISTED = 200  # characters
 
 
 class IrpipeError(Exception):
-    """An error of the user's world (input, recipe, store): exit status 2 and no traceback."""
+    """An error in what the user controls (input, recipe, store): exit status 2 and no traceback."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class InputError(IrpipeError):
 
 
 class UnreadError(InputError):
-    """Something from outside is too large to be read only to look at it."""
+    """A file from outside is too large to be read only for a plan or a status."""
 
 
 class RejectedError(IrpipeError):
@@ -45,11 +45,11 @@ class RejectedError(IrpipeError):
 
 
 class LeakError(IrpipeError):
-    """Rows that belong together stand in different splits."""
+    """Related rows are in different splits."""
 
 
 class ModelError(IrpipeError):
-    """Model weights are not at hand or are not of the kind asked for."""
+    """Model weights are missing, or are not of the expected kind."""
 
 
 class StoreError(IrpipeError):
@@ -61,18 +61,18 @@ class DamageError(StoreError):
 
 
 class TrainingError(IrpipeError):
-    """A training cannot go on: it learns nothing, or its numbers are none any more."""
+    """A training cannot go on: it learns nothing, or its numbers are not finite."""
 
 
 class StageError(IrpipeError):
     """A stage broke its contract with the engine."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known word, or the list of known words."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    names = sorted(candidates)
+    matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
     listed = ", ".join(names)
     return f"; known: {listed if len(listed) <= _MOST_LISTED else listed[:_MOST_LISTED] + ' ...'}" if names else ""

@@ -1,4 +1,4 @@
-"""The executors that need nothing installed: this process, or several of this machine."""
+"""The built-in executors: this process, or several processes of this machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Processes:
                         give_next(pipe)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise StageError(
-                    "one of the processes that make shards ended without a word; perhaps there was not enough memory",
+                    "one of the processes that make shards ended without an error message; perhaps there was not enough memory",
                     fix="fewer processes (num_processes), or a smaller batch_size; finished shards are kept",
                 ) from None
 
@@ -97,7 +97,7 @@ def _started(worker: Worker, count: int) -> Iterator[list[Connection]]:
         yield pipes
     finally:
         for process in processes:
-            process.kill()  # a shard in hand may take minutes, and nobody waits for it
+            process.kill()  # a shard may take minutes, and its result is not needed any more
         for process in processes:
             process.join()
         for pipe in pipes:
@@ -105,7 +105,7 @@ def _started(worker: Worker, count: int) -> Iterator[list[Connection]]:
 
 
 def _serve(worker: Worker, pipe: Connection, parent: int) -> None:
-    """Make the shards that come through a pipe, and answer each with None or with what was raised."""
+    """Make the shards that come through a pipe, and answer each with None or with the error."""
     ignore_interrupts()
     end_with(parent)
     while True:
@@ -122,13 +122,13 @@ def _serve(worker: Worker, pipe: Connection, parent: int) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """An error for another process. Ours is a message for people; any other one takes its traceback along."""
+    """An error for another process. Ours is sent as it is; any other one takes its traceback along."""
     trace = "".join(traceback.format_exception(error))
     if not isinstance(error, IrpipeError):
         error.add_note(f"in a worker process:\n{trace}")
     try:
         data = bytes(ForkingPickler.dumps(error))
         ForkingPickler.loads(data)
-    except Exception:  # noqa: BLE001 # somebody's exception may fail in any way
+    except Exception:  # noqa: BLE001 # another package's exception may fail in any way
         return bytes(ForkingPickler.dumps(RuntimeError(f"in a worker process:\n{trace}")))
     return data

@@ -16,7 +16,7 @@ LINEAGE = "lineage"
 
 
 def export_files(store: Store, record: Record, folder: Path) -> None:
-    """An artifact's files as they are, and in `lineage/` the records of everything it was made from.
+    """An artifact's files, unchanged, and in `lineage/` the records of all its ancestors.
 
     Raises:
         StoreError: the folder exists already.
@@ -40,7 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise StoreError(f"{folder} exists already", fix="name a folder that does not exist yet")
-    draft = folder.with_name(f".{folder.name}.irpipe-draft")  # a name that is nobody's: what has it is removed
+    draft = folder.with_name(f".{folder.name}.irpipe-draft")  # a reserved name: an old draft is removed
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -52,7 +52,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_lineage(store: Store, record: Record, folder: Path) -> None:
-    """Write the records of a run and of everything it was made from into `lineage/`, one file each."""
+    """Write the records of a run and of all its ancestors into `lineage/`, one file each."""
     (folder / LINEAGE).mkdir()
     for run in (*lineage(store, record).ancestors, record):
         (folder / LINEAGE / f"{run.node}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")

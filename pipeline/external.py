@@ -23,24 +23,24 @@ from irpipe.pipeline.store import Store
 
 _BESIDE_A_FILE = (".json", ".txt")  # tokenizers: a model that is one file counts with those that lie beside it
 _LFS_POINTER = b"version https://git-lfs"
-# A file changed twice within the clock's grain keeps its `stat`: what is younger than this is not remembered.
+# A file changed twice within the clock's resolution keeps its `stat`: younger files are not remembered.
 _SETTLED_SECONDS = 2.0
 _STAT = struct.Struct(">QQQQ")
 
 
 @dataclass(frozen=True)
 class Externals:
-    """The external settings of one stage: what counts towards its key, where it lies, and what people read."""
+    """The external settings of one stage: what counts towards its key, where it is, and the entries of the run's record."""
 
     digests: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     models: dict[str, tuple[Model, ...]] = field(default_factory=dict)
-    shown: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One thing from outside: its identity, where it lies, and the artifact it is, if it is one."""
+    """One thing from outside: its identity, its path, and the artifact it belongs to, if any."""
 
     digest: Any
     path: Path
@@ -54,14 +54,14 @@ def resolve(
 
     Args:
         remember: whether digests may be written to the store's memory (a plan writes nothing).
-        most_bytes: what is larger, and not remembered, is not read; None: everything is.
+        most_bytes: larger files whose digest is not remembered are not read; None: all are read.
 
     Raises:
         InputError: a file is missing, empty or a Git LFS pointer.
         ModelError: a model is named without a revision.
         UnreadError: something is larger than `most_bytes`.
     """
-    found = Externals()
+    externals = Externals()
     memory = Memory(store.root / "digests.sqlite", watcher, remember=remember, most_bytes=most_bytes)
     for name in hashed_names(config, ("external", "model")):
         value, where = value_of(config, name), f"{stage}.{name}"
@@ -69,19 +69,19 @@ def resolve(
             continue
         values = value if isinstance(value, tuple) else (value,)
         if role_of(type(config), name) == "model":
-            named = [_model(str(item), root, store, memory, where) for item in values]
-            found.models[name] = tuple(model for model, _ in named)
-            digests: Any = [digest_ for _, digest_ in named] if isinstance(value, tuple) else named[0][1]
-            within = [_artifact_of(model.folder, store, where) for model, _ in named if model.folder is not None]
+            resolved = [_model(str(item), root, store, memory, where) for item in values]
+            externals.models[name] = tuple(model for model, _ in resolved)
+            digests: Any = [digest_ for _, digest_ in resolved] if isinstance(value, tuple) else resolved[0][1]
+            within = [_artifact_of(model.folder, store, where) for model, _ in resolved if model.folder is not None]
             artifacts = [artifact for artifact in within if artifact is not None]
         else:
             sources = [_source(str(item), root, store, memory, where) for item in values]
             digests = [source.digest for source in sources]
-            found.paths[name] = tuple(source.path for source in sources)
+            externals.paths[name] = tuple(source.path for source in sources)
             artifacts = [source.artifact for source in sources if source.artifact is not None]
-        found.digests[name] = digests
-        found.shown[name] = {"given": _plain(value), "digest": digests, "artifacts": artifacts}
-    return found
+        externals.digests[name] = digests
+        externals.entries[name] = {"given": _plain(value), "digest": digests, "artifacts": artifacts}
+    return externals
 
 
 def _plain(value: Any) -> Any:
@@ -115,15 +115,15 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
 
 
 def shipped_folder(name: str) -> Path:
-    """Where a model lies that an installed package ships.
+    """The folder of a model that an installed package ships.
 
     Raises:
         ModelError: the package is broken.
     """
     point = declared(MODELS)[name]
     spec = find_spec(point.module)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    folder = Path(places[0], *point.attr.split(".")) if places else None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    folder = Path(folders[0], *point.attr.split(".")) if folders else None
     if folder is None or not folder.is_dir():
         raise ModelError(f"the package that ships {point.name!r} has no folder {point.value!r}", fix="install it again")
     return folder
@@ -156,7 +156,7 @@ def _artifact_of(path: Path, store: Store, where: str) -> str | None:
     """The artifact that a path reaches into, if any.
 
     Raises:
-        InputError: the path is in the store, but not in one artifact: nobody could say what it was made from.
+        InputError: the path is in the store, but not in one artifact, so that its lineage is not known.
     """
     if not path.resolve().is_relative_to(store.root):
         return None
@@ -178,19 +178,19 @@ class Memory:
     def digest(self, path: Path, where: str) -> str:
         """SHA-256 of a file, or the Merkle digest of a folder.
 
-        Cost: one `stat` a file when nothing changed; else one read of what did.
+        Cost: one `stat` per file when nothing changed; else one read of each file that did.
         """
         path = path.resolve()
         if path.is_file():
             _refuse(path, where)
             stat = path.stat()
-            return self._known_or(path, _stat(stat), stat.st_size, lambda: self._hash_file(path))
+            return self._remembered_or(path, _stat(stat), stat.st_size, lambda: self._hash_file(path))
         entries = _walk(path, self._path.parent)
         if not entries:
             raise InputError(f"{path} holds no files", where=where)
         signature = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + stat for name, stat in entries)).digest()
         total = sum(_STAT.unpack(stat)[1] for _, stat in entries)
-        return self._known_or(path, signature, total, lambda: self._hash_folder(path, entries))
+        return self._remembered_or(path, signature, total, lambda: self._hash_folder(path, entries))
 
     def _hash_file(self, path: Path) -> str:
         with self._watcher.progress(f"hashing {path.name}", path.stat().st_size, "bytes") as bar:
@@ -208,19 +208,19 @@ class Memory:
                 bar.advance(1)
         return digest(["folder", content_id(files)])
 
-    def _known_or(self, path: Path, signature: bytes, count: int, compute: Any) -> str:
-        known = self._lookup(str(path), signature)
-        if known is not None:
-            return known
+    def _remembered_or(self, path: Path, signature: bytes, count: int, compute: Any) -> str:
+        remembered = self._lookup(str(path), signature)
+        if remembered is not None:
+            return remembered
         if self._most_bytes is not None and count > self._most_bytes:
-            raise UnreadError(f"{path.name} ({size(count)}) was not read yet, or changed since")
+            raise UnreadError(f"{path.name} ({size(count)}) was not read yet, or has changed")
         fresh: str = compute()
         if self._remember and time.time() - path.stat().st_ctime > _SETTLED_SECONDS:
             self._store(str(path), signature, fresh)
         return fresh
 
     def _lookup(self, path: str, signature: bytes) -> str | None:
-        """What is remembered, if anything: a memory that is missing, locked or broken only costs a read."""
+        """The remembered digest, if any: a memory that is missing, locked or broken only costs a read."""
         try:
             with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as connection:
                 query = "SELECT digest FROM digests WHERE path = ? AND signature = ?"
@@ -249,9 +249,9 @@ def _walk(folder: Path, store: Path) -> list[tuple[str, bytes]]:
     Links are followed, but not into a folder that is already being walked; a link to nowhere counts as the link it is.
 
     Raises:
-        InputError: a link leads into the store, where it would hide what is made from what.
+        InputError: a link leads into the store: the lineage would miss that.
     """
-    found = []
+    files = []
     top = folder.stat()
     pending = [("", (top.st_dev, top.st_ino), frozenset[tuple[int, int]]())]
     while pending:
@@ -263,12 +263,12 @@ def _walk(folder: Path, store: Path) -> list[tuple[str, bytes]]:
                     raise InputError(f"{entry.path} leads into the store", fix="name the artifact by its id")
                 if not entry.is_dir():
                     dangling = entry.is_symlink() and not Path(entry.path).exists()
-                    found.append((name, _stat(entry.stat(follow_symlinks=not dangling))))
+                    files.append((name, _stat(entry.stat(follow_symlinks=not dangling))))
                     continue
                 stat = entry.stat()
                 if (stat.st_dev, stat.st_ino) not in {here, *above}:
                     pending.append((f"{name}/", (stat.st_dev, stat.st_ino), above | {here}))
-    return sorted(found)
+    return sorted(files)
 
 
 def _refuse(path: Path, where: str) -> None:

@@ -121,7 +121,7 @@ def mix_row_ids(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
     Args:
         columns: arrays of one shape. Order matters.
 
-    A SHA-256 a row would cost more than all else in building pairs. The columns are SHA-256 prefixes already,
+    A SHA-256 per row would cost more than everything else in building pairs. The columns are SHA-256 prefixes already,
     so one round of the splitmix64 finaliser (Steele et al. 2014) per column keeps them spread.
     """
     import numpy as np

@@ -1,4 +1,4 @@
-"""When a run is asked to stop: by Ctrl-C, or by the SIGTERM with which a scheduler takes a machine back."""
+"""Interrupts: Ctrl-C, and SIGTERM, by which a scheduler takes a machine back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 class _Noted:
-    """Takes signals in, to be minded later."""
+    """Records signals, to be handled later."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -40,14 +40,14 @@ class _Noted:
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         if not self.asked:
             self.asked = True
-            with suppress(OSError, ValueError):  # Ctrl-C also ends whoever reads; and print may not be entered twice
+            with suppress(OSError, ValueError):  # Ctrl-C also ends the reader of a pipe; and print may not be entered twice
                 if sys.__stderr__ is not None:
                     os.write(sys.__stderr__.fileno(), _WAITS)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put an interrupt off to the end of the block, for work that must be done whole.
+    """Delay an interrupt to the end of the block, for work that must not be cut short.
 
     Raises:
         KeyboardInterrupt: at the end, if there was one.
@@ -56,21 +56,21 @@ def undisturbed() -> Iterator[None]:
     before: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():  # signals reach no other
-            for one in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(one)
-                # What is ignored, as Ctrl-C is by the background jobs of a shell, stays so; a block around this one minds it.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                # A signal that is ignored (Ctrl-C in a shell's background jobs) stays so; a surrounding block handles its own.
                 if callable(handler) and not isinstance(handler, _Noted):
-                    before[one] = handler
-                    signal.signal(one, noted)
+                    before[number] = handler
+                    signal.signal(number, noted)
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if noted.asked:
         raise KeyboardInterrupt
 
 
 def ignore_interrupts() -> None:
-    """For a process that another one ends: Ctrl-C and SIGTERM, which may reach all of a job, are the other one's matter."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    """For a process that another one ends: Ctrl-C and SIGTERM, which may reach all processes of a job, are left to that one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a run says, kept beside the store: one JSON object a line in `logs/<key>.jsonl`, for `irpipe log` and `irpipe status`."""
+"""The log of a run: one JSON object per line in `logs/<key>.jsonl`, for `irpipe log` and `irpipe status`."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ _TAIL_BYTES = 8192  # more than the longest line that progress writes
 
 
 class Journal(Watcher):
-    """Passes everything on to the one who watches, and writes it down. Progress is written every few seconds."""
+    """Passes everything on to a watcher and writes it to the log. Progress is written every few seconds."""
 
     def __init__(self, path: Path, watcher: Watcher) -> None:
         self._path = path
         self._watcher = watcher
         self._torn = _ends_torn(path)
-        self._told = False
+        self._warned = False
 
     def event(self, event: str, **fields: Any) -> None:
-        """Something happened: it is told and written."""
+        """Pass an event on and write it."""
         self._watcher.event(event, **fields)
         self.keep(event, **fields)
 
     def say(self, text: str) -> None:
-        """One line: it is told and written."""
+        """Pass a line on and write it."""
         self._watcher.say(text)
         self.keep("message", text=text)
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
-        """A bar of the one who watches, and lines in the log."""
-        with self._watcher.progress(what, total, unit) as shown, super().progress(what, total, unit) as written:
-            yield _Both(shown, written)
+        """A bar of the watcher, and lines in the log."""
+        with self._watcher.progress(what, total, unit) as bar, super().progress(what, total, unit) as log:
+            yield _Both(bar, log)
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
-        """Work goes on: written only; the one who watches has a bar of his own."""
+        """Write the progress; the watcher has its own bar."""
         earlier = {"resumed": resumed} if resumed else {}
         self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note, **earlier)
 
     def keep(self, event: str, **fields: Any) -> None:
-        """Something is written only: whoever watches learns it otherwise."""
-        told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
-        line = (json.dumps(told, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+        """Write an event without passing it on."""
+        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}
+        line = (json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
         try:
             self._append(b"\n" + line if self._torn else line)
-        except OSError as error:  # a run must not fail, nor a finished one be lost, for want of its log
+        except OSError as error:  # a run must not fail, nor a finished one be lost, because its log cannot be written
             self._torn = True
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 self._watcher.say(f"  the log cannot be written: {error.strerror}")
 
     def _append(self, line: bytes) -> None:
-        """One write: a kill leaves whole lines, and a reader meanwhile sees none that is half."""
+        """One write, so that a kill leaves whole lines and a reader never sees half of one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -70,7 +70,7 @@ class Journal(Watcher):
 
 
 def _ends_torn(path: Path) -> bool:
-    """Whether a log ends within a line, as a full disk leaves it."""
+    """Whether a log ends in the middle of a line, for example after a full disk."""
     if not path.exists() or not path.stat().st_size:
         return False
     with path.open("rb") as file:
@@ -79,20 +79,20 @@ def _ends_torn(path: Path) -> bool:
 
 
 class _Both:
-    def __init__(self, shown: Progress, written: Progress) -> None:
-        self._shown, self._written = shown, written
+    def __init__(self, bar: Progress, log: Progress) -> None:
+        self._bar, self._log = bar, log
 
     def advance(self, amount: int, note: str = "") -> None:
-        self._shown.advance(amount, note)
-        self._written.advance(amount, note)
+        self._bar.advance(amount, note)
+        self._log.advance(amount, note)
 
     def resume(self, amount: int) -> None:
-        self._shown.resume(amount)
-        self._written.resume(amount)
+        self._bar.resume(amount)
+        self._log.resume(amount)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        with self._shown.aside(), self._written.aside():
+        with self._bar.aside(), self._log.aside():
             yield
 
 
@@ -103,12 +103,12 @@ def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]
     with path.open("rb") as file:
         file.seek(start)
         text = file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    return _parsed(whole), start + len(whole)
+    complete = text[: text.rfind(b"\n") + 1]
+    return _parsed(complete), start + len(complete)
 
 
 def last_progress(path: Path) -> dict[str, Any] | None:
-    """How far a run is, by the end of its log; None if the last line tells of something else."""
+    """The progress of a run, from the end of its log; None if the last line is about something else."""
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -118,37 +118,37 @@ def last_progress(path: Path) -> dict[str, Any] | None:
 
 
 def _parsed(text: bytes) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for line in text.splitlines():
         try:
-            told = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue  # the rest of a line that began before the part that was read
-        if isinstance(told, dict) and "event" in told:
-            found.append(told)
-    return found
+        if isinstance(entry, dict) and "event" in entry:
+            entries.append(entry)
+    return entries
 
 
-def latest_run(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def latest_run(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines from the last start on: a key may have run before, forced or after a failure."""
-    starts = [place for place, line in enumerate(told) if line["event"] == "started"]
-    return told[starts[-1] :] if starts else told
+    starts = [index for index, entry in enumerate(entries) if entry["event"] == "started"]
+    return entries[starts[-1] :] if starts else entries
 
 
-def as_line(told: dict[str, Any]) -> str:
-    """One event as people read it."""
-    fields = {name: value for name, value in told.items() if name not in ("time", "event")}
-    match told["event"]:
+def as_line(entry: dict[str, Any]) -> str:
+    """One event as a line of text."""
+    fields = {name: value for name, value in entry.items() if name not in ("time", "event")}
+    match entry["event"]:
         case "message":
-            text = str(told["text"]).strip()
+            text = str(entry["text"]).strip()
         case "progress":
             text = tick_line(**{"note": "", **fields})
         case "started":
-            text = f"started, since {'; '.join(told['reasons'])}, by process {told['pid']}: {' '.join(told['command'])}"
+            text = f"started, since {'; '.join(entry['reasons'])}, by process {entry['pid']}: {' '.join(entry['command'])}"
         case "ended":
-            text = f"ended after {told['seconds']} s: {told['content_id']}"
+            text = f"ended after {entry['seconds']} s: {entry['content_id']}"
         case "failed":
-            text = f"failed: {told['error']}"
+            text = f"failed: {entry['error']}"
         case _:
-            text = f"{told['event']}: {json.dumps(fields, ensure_ascii=False)}"
-    return f"{told.get('time', '')}  {visible(text, _LONGEST_LINE)}"
+            text = f"{entry['event']}: {json.dumps(fields, ensure_ascii=False)}"
+    return f"{entry.get('time', '')}  {visible(text, _LONGEST_LINE)}"

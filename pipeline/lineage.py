@@ -1,4 +1,4 @@
-"""Where an artifact came from, what was made from it, and the trace of one row through all of them."""
+"""Ancestors and descendants of an artifact, and the trace of one row through them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Lineage:
 
 
 def lineage(store: Store, focus: Record) -> Lineage:
-    """Both directions from one run, by the records in the store."""
+    """The lineage of one run in both directions, from the records in the store."""
     records, up = _runs(store)
     down: dict[str, list[str]] = {key: [] for key in records}
     for key, parents in up.items():
         for parent in parents:
             down[parent].append(key)
     ancestors, descendants = _reach(focus.key, up), _reach(focus.key, down)
-    kept = {*ancestors, focus.key, *descendants}
-    edges = sorted((parent, key) for key in kept for parent in up[key] if parent in kept)
-    order = {key: place for place, key in enumerate(_sorted_by_depth(records, up))}
+    related = {*ancestors, focus.key, *descendants}
+    edges = sorted((parent, key) for key in related for parent in up[key] if parent in related)
+    order = {key: index for index, key in enumerate(_sorted_by_depth(records, up))}
     return Lineage(
         focus,
         tuple(records[key] for key in sorted(ancestors, key=order.__getitem__)),
@@ -46,20 +46,20 @@ def lineage(store: Store, focus: Record) -> Lineage:
 
 
 def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
-    """Names of the stages that made some artifacts or anything they were made from.
+    """Names of the stages that made some artifacts and their ancestors.
 
     Raises:
         StoreError: no record says what made one of them.
     """
     records, up = _runs(store)
-    wanted = set(content_ids)
-    unknown = wanted - {record.content_id for record in records.values()}
+    ids = set(content_ids)
+    unknown = ids - {record.content_id for record in records.values()}
     if unknown:
-        raise StoreError(f"no record says what made {min(unknown)[:12]}", fix="make it again, or copy it out of the store")
-    made = [key for key, record in records.items() if record.content_id in wanted]
-    behind = [records[key] for start in made for key in {start, *_reach(start, up)}]
+        raise StoreError(f"no record says what made {min(unknown)[:12]}", fix="make it again, or copy its files out of the store")
+    keys = [key for key, record in records.items() if record.content_id in ids]
+    runs = [records[key] for start in keys for key in {start, *_reach(start, up)}]
     # A parent whose own record is gone is still named by those who read it.
-    return {name for record in behind for name in (record.stage, *(entry.stage for entry in record.inputs.values()))}
+    return {name for record in runs for name in (record.stage, *(entry.stage for entry in record.inputs.values()))}
 
 
 def parents_of(record: Record, runs: Sequence[Record]) -> list[str]:
@@ -87,14 +87,14 @@ def _parents(record: Record, makers: Mapping[str, str]) -> Iterator[str]:
 
 
 def _reach(start: str, edges: Mapping[str, Iterable[str]]) -> set[str]:
-    found: set[str] = set()
+    reached: set[str] = set()
     pending = list(edges[start])
     while pending:
         key = pending.pop()
-        if key not in found:
-            found.add(key)
+        if key not in reached:
+            reached.add(key)
             pending.extend(edges[key])
-    return found
+    return reached
 
 
 def _sorted_by_depth(records: Mapping[str, Record], up: Mapping[str, list[str]]) -> list[str]:
@@ -103,34 +103,34 @@ def _sorted_by_depth(records: Mapping[str, Record], up: Mapping[str, list[str]])
     return list(TopologicalSorter({key: sorted(up[key]) for key in sorted(records)}).static_order())
 
 
-def as_dot(found: Lineage) -> str:
+def as_dot(graph: Lineage) -> str:
     """Graphviz text."""
     lines = ["digraph lineage {", "  rankdir=LR; node [shape=box];"]
-    for record in found.records:
-        bold = ", style=bold" if record is found.focus else ""
+    for record in graph.records:
+        bold = ", style=bold" if record is graph.focus else ""
         lines.append(f'  "{record.key[:12]}" [label="{record.node}\\n{record.content_id[:12]}"{bold}];')
-    lines += [f'  "{parent[:12]}" -> "{child[:12]}";' for parent, child in found.edges]
+    lines += [f'  "{parent[:12]}" -> "{child[:12]}";' for parent, child in graph.edges]
     return "\n".join([*lines, "}"])
 
 
-def as_mermaid(found: Lineage) -> str:
+def as_mermaid(graph: Lineage) -> str:
     """Mermaid text."""
     lines = ["flowchart LR"]
-    lines += [f'  k{record.key[:12]}["{record.node}<br/>{record.content_id[:12]}"]' for record in found.records]
-    lines += [f"  k{parent[:12]} --> k{child[:12]}" for parent, child in found.edges]
+    lines += [f'  k{record.key[:12]}["{record.node}<br/>{record.content_id[:12]}"]' for record in graph.records]
+    lines += [f"  k{parent[:12]} --> k{child[:12]}" for parent, child in graph.edges]
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class TracedRow:
-    """A row that names the id, or that is named by a row that does."""
+    """A row that holds the id, or one that such a row leads to."""
 
     stage: str
     content_id: str
     table: str
     distance: int
     row: Mapping[str, Any]
-    more: int = 0  # rows of this table at this distance that are not told
+    more: int = 0  # further rows of this table at this distance
 
 
 def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 20) -> Iterator[TracedRow]:
@@ -138,9 +138,9 @@ def trace(store: Store, records: Iterable[Record], row_id: int, *, most: int = 2
 
     Args:
         records: the runs whose tables are searched, upstream first.
-        most: rows told of one table at one distance.
+        most: rows returned per table and distance.
 
-    Of ids that stand in more than `most` rows of a table (the prompt of a hundred pairs), the rest is counted.
+    Of an id in more than `most` rows of a table (the prompt of a hundred pairs), the rest is only counted.
     """
     import duckdb
 
@@ -181,14 +181,14 @@ def _id_tables(store: Store, records: Iterable[Record]) -> Iterator[tuple[Record
 
 def readable(row: Mapping[str, Any], id_columns: Iterable[str]) -> dict[str, Any]:
     """Row ids as 16 hex digits, bytes as their number."""
-    shown: dict[str, Any] = {name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value for name, value in row.items()}
-    for name, value in shown.items():
+    values: dict[str, Any] = {name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value for name, value in row.items()}
+    for name, value in values.items():
         if isinstance(value, dict):
-            shown[name] = readable(value, ())
+            values[name] = readable(value, ())
     for name in id_columns:
-        if shown.get(name) is not None:
-            shown[name] = show_row_id(shown[name])
-    return shown
+        if values.get(name) is not None:
+            values[name] = show_row_id(values[name])
+    return values
 
 
 def parse_row_id(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What one artifact records about itself (its content), and what one run records (how it came about)."""
+"""The manifest of an artifact (its content) and the record of a run (how it was made)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TableEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact holds. It tells of the content only, so two runs with the same result share it."""
+    """The files and tables of an artifact. It describes the content only, so two runs with the same result share it."""
 
     content_id: str
     files: tuple[FileEntry, ...]
@@ -59,9 +59,9 @@ class InputEntry:
 
 @dataclass(frozen=True)
 class Record:
-    """One run: what was asked for, by whom and where, and what came out. Readable without irpipe.
+    """One run: settings, inputs, environment and result. Readable without irpipe.
 
-    `config` holds every setting by name (`group.setting` in a group), `given` the names of those that somebody set. `node` is the
+    `config` holds every setting by name (`group.setting` in a group), `given` the names of those that are given. `node` is the
     stage's name in the recipe.
     """
 
@@ -113,7 +113,7 @@ def manifest_of(folder: Path, digests: list[tuple[str, str]]) -> Manifest:
 
 def list_files(folder: Path) -> list[str]:
     """Relative paths of all files below a folder but its manifest, sorted."""
-    found: list[str] = []
+    paths: list[str] = []
     pending = [""]
     while pending:
         below = pending.pop()
@@ -123,10 +123,10 @@ def list_files(folder: Path) -> list[str]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
-                    found.append(path)
+                    paths.append(path)
                 else:
                     raise StageError(f"{path} is a link or a special file: an artifact holds files only", where=str(folder))
-    return sorted(path for path in found if path != MANIFEST_FILE)
+    return sorted(path for path in paths if path != MANIFEST_FILE)
 
 
 def _tables(folder: Path, paths: list[str]) -> dict[str, TableEntry]:

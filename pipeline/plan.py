@@ -34,11 +34,11 @@ class Step:
     """One node of a plan.
 
     Attributes:
-        state: `reuse`, `run`, or `wait`: whether it runs depends on what comes out upstream.
+        state: `reuse`, `run`, or `wait`: whether it runs depends on results upstream.
         key: what its run would be; None while an input is not made yet.
         record: the run that is reused.
         reasons: why it runs, field by field against the nearest earlier run.
-        notes: what else a person should know (a replaced input, changed code, abandoned work).
+        notes: further information (a replaced input, changed code, abandoned work).
         expected_seconds: how long the nearest earlier run took.
     """
 
@@ -57,8 +57,8 @@ class Step:
         return self.node.name
 
     @property
-    def told(self) -> dict[str, Any]:
-        """As a program reads it."""
+    def as_json(self) -> dict[str, Any]:
+        """The step as JSON values."""
         return {
             "stage": self.name,
             "state": self.state,
@@ -71,10 +71,10 @@ class Step:
 
     @property
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """The step as lines of text."""
         time = f"  (about {duration(self.expected_seconds)})" if self.expected_seconds is not None else ""
-        made = f" {self.record.content_id[:12]}" if self.record else ""
-        first = f"{self.state:<6} {self.name}{made}{time if self.state != 'reuse' else ''}"
+        content = f" {self.record.content_id[:12]}" if self.record else ""
+        first = f"{self.state:<6} {self.name}{content}{time if self.state != 'reuse' else ''}"
         return [first, *(f"         {line}" for line in (*self.reasons, *self.notes))]
 
 
@@ -83,11 +83,11 @@ class Planner:
     """Examines the stages of one recipe against one store.
 
     Attributes:
-        force: name of a stage that runs although its result is at hand.
-        strict_code: a result made by other code is not reused.
+        force: name of a node that runs although its result exists.
+        strict_code: do not reuse results of other versions of the code.
         remember: whether digests of outside files may be remembered in the store.
-        against_newest: reasons are told against the recipe's newest result of a stage, not against the nearest of all runs.
-        most_bytes: outside files larger than this are not read, if their digest is not remembered: an error says so.
+        against_newest: compare with the recipe's newest result of a node, not with the most similar of all runs.
+        most_bytes: outside files larger than this are not read if their digest is not remembered; that is an error.
     """
 
     recipe: Recipe
@@ -104,27 +104,27 @@ class Planner:
 
     def plan(self, target: str) -> list[Step]:
         """Every node up to the target, in order of running. Writes nothing."""
-        made: dict[str, InputEntry] = {}
+        entries: dict[str, InputEntry] = {}
         steps = []
         for node in self.recipe.chain(target):
-            step = self.examine(node, made)
+            step = self.examine(node, entries)
             if step.record is not None:
-                made[step.name] = input_entry(node, step.record)
+                entries[step.name] = input_entry(node, step.record)
             steps.append(step)
         return steps
 
-    def examine(self, node: Node, made: Mapping[str, InputEntry]) -> Step:
+    def examine(self, node: Node, entries: Mapping[str, InputEntry]) -> Step:
         """One node, given what its upstream nodes made."""
         stage = node.stage
         externals = self.externals(node)
-        inputs = {slot: made[name] for slot, name in node.upstream.items() if name in made}
-        missing = [name for name in node.upstream.values() if name not in made]
+        inputs = {slot: entries[name] for slot, name in node.upstream.items() if name in entries}
+        missing = [name for name in node.upstream.values() if name not in entries]
         notes = list(self._replaced(node))
         if missing:
-            near = self._nearest(node, inputs, externals)
-            reasons = list(_differences(node, near, inputs, externals)) if self.against_newest and near else []
+            nearest = self._nearest(node, inputs, externals)
+            reasons = list(_differences(node, nearest, inputs, externals)) if self.against_newest and nearest else []
             reasons.append(f"reads {' and '.join(missing)}, which must be made first")
-            return Step(node, "wait", externals, inputs, None, None, reasons, notes, near.seconds if near else None)
+            return Step(node, "wait", externals, inputs, None, None, reasons, notes, nearest.seconds if nearest else None)
         folders = [self.store.object_path(entry.content_id) for entry in inputs.values()]
         externals = with_plugins(stage, node.config, folders, externals)
         key = stage_key(
@@ -140,13 +140,13 @@ class Planner:
             if not (changed and self.strict_code):
                 notes += ["its code changed since (--strict-code makes that count)"] if changed else []
                 return Step(node, "reuse", externals, inputs, key, record, (), notes)
-        near = self._nearest(node, inputs, externals)
-        reasons = list(self._reasons(node, key, record, near, inputs, externals))
+        nearest = self._nearest(node, inputs, externals)
+        reasons = list(self._reasons(node, key, record, nearest, inputs, externals))
         notes += self._unfinished(node, key)
-        return Step(node, "run", externals, inputs, key, None, reasons, notes, near.seconds if near else None)
+        return Step(node, "run", externals, inputs, key, None, reasons, notes, nearest.seconds if nearest else None)
 
     def externals(self, node: Node, *, again: bool = False) -> Externals:
-        """What a stage takes from outside; looked up once, unless asked again."""
+        """The external inputs of a node; resolved once, unless `again`."""
         name = node.name
         if again or name not in self._externals:
             self._externals[name] = resolve(
@@ -170,7 +170,7 @@ class Planner:
                 yield f"{node.name}{_because(node.config, node.stage, kind)} makes {producers[0]} unnecessary"
 
     def code_changed(self, stage: Stage, record: Record) -> bool:
-        """Whether a run was made by other code than there is now."""
+        """Whether the stage's code has changed since a run."""
         return code_digest(stage.package, self._parsed) != record.code_digest
 
     def _nearest(self, node: Node, inputs: Mapping[str, InputEntry], externals: Externals) -> Record | None:
@@ -190,7 +190,7 @@ class Planner:
         node: Node,
         key: str,
         record: Record | None,
-        near: Record | None,
+        nearest: Record | None,
         inputs: Mapping[str, InputEntry],
         externals: Externals,
     ) -> Iterator[str]:
@@ -198,27 +198,34 @@ class Planner:
             yield "forced"
         elif record is not None:
             yield "its code changed since (--strict-code)"
-        elif near is None:
+        elif nearest is None:
             yield "it never ran"
-        elif near.key == key:
+        elif nearest.key == key:
             yield "its artifact is damaged or was dropped"
         else:
-            yield from _differences(node, near, inputs, externals)
+            yield from _differences(node, nearest, inputs, externals)
 
     def _unfinished(self, node: Node, key: str) -> list[str]:
-        """Work of killed runs: of this key, which is gone on with, and of other settings, which is not."""
-        others = 0
+        """Notes on killed runs: work of this key is continued, work of other settings is not."""
+        abandoned = 0
         for path in sorted(self.store.root.glob("work/*/scratch")):
-            found = attempt(self.store, path.parent.name)
-            if found and found["node"] == node.name and found["recipe"] == self.recipe.name and any(path.iterdir()):
+            unfinished = attempt(self.store, path.parent.name)
+            if (
+                unfinished
+                and unfinished["node"] == node.name
+                and unfinished["recipe"] == self.recipe.name
+                and any(path.iterdir())
+            ):
                 if path.parent.name == key:
-                    return ["goes on where it was interrupted"]
-                others += 1
-        return [f"leaves {others} unfinished run{'s' if others > 1 else ''} of other settings: irpipe gc"] if others else []
+                    return ["continues where it was interrupted"]
+                abandoned += 1
+        return (
+            [f"leaves {abandoned} unfinished run{'s' if abandoned > 1 else ''} of other settings: irpipe gc"] if abandoned else []
+        )
 
 
 def _because(config: Config, stage: Stage, kind: str) -> str:
-    """The setting, `.name`, that alone makes a stage read no artifact of a kind; nothing where several do together."""
+    """The setting, `.name`, that alone makes a stage read no artifact of a kind; empty where several settings do."""
     for name in given_names(config):
         if kind not in stage.kinds_read(default_config(type(config), **nested({name: value_of(config, name)}))):
             return f".{name}"
@@ -226,7 +233,7 @@ def _because(config: Config, stage: Stage, kind: str) -> str:
 
 
 def input_entry(node: Node, record: Record) -> InputEntry:
-    """What a run records of an input that a node made."""
+    """The entry of an input in a run's record."""
     return InputEntry(node.stage.name, node.name, record.key, record.content_id)
 
 
@@ -238,8 +245,8 @@ def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], e
         role = role_of(stage.config, name) if name in settings_of(stage.config) else "result"
         if role in ("result", "neutral") and config.get(name) != record.config.get(name):
             yield f"{node.name}.{name} {_show(record.config.get(name))} -> {_show(config.get(name))}"
-    for name in sorted(set(externals.shown) | set(record.external)):
-        before, now = record.external.get(name, {}), externals.shown.get(name, {})
+    for name in sorted(set(externals.entries) | set(record.external)):
+        before, now = record.external.get(name, {}), externals.entries.get(name, {})
         if before.get("digest") == now.get("digest"):
             continue
         if before.get("given") == now.get("given"):

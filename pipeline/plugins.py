@@ -1,4 +1,4 @@
-"""Code of other packages that a run loads: which distribution, which version, which files."""
+"""Code of other packages that a run loads: distribution, version and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OURS = "irpipe"  # our own code counts by the versions of stages
 
 
 def with_plugins(stage: Stage, config: Config, folders: Sequence[Path], externals: Externals) -> Externals:
-    """What a stage takes from outside, and with it the code of other packages that its work loads.
+    """The external inputs of a stage, with the code of other packages that it loads.
 
     Args:
         folders: of the artifacts that it reads.
@@ -29,17 +29,17 @@ def with_plugins(stage: Stage, config: Config, folders: Sequence[Path], external
     """
     if stage.plugins is None:
         return externals
-    models = [model.folder for named in externals.models.values() for model in named if model.folder is not None]
-    shown: dict[str, Any] = {}
+    models = [model.folder for resolved in externals.models.values() for model in resolved if model.folder is not None]
+    entries: dict[str, Any] = {}
     for group, names in stage.plugins(config, [*folders, *models]).items():
         points = declared(group)
         for name in names:
             if name in points and points[name].module.partition(".")[0] != _OURS:
                 point = points[name]
                 version = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "no distribution"
-                shown[f"{group}:{name}"] = {"given": version, "digest": _package_digest(point), "artifacts": []}
-    digests = {name: [entry["given"], entry["digest"]] for name, entry in shown.items()}
-    return replace(externals, digests=externals.digests | digests, shown=externals.shown | shown)
+                entries[f"{group}:{name}"] = {"given": version, "digest": _package_digest(point), "artifacts": []}
+    digests = {name: [entry["given"], entry["digest"]] for name, entry in entries.items()}
+    return replace(externals, digests=externals.digests | digests, entries=externals.entries | entries)
 
 
 def _package_digest(point: EntryPoint) -> str:
@@ -49,18 +49,18 @@ def _package_digest(point: EntryPoint) -> str:
         StageError: there is none.
     """
     spec = find_spec(point.module.partition(".")[0])
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    if spec is not None and spec.origin is not None and not places:
-        places = [Path(spec.origin)]
-    if not places:
+    paths = [Path(path) for path in (spec.submodule_search_locations or ())] if spec else []
+    if spec is not None and spec.origin is not None and not paths:
+        paths = [Path(spec.origin)]
+    if not paths:
         raise StageError(f"{point.value} cannot be found", where=f"the entry point {point.name!r} of {point.group!r}")
-    return digest([_files_digest(place) for place in places])
+    return digest([_files_digest(path) for path in paths])
 
 
 @cache
-def _files_digest(place: Path) -> str:
+def _files_digest(root: Path) -> str:
     """Digest of a file, or of a folder's files by name; compiled code is left out. Packages do not change under a process."""
-    if place.is_file():
-        return file_digest(place)
-    paths = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return digest([[str(path.relative_to(place)), file_digest(path)] for path in paths])
+    if root.is_file():
+        return file_digest(root)
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return digest([[str(path.relative_to(root)), file_digest(path)] for path in paths])

@@ -26,12 +26,12 @@ _GRACE_SECONDS = 5.0
 
 
 def rank() -> int:
-    """This process's number among those that work on one run; 0 where there is one."""
+    """This process's number among those of a run; 0 where there is one."""
     return int(os.environ.get("RANK", "0")) if count() > 1 else 0
 
 
 def count() -> int:
-    """How many processes work on one run."""
+    """The number of processes of a run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -79,10 +79,10 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
             yield
         except RuntimeError as error:
             time.sleep(1)  # a process that failed closes its connections a moment before it ends
-            told = _failure(others, errors)
-            if told is None:
+            failure = _failure(others, errors)
+            if failure is None:
                 raise
-            raise StageError(f"{told}: {error}"[:400], fix="the same command goes on") from None
+            raise StageError(f"{failure}: {error}"[:400], fix="the same command goes on") from None
         finally:
             over.set()
             for other in others:
@@ -93,18 +93,22 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str | None:
-    """Which process failed and what it said, if one did."""
+    """The number of a process that failed and its error, if one did."""
     failed = [number for number, other in enumerate(others, 1) if other.poll() not in (None, 0)]
     if not failed:
         return None
     errors.seek(0)
     lines = errors.read().strip().splitlines()
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:] or ["without a word"]
-    return f"process {failed[0]} of {len(others) + 1} failed: {told[0]}"
+    messages = (
+        [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        or lines[-1:]
+        or ["without an error message"]
+    )
+    return f"process {failed[0]} of {len(others) + 1} failed: {messages[0]}"
 
 
 def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: threading.Event) -> None:
-    """End a run whose other processes failed: the first one may be waiting for them where nothing can interrupt it."""
+    """End a run whose other processes failed: the first may wait for them where nothing can interrupt it."""
     while not over.wait(1):
         if any(other.poll() not in (None, 0) for other in others) and not over.wait(_GRACE_SECONDS):
             print(f"error: {_failure(others, errors)}\n  fix: the same command goes on", file=sys.stderr, flush=True)
@@ -114,7 +118,7 @@ def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: thr
 
 
 def end_with_parent() -> None:
-    """Let a process that `together` started end when the one that started it is gone."""
+    """End this process, if `together` started it, when its parent is gone."""
     parent = os.environ.get(_PARENT)
     if parent is not None and rank() > 0:
         ignore_interrupts()
@@ -122,7 +126,7 @@ def end_with_parent() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process soon after another one, its parent, is gone: a kill takes nobody along by itself."""
+    """End this process soon after its parent is gone: a kill of the parent alone leaves its children running."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""What a person or a program sees of a run: bars and lines on stderr, or one JSON event a line on stdout."""
+"""Output of a run: bars and lines on stderr, or one JSON event per line on stdout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
-_LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, tells how far it is
+_LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, reports its progress
 
 
 class Progress(Protocol):
@@ -55,7 +55,7 @@ class Pace:
 
 
 class Watcher:
-    """Somebody who watches a run. This one looks away (``--quiet``); the others override what they show."""
+    """Receives a run's output. This one ignores it (``--quiet``); the others override what they show."""
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened: a plan was made, a stage was reused, started, ended."""
@@ -76,13 +76,13 @@ class _Ticker(Pace):
     def __init__(self, watcher: Watcher, what: str, total: int | None, unit: str) -> None:
         super().__init__()
         self._watcher, self._what, self._total, self._unit = watcher, what, total, unit
-        self._told = self._started
+        self._last_tick = self._started
 
     def advance(self, amount: int, note: str = "") -> None:
         self.done += amount
         now = time.monotonic()
-        if now - self._told >= _LINE_SECONDS:
-            self._told = now
+        if now - self._last_tick >= _LINE_SECONDS:
+            self._last_tick = now
             self._watcher.tick(self._what, self.done, self._total, self._unit, self.spent(now), note, self.resumed)
 
 
@@ -115,7 +115,7 @@ class TerminalWatcher(Watcher):
         from rich.text import Text
 
         class BarsWithNote(Bars):
-            """A note has a line of its own: beside a bar it would leave the bar no room."""
+            """A note has its own line: beside a bar it would leave no room for the bar."""
 
             note = ""
 
@@ -124,9 +124,9 @@ class TerminalWatcher(Watcher):
                 if self.note:
                     yield Text(f"    {self.note}", no_wrap=True, overflow="ellipsis")
 
-        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
         with BarsWithNote(*columns, console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(what, total=total, told=""), total, unit)
+            yield _Bar(bars, bars.add_task(what, total=total, text=""), total, unit)
 
 
 class _Bar(Pace):
@@ -137,12 +137,12 @@ class _Bar(Pace):
     def advance(self, amount: int, note: str = "") -> None:
         self.done += amount
         self._bars.note = note
-        told = standing(self.done, self._total, self._unit, self.spent(time.monotonic()), self.resumed)
-        self._bars.update(self._task, completed=self.done, told=told)
+        text = standing(self.done, self._total, self._unit, self.spent(time.monotonic()), self.resumed)
+        self._bars.update(self._task, completed=self.done, text=text)
 
 
 class JsonWatcher(Watcher):
-    """One JSON object a line on stdout, for programs; on the stdout of the start, whatever is redirected later."""
+    """One JSON object per line on stdout, for programs; on the stdout at the start, whatever is redirected later."""
 
     def __init__(self) -> None:
         self._stream = sys.stdout
@@ -154,8 +154,8 @@ class JsonWatcher(Watcher):
         self.event("message", text=text)
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
-        told: dict[str, Any] = ({"resumed": resumed} if resumed else {}) | ({"note": note} if note else {})
-        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **told)
+        extra: dict[str, Any] = ({"resumed": resumed} if resumed else {}) | ({"note": note} if note else {})
+        self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **extra)
 
 
 def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
@@ -175,31 +175,31 @@ def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float
 def standing(done: int, total: int | None, unit: str, seconds: float, resumed: int) -> str:
     """``578 of 1,318 images, 18.1 images/s, 41 s left``: the rate is of what this attempt did."""
     rate = (done - resumed) / max(seconds, 1e-9)
-    left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return f"{portion(done, total, unit)}, {amount(rate, unit)}/s{left}"
+    remaining = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    return f"{portion(done, total, unit)}, {amount(rate, unit)}/s{remaining}"
 
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, remainder = divmod(total, 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02} s"
+        return f"{minutes} min {remainder:02} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min"
 
 
 def local_time(moment: str) -> str:
-    """A moment in UTC, as records have it, by the clock on the wall: ``2026-11-21 17:45``."""
+    """A time in UTC, as in records, in local time: ``2026-11-21 17:45``."""
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def size(count: int) -> str:
-    """Bytes as people read them: ``950 B``, ``1.4 MB``."""
+    """Bytes in a readable unit: ``950 B``, ``1.4 MB``."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -209,14 +209,14 @@ def size(count: int) -> str:
 
 
 def portion(done: int, total: int | None, unit: str) -> str:
-    """``578 of 1,318 images``, or ``578 images`` where nobody knows of how many."""
+    """``578 of 1,318 images``, or ``578 images`` where the total is not known."""
     if total is None:
         return amount(done, unit)
     return f"{size(done) if unit == 'bytes' else format(done, ',')} of {amount(total, unit)}"
 
 
 def amount(count: float, unit: str) -> str:
-    """``1,200 prompts``; bytes as people read them."""
+    """``1,200 prompts``; bytes in a readable unit."""
     if unit == "bytes":
         return size(round(count))
     return f"{count:,.1f} {unit}" if count < 100 and count != int(count) else f"{count:,.0f} {unit}"

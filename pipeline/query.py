@@ -1,4 +1,4 @@
-"""DuckDB over the store: a question tool, not a second truth."""
+"""SQL queries by DuckDB over the store's tables. DuckDB stores nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _answer(store: Store, tables: Mapping[str, list[str]], query: str, fix: Call
             connection.execute("SET enable_external_access = false")
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type not in questions:
-                raise StoreError("this is not one question", where=query, expected='such as "SELECT count(*) FROM pairs"')
+                raise StoreError("this is not a single query", where=query, expected='such as "SELECT count(*) FROM pairs"')
             answer = connection.execute(statements[0])
             description = answer.description or []
             ids = [str(column[1]) == "UBIGINT" for column in description]
@@ -87,8 +87,8 @@ def _fix(error: Exception, store: Store, records: Sequence[Record]) -> str | Non
     if "UINT64" in str(error) or "UBIGINT" in str(error):
         return "write a row id as row_id('0123456789abcdef')"
     if "does not exist" in str(error):
-        known = sorted({name for name, _ in views(store, records) if "." not in name})
-        return f"the tables are {', '.join(known)}" if known else "irpipe run a stage first: there are no tables yet"
+        names = sorted({name for name, _ in views(store, records) if "." not in name})
+        return f"the tables are {', '.join(names)}" if names else "irpipe run a stage first: there are no tables yet"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Nodes of a recipe: stages under names, with typed settings, and which node makes what another reads."""
+"""Nodes of a recipe: stages under names, with typed settings and wiring."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Node:
 
     Attributes:
         upstream: the node behind each input: by kind, or by ``kind[node]`` where it reads several of a kind.
-        knows_truth: whether it, or anything upstream, is the truth that no trained stage may see.
+        knows_truth: whether it, or an ancestor, holds ground truth, which only evaluation stages may read.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Recipe:
             raise RecipeError("\n".join(_explain(name, stage.config, item) for item in error.errors())) from None
 
     def idle(self, name: str) -> list[str]:
-        """Settings that stand aside because others leave them without effect: those of a node that this one is like, and
+        """Inherited settings that are left out because other settings leave them without effect: those of `like` nodes, and
         those of the recipe beside a --set for the same node."""
         overridden = {field_of(override) for override in self.overridden if node_of(override) == name}
         firm = overridden or set(_flattened(self.tables[name], self.stages[name]))
@@ -100,25 +100,28 @@ class Recipe:
         if not isinstance(own, Mapping):
             raise RecipeError(f"[{name}.{WIRING}] must be a table of kind = node")
         like = self._like(name)
-        chosen = dict(self.wiring(like)) if like else {}
+        nodes_by_kind = dict(self.wiring(like)) if like else {}
         for kind, value in own.items():
-            named = [value] if isinstance(value, str) else value
-            if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+            names = [value] if isinstance(value, str) else value
+            if not isinstance(names, list) or not names or not all(isinstance(entry, str) for entry in names):
                 raise RecipeError(f"[{name}.{WIRING}] {kind} = {value!r} is neither a node nor a list of nodes")
-            for one in named:
-                if one not in self.tables and one not in self.grids:
-                    raise RecipeError(f"[{name}.{WIRING}] {kind}: there is no node {one!r}{did_you_mean(one, self.tables)}")
-            chosen[kind] = list(dict.fromkeys(node for one in named for node in self.grids.get(one, (one,))))
-        return chosen
+            for entry in names:
+                if entry not in self.tables and entry not in self.grids:
+                    raise RecipeError(f"[{name}.{WIRING}] {kind}: there is no node {entry!r}{did_you_mean(entry, self.tables)}")
+            nodes_by_kind[kind] = list(dict.fromkeys(node for entry in names for node in self.grids.get(entry, (entry,))))
+        return nodes_by_kind
 
     def chain(self, target: str) -> list[Node]:
         """The target and everything upstream of it, each after what it reads.
 
         Raises:
-            RecipeError: the recipe lacks a node, has two for one kind, or runs in a circle.
+            RecipeError: the recipe lacks a node, has two for one kind, or has a cycle.
         """
         if target in self.grids:
-            raise RecipeError(f"{target} is a grid of {len(self.grids[target])} nodes", fix=f"run {self.grids[target][0]!r}, say")
+            raise RecipeError(
+                f"{target} is a grid of {len(self.grids[target])} nodes",
+                fix=f"run one of them, such as {self.grids[target][0]!r}",
+            )
         if target not in self.tables:
             fix = f"add a table [{target}] to {RECIPE_FILE}" if target in registered() else None
             raise RecipeError(f"the recipe {self.name!r} has no stage {target!r}{did_you_mean(target, self.tables)}", fix=fix)
@@ -158,12 +161,12 @@ class Recipe:
         """The nodes that a node is like, the nearest first.
 
         Raises:
-            RecipeError: they run in a circle.
+            RecipeError: they have a cycle.
         """
         path = [name]
         while (like := self._like(path[-1])) is not None:
             if like in path:
-                raise RecipeError(f"the recipe {self.name!r} runs in a circle: {f' is {LIKE} '.join((*path, like))}")
+                raise RecipeError(f"the recipe {self.name!r} has a cycle: {f' is {LIKE} '.join((*path, like))}")
             path.append(like)
             yield like
 
@@ -182,9 +185,9 @@ class Recipe:
         stage = self.stages[name]
         flat: dict[str, Any] = {}
         for node in reversed(list(self._models(name))):
-            theirs = _flattened(self.tables[node], self.stages[node])
+            inherited = _flattened(self.tables[node], self.stages[node])
             same = self.stages[node].name == stage.name
-            flat |= {key: value for key, value in theirs.items() if same or key in settings_of(stage.config)}
+            flat |= {key: value for key, value in inherited.items() if same or key in settings_of(stage.config)}
         return flat | _flattened(self.tables[name], stage)
 
     def _check_override(self, setting: str, target: str, nodes: Mapping[str, Node]) -> None:
@@ -197,9 +200,9 @@ class Recipe:
         if setting in self.overrides_for(nodes):
             return
         node = self.grids.get(node, (node,))[0]
-        known = settings_of(self.stages[node].config)
-        if name not in known:
-            raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, known)}")
+        settings = settings_of(self.stages[node].config)
+        if name not in settings:
+            raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, settings)}")
         raise RecipeError(f"--set {setting} has no effect: {target} does not read {node}", fix="leave it out")
 
     # -- wiring -------------------------------------------------------------------------------------------------------
@@ -207,7 +210,7 @@ class Recipe:
     def _visit(self, name: str, nodes: dict[str, Node], path: tuple[str, ...]) -> None:
         """Add a node after those it reads."""
         if name in path:
-            raise RecipeError(f"the recipe {self.name!r} runs in a circle: {' -> '.join((*path, name))}")
+            raise RecipeError(f"the recipe {self.name!r} has a cycle: {' -> '.join((*path, name))}")
         if name in nodes:
             return
         stage, config = self.stages[name], self.config(name)
@@ -225,15 +228,15 @@ class Recipe:
             if kind in wiring:
                 upstream[kind] = self._producers(name, kind, wiring[kind], many=False)[0]
                 self._visit(upstream[kind], nodes, (*path, name))
-            elif near := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
-                upstream[kind] = near[0]
-        knowing = [producer for producer in upstream.values() if nodes[producer].knows_truth]
-        if knowing and not stage.evaluation:
+            elif candidates := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
+                upstream[kind] = candidates[0]
+        truths = [producer for producer in upstream.values() if nodes[producer].knows_truth]
+        if truths and not stage.evaluation:
             raise RecipeError(
-                f"{name} may not read {knowing[0]}, which holds or judges by the truth: only evaluations may",
-                fix=f"let {name} read another node, or declare it with evaluation=True if it trains and selects nothing",
+                f"{name} may not read {truths[0]}, which holds or uses ground truth: only evaluation stages may",
+                fix=f"let {name} read another node, or declare it with evaluation=True if it neither trains nor selects",
             )
-        nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(knowing))
+        nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(truths))
 
     def _producers(self, name: str, kind: str, chosen: Sequence[str] | None, *, many: bool) -> Sequence[str]:
         """The nodes from which a node reads a kind: one, or several where it takes several.
@@ -266,7 +269,7 @@ class Recipe:
         return chosen
 
     def _check_wiring(self, name: str, kinds: Iterable[str]) -> None:
-        """What a node's own table names under `reads` must be what it reads; what it is like may read more."""
+        """The kinds under `reads` in a node's own table must be kinds that it reads; those of its `like` node may be more."""
         own = self.tables[name].get(WIRING, {})
         for kind in own if isinstance(own, Mapping) else ():
             if kind not in kinds:
@@ -286,7 +289,7 @@ def _flattened(table: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def _instead(stage: Stage, kind: str) -> str | None:
-    """The setting that makes a stage read something of somebody's instead of a kind of artifact, if it has one."""
+    """The option that gives a stage a file instead of an artifact of a kind, if it has one."""
     for name in hashed_names(default_config(stage.config), ("external", "model")):
         if kind not in stage.kinds_read(default_config(stage.config, **nested({name: Path("FILE")}))):
             return f"--set {stage.name}.{name}=FILE"
@@ -300,7 +303,7 @@ def _table_for(kind: str) -> str | None:
             if find_stage(name).writes == kind:
                 return f"add a table [{name}] to {RECIPE_FILE}"
         except (RecipeError, StageError):
-            continue  # another package's broken stage is no help
+            continue  # another package's broken stage cannot help
     return None
 
 
@@ -317,27 +320,27 @@ def _ancestors(names: Iterable[str], nodes: Mapping[str, Node]) -> set[str]:
 
 
 def _explain(node: str, config: type[Config], error: Any) -> str:
-    """One of pydantic's errors, in words of the recipe."""
+    """One of pydantic's errors as a message about the recipe."""
     name = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
-    place = f"{node}.{name}" if name else node
+    where = f"{node}.{name}" if name else node
     if error["type"] == "extra_forbidden":
         outer, _, inner = name.rpartition(".")
-        known = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
-        same = [name for name in settings_of(config) if name.rpartition(".")[2] == inner]
-        near = f"; did you mean {same[0]!r}?" if same else did_you_mean(inner, known)
-        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{near}"
+        settings = groups_of(config)[outer].model_fields if outer in groups_of(config) else config.model_fields
+        namesakes = [name for name in settings_of(config) if name.rpartition(".")[2] == inner]
+        hint = f"; did you mean {namesakes[0]!r}?" if namesakes else did_you_mean(inner, settings)
+        return f"{node}{'.' + outer if outer else ''} has no setting {inner!r}{hint}"
     if error["type"] == "value_error":
-        return f"{place}: {error['ctx']['error']}"
+        return f"{where}: {error['ctx']['error']}"
     if error["type"] == "missing":
-        return f"{place} must be given: --set {place}=..., or in {RECIPE_FILE}"
+        return f"{where} must be given: --set {where}=..., or in {RECIPE_FILE}"
     if error["type"] == "tuple_type":
-        return f"{place} = {error['input']!r}: should be a list, such as --set \"{place}=['{error['input']}']\""
+        return f"{where} = {error['input']!r}: should be a list, such as --set \"{where}=['{error['input']}']\""
     if error["type"] == "bool_type":
-        return f"{place} = {error['input']!r}: should be true or false"
+        return f"{where} = {error['input']!r}: should be true or false"
     if error["type"] == "model_type":
-        return f"{place} = {error['input']!r}: is a table of settings: {', '.join(groups_of(config)[name].model_fields)}"
+        return f"{where} = {error['input']!r}: is a table of settings: {', '.join(groups_of(config)[name].model_fields)}"
     message = error["msg"].replace("Input should be", "should be")
-    return f"{place} = {error['input']!r}: {message}"
+    return f"{where} = {error['input']!r}: {message}"
 
 
 def node_of(override: str) -> str:

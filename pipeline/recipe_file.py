@@ -1,4 +1,4 @@
-"""irpipe.toml as a file: reading it, overrides laid over it, grids of nodes, and the recipes that come with irpipe."""
+"""Reading irpipe.toml: overrides, grids of nodes, and the recipes that come with irpipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shipped_recipe(name: str) -> str:
 
 
 def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read irpipe.toml in a folder, with ``node.setting=value`` overrides laid over it.
+    """Read irpipe.toml in a folder, with ``node.setting=value`` overrides applied.
 
     Raises:
         RecipeError: there is none, it is not TOML, or an override names nothing.
@@ -95,7 +95,7 @@ def _axes(grid: Any) -> dict[str, Any]:
 
 
 def _with(table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with some settings laid over it, those of groups by ``group.setting``."""
+    """A table with some settings replaced, those of groups by ``group.setting``."""
     laid = dict(table)
     for name, value in settings.items():
         outer, dot, inner = name.partition(".")

@@ -1,4 +1,4 @@
-"""What installed packages declare: entry points by group, irpipe's own and other packages' alike."""
+"""Entry points by group, of irpipe and of other packages."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.settings import given_names, shown_config
+from irpipe.pipeline.settings import Config, given_names, shown_config
+from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
 
@@ -80,30 +81,30 @@ class Runner:
         """Make the target, running what is missing upstream and reusing the rest.
 
         Args:
-            only: run nothing but the target; what it reads must be at hand.
+            only: run nothing but the target; the artifacts that it reads must exist.
 
         Raises:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
         """
-        made: dict[str, InputEntry] = {}
+        entries: dict[str, InputEntry] = {}
         if count() > 1:
             self._refuse_alone(target)
-        set_threads()  # before any library that computes is loaded
+        set_threads()  # before numpy or torch is loaded
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
             for node in chain:
-                self._refuse_truth(node)  # what is missing outside, or forbidden, is missed now, not after hours
+                self._refuse_truth(node)  # missing or forbidden files are errors now, not after hours
             self._tell_plan(self.planner.plan(target))
             for node in chain:
-                step = self.planner.examine(node, made)
+                step = self.planner.examine(node, entries)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
-                        f"{target} reads {step.name}, which is not at hand: {'; '.join(step.reasons)}",
+                        f"{target} reads {step.name}, which does not exist yet: {'; '.join(step.reasons)}",
                         fix=f"irpipe run {step.name}, or leave out --only",
                     )
                 record = self._reuse(step) if step.record else self._make(step)
                 self.store.point(self.recipe.name, node.name, record)
-                made[step.name] = input_entry(node, record)
+                entries[step.name] = input_entry(node, record)
         self.planner.watcher.event(
             "done",
             stage=target,
@@ -116,32 +117,32 @@ class Runner:
         return record
 
     def _tell_plan(self, steps: Sequence[Step]) -> None:
-        """What will be reused, and what runs, why, and how long it took before."""
+        """Say which stages are reused, and which run, why, and how long they took before."""
         watcher = self.planner.watcher
-        watcher.event("plan", steps=[step.told for step in steps])
+        watcher.event("plan", steps=[step.as_json for step in steps])
         due = [step for step in steps if step.state != "reuse"]
         if not due:
             return
-        known = sum(step.expected_seconds or 0.0 for step in due)
-        whole = all(step.expected_seconds is not None for step in due)
-        time_ = f", {'about' if whole else 'more than'} {duration(known)}" if known else ""
+        seconds = sum(step.expected_seconds or 0.0 for step in due)
+        complete = all(step.expected_seconds is not None for step in due)
+        time_ = f", {'about' if complete else 'more than'} {duration(seconds)}" if seconds else ""
         watcher.say(f"plan: {len(steps) - len(due)} of {len(steps)} stages are reused, {len(due)} to run{time_}")
         for step in due:
             for line in step.lines:
                 watcher.say(f"  {line}")
 
     def _refuse_truth(self, node: Node) -> None:
-        """No setting may name an artifact that holds or judges by the truth, unless the stage is an evaluation.
+        """No setting may name an artifact with ground truth, unless the stage is an evaluation.
 
         Raises:
-            RecipeError: one does. What a recipe's own stages read is refused by the recipe.
+            RecipeError: one does. The wiring of the recipe's own nodes is checked by the recipe.
         """
-        shown = self.planner.externals(node).shown
-        for name, entry in shown.items():
+        entries = self.planner.externals(node).entries
+        for name, entry in entries.items():
             if entry["artifacts"] and not node.stage.evaluation:
-                behind = stages_behind(self.store, entry["artifacts"]) & set(registered())
-                if any(find_stage(stage).truth for stage in behind):
-                    raise RecipeError(f"{node.name}.{name} may not be made from the truth: only evaluations may read it")
+                stages = stages_behind(self.store, entry["artifacts"]) & set(registered())
+                if any(find_stage(stage).truth for stage in stages):
+                    raise RecipeError(f"{node.name}.{name} may not be made from ground truth: only evaluation stages may read it")
 
     def _reuse(self, step: Step) -> Record:
         record = step.record
@@ -149,7 +150,7 @@ class Runner:
         watcher = self.planner.watcher
         self._clear_work(step.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
-        watcher.say(f"{step.name}: reused {record.content_id[:12]}{_noted(step)}")
+        watcher.say(f"{step.name}: reused {record.content_id[:12]}{notes_of(step)}")
         return record
 
     def _make(self, step: Step) -> Record:
@@ -164,7 +165,7 @@ class Runner:
             return self._run(step, key)
 
     def _finished(self, step: Step, key: str) -> Record | None:
-        """What another process made meanwhile, or a killed one had finished, unless it is to be made anew."""
+        """The result that another process made meanwhile, or that a killed one had finished; None with `force`."""
         if self.planner.force == step.name:
             return None
         record = recover(self.store, key) or self.store.lookup(key)
@@ -173,11 +174,11 @@ class Runner:
         return record
 
     def _clear_work(self, node: str, key: str) -> None:
-        """Remove what lies behind a result: its own work, if a kill came after publishing, and failures with nothing kept."""
+        """Remove finished work: of this key, if a kill came after publishing, and of failed runs that kept nothing."""
         for work in self.store.root.glob("work/*"):
-            found = attempt(self.store, work.name)
-            published = work.name == key or (found is None and self.store.record(work.name) is not None)
-            mine = found is not None and found["node"] == node and found["recipe"] == self.recipe.name
+            unfinished = attempt(self.store, work.name)
+            published = work.name == key or (unfinished is None and self.store.record(work.name) is not None)
+            mine = unfinished is not None and unfinished["node"] == node and unfinished["recipe"] == self.recipe.name
             if published or (mine and not any(work.glob("scratch/*"))):
                 with self.store.lock_if_free(work.name) as free:
                     if free:
@@ -194,12 +195,12 @@ class Runner:
             pid=os.getpid(),
             command=["irpipe", *sys.argv[1:]],
         )
-        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{_noted(step)}")
+        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{notes_of(step)}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
-        told = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
+        state = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
         attempt_file = self.store.work_path(key) / "attempt.json"
-        write_durably(attempt_file, to_json(told))
+        write_durably(attempt_file, to_json(state))
         started, clock = _now(), time.monotonic()
         inputs = open_inputs(self.store, step.inputs)
         context = Context(
@@ -208,14 +209,14 @@ class Runner:
         try:
             with together(self._num_processes(step), self._command(step)):
                 report = stage.load_run()(step.node.config, inputs, out, context)
-                workers = {"processes": count(), "threads": threads()}
+                workers = _workers(step.node.config)
             _check(step.name, report)
             self._check_unchanged(step)
             make_record = partial(self._record, step, key, report, started, clock, code, workers)
             before = self.store.record(key)
             record = commit(self.store, key, make_record, watcher)
         except BaseException as error:
-            self._keep_error(attempt_file, told, error)
+            self._keep_error(attempt_file, state, error)
             self._say_how_to_go_on(step, key, watcher, error, time.monotonic() - clock)
             raise
         rows = report.rows
@@ -240,34 +241,36 @@ class Runner:
         return record
 
     def _num_processes(self, step: Step) -> int:
-        """How many processes to start on a run, itself included: none besides where a launcher or the command has done so."""
+        """The number of processes of a run, this one included; 1 where a launcher or the command has started them."""
         return step.node.stage.num_processes(step.node.config) if count() == 1 else 1
 
     def _command(self, step: Step) -> list[str]:
-        """The arguments of `irpipe` by which another process takes part in a run."""
+        """The arguments of `irpipe` for another process of the same run."""
         overrides = self.recipe.overrides_for(self.recipe.upstream(step.name))
         flags = ["--force"] if self.planner.force == step.name else []
         flags += ["--strict-code"] if self.planner.strict_code else []
         return ["run", step.name, *flags, *(part for override in overrides for part in ("--set", override))]
 
-    def _keep_error(self, path: Path, told: dict[str, object], error: BaseException) -> None:
-        """Leave the reason beside the kept work, for `irpipe status`."""
+    def _keep_error(self, path: Path, state: dict[str, object], error: BaseException) -> None:
+        """Write the error beside the kept work, for `irpipe status`."""
         if path.parent.exists():
             try:
-                write_durably(path, to_json({**told, "error": _told(error)}))
+                write_durably(path, to_json({**state, "error": error_line(error)}))
             except OSError:
-                self.planner.watcher.say("  the reason could not be written beside the kept work")
+                self.planner.watcher.say("  the error could not be written beside the kept work")
 
     def _say_how_to_go_on(self, step: Step, key: str, watcher: Journal, error: BaseException, seconds: float) -> None:
-        """Where the work is kept, and the command that goes on with it."""
-        watcher.keep("failed", stage=step.name, error=_told(error))
-        kept = self.store.work_path(key) / "scratch"
-        work = f"what it had saved is kept in {kept}" if kept.is_dir() and any(kept.iterdir()) else "nothing of it is kept"
+        """Say where the work is kept, and the command that continues it."""
+        watcher.keep("failed", stage=step.name, error=error_line(error))
+        scratch = self.store.work_path(key) / "scratch"
+        work = (
+            f"what it had saved is kept in {scratch}" if scratch.is_dir() and any(scratch.iterdir()) else "nothing of it is kept"
+        )
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
         watcher.say(f"  log: irpipe log {step.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
 
     def _check_unchanged(self, step: Step) -> None:
-        """A file from outside that changed while it was read would give an artifact under a wrong key."""
+        """A file from outside that changed during the run would give an artifact under a wrong key."""
         now = self.planner.externals(step.node, again=True).digests
         if any(step.externals.digests[name] != value for name, value in now.items()):
             raise InputError(f"a file that {step.name} reads changed while it ran", fix="run the same command again")
@@ -294,7 +297,7 @@ class Runner:
             config=shown_config(step.node.config),
             given=given_names(step.node.config),
             inputs=step.inputs,
-            external=step.externals.shown,
+            external=step.externals.entries,
             code_digest=code,
             packages=_packages(),
             git=_git(self.recipe.root),
@@ -315,14 +318,21 @@ def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
     return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
 
 
-def _told(error: BaseException) -> str:
-    """What went wrong, in a line."""
+def _workers(config: Config) -> dict[str, int]:
+    """How many processes worked on a run, and with how many threads each computed. Call it while they work together."""
+    if isinstance(config, MapConfig) and config.num_processes > 1:
+        return {"processes": config.num_processes, "threads": 1}
+    return {"processes": count(), "threads": threads()}
+
+
+def error_line(error: BaseException) -> str:
+    """An error in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
 
 
-def _noted(step: Step) -> str:
+def notes_of(step: Step) -> str:
     return f" ({'; '.join(step.notes)})" if step.notes else ""
 
 
@@ -360,10 +370,10 @@ def _git(folder: Path) -> dict[str, object] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return result.stdout.strip() if result.returncode == 0 else None
 
     commit_id = git("rev-parse", "HEAD")
     return None if commit_id is None else {"commit": commit_id, "dirty": bool(git("status", "--porcelain"))}

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 # How a setting counts towards the key of a run:
 #   result     its value changes the result: hashed
-#   execution  it changes only how the result is reached (device, workers): recorded, not hashed
+#   execution  it changes only how the result is computed (device, workers): recorded, not hashed
 #   neutral    added after a release: left out of the hash while it has its default, so that old artifacts stay valid
 #   external   names files from outside (or artifacts): their content is hashed, their names are not
 #   model      a model (or several), as `hub/name@revision`, a local folder, or the name of one that an installed package
@@ -48,11 +48,11 @@ class Config(BaseModel):
     model_config = _RULES
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect beside the others, and why. Giving one is an error; none counts towards the key."""
+        """Settings without effect under the other settings, and why. Giving one is an error; none counts towards the key."""
         return {}
 
     def replaced(self) -> set[str]:
-        """Settings that a given source replaces (vectors over an embedder). They may stand; none counts towards the key."""
+        """Settings that another one replaces (vectors replace an embedder). They may be given; none counts towards the key."""
         return set()
 
     @model_validator(mode="after")
@@ -68,7 +68,7 @@ def setting(default: Any = ..., *, meaning: str, source: str | None = None, role
 
     Args:
         default: the default, or nothing for a setting that must be given.
-        meaning: what it means, with its unit and special values, as people read it in ``irpipe cite``.
+        meaning: what it means, with its unit and special values, as ``irpipe cite`` prints it.
         source: where the default comes from (paper, section; released code), if it has one.
         role: how it counts towards the key.
         limits: pydantic's own constraints (``ge``, ``le``, ...).
@@ -84,14 +84,14 @@ def group(kind: type[Group]) -> Any:
 @cache
 def settings_of(config: type[BaseModel]) -> Mapping[str, FieldInfo]:
     """Every setting of a config by name, in order; those of a group as ``group.setting``."""
-    found: dict[str, FieldInfo] = {}
+    settings: dict[str, FieldInfo] = {}
     for name, info in config.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Group):
-            found.update({f"{name}.{inner}": field for inner, field in settings_of(kind).items()})
+            settings.update({f"{name}.{inner}": field for inner, field in settings_of(kind).items()})
         else:
-            found[name] = info
-    return found
+            settings[name] = info
+    return settings
 
 
 def groups_of(config: type[BaseModel]) -> Mapping[str, type[Group]]:
@@ -109,7 +109,7 @@ def value_of(config: BaseModel, name: str) -> Any:
 
 
 def given(config: BaseModel, name: str) -> bool:
-    """Whether a setting was set by somebody, rather than left at its default."""
+    """Whether a setting is given, rather than left at its default."""
     outer, dot, inner = name.partition(".")
     if outer not in config.model_fields_set:
         return False
@@ -117,7 +117,7 @@ def given(config: BaseModel, name: str) -> bool:
 
 
 def given_names(config: BaseModel) -> tuple[str, ...]:
-    """The settings that somebody set, sorted."""
+    """The settings that are given, sorted."""
     return tuple(sorted(name for name in settings_of(type(config)) if given(config, name)))
 
 
@@ -134,7 +134,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_config(config: type[Config], **values: Any) -> Config:
-    """A config at its defaults, but for some settings, without any check: to ask what it would read or leave without effect."""
+    """A config with some values and otherwise defaults, without checks: to ask what it would read or leave without effect."""
     tables = {name: kind.model_construct() for name, kind in groups_of(config).items()}
     for name, value in values.items():
         kind = groups_of(config).get(name)
@@ -155,7 +155,7 @@ def source_of(config: type[BaseModel], name: str) -> str | None:
 
 
 def hashed_names(config: Config, roles: Sequence[Role]) -> list[str]:
-    """The settings of some roles that have an effect beside the others."""
+    """The settings of some roles that have an effect under the other settings."""
     idle = {*config.unused(), *config.replaced()}
     return [name for name in settings_of(type(config)) if role_of(type(config), name) in roles and name not in idle]
 

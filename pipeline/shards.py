@@ -1,4 +1,4 @@
-"""One durable map over shards: what a kill costs is the shards that were being made.
+"""One durable map over shards: a kill costs only the shards that were being made.
 
 A stage gives a worker and its shards; the result of each is a file (or a folder) in the run's work folder with its digest beside
 it. An executor decides where the workers run; it knows nothing of files, digests or earlier attempts.
@@ -63,13 +63,13 @@ class MapConfig(Config):
         ge=1,
         le=256,
         role="execution",
-        meaning="Processes that make shards side by side, of one thread each; process i takes GPU i, if there are any."
+        meaning="Number of worker processes, of one thread each; process i uses GPU i, if there are GPUs."
         " 1: this process, with all its threads.",
     )
     executor: str | None = setting(
         None,
         role="execution",
-        meaning="Where shards are made: inline, processes, or what installed packages declare as irpipe.executors."
+        meaning="Where shards are made: inline, processes, or an executor that an installed package declares as irpipe.executors."
         " Unset: by num_processes.",
     )
 
@@ -79,7 +79,7 @@ class MapConfig(Config):
 
 @dataclass(frozen=True)
 class Durable:
-    """A worker whose results are whole and durable, each with its digest beside it. It runs where the worker runs."""
+    """A worker whose results are complete and synced to disk, with digests beside them. It runs where the worker runs."""
 
     worker: Worker
 
@@ -88,15 +88,15 @@ class Durable:
         self.worker(shard, draft)
         files = [draft / name for name in list_files(draft)] if draft.is_dir() else [draft]
         for file in files:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         for folder in {file.parent for file in files} - {path.parent}:
             sync_folder(folder)
-        made = digest_of(draft)
+        digest = digest_of(draft)
         if path.exists():
             remove(path)
         draft.rename(path)
-        write_durably(_digest_file(path), made)
+        write_durably(_digest_file(path), digest)
 
 
 def digest_of(path: Path) -> str:
@@ -113,8 +113,8 @@ def map_shards(
 
     Args:
         worker: makes one shard.
-        shards: by name, a file name. Two shards of one name in one run's work folder are the same work: what changes a shard and
-            is not in the run's key stands in its name.
+        shards: by name, a file name. Two shards of one name in one run's work folder are the same work: the name holds
+            whatever changes a shard and is not in the run's key.
         folder: where the results go.
         executor: makes the executor for a number of shards; not called where nothing is missing.
         done: called with the name of each finished shard, those of earlier attempts first.
@@ -139,7 +139,7 @@ def map_shards(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard is what its maker left."""
+    """Whether a shard is complete and unchanged: its digest fits."""
     try:
         return _digest_file(path).read_text(encoding="utf-8") == digest_of(path)
     except (OSError, ValueError):
@@ -175,18 +175,18 @@ def make_executor(name: str | None, processes: int) -> Executor:
         RecipeError: no installed package declares it.
     """
     name = name or ("inline" if processes == 1 else "processes")
-    known = declared(EXECUTORS)
-    if name not in known:
+    executors = declared(EXECUTORS)
+    if name not in executors:
         raise RecipeError(
-            f"there is no executor {name!r}{did_you_mean(name, known)}",
+            f"there is no executor {name!r}{did_you_mean(name, executors)}",
             fix=f"install the package that declares it under the entry-point group {EXECUTORS!r}",
         )
-    executor: Executor = known[name].load()(processes)
+    executor: Executor = executors[name].load()(processes)
     return executor
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """Put a finished file where it goes, as a link where the disk has them: a kill meanwhile loses nothing."""
+    """Link (or copy) a finished file to its place; the shard stays, so that a kill meanwhile loses nothing."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a stage declares, and the context its ``run`` is handed."""
+"""The declaration of a stage, and the context that its ``run`` receives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Report:
-    """What a stage's ``run`` returns: how many rows, and figures that people want to see (JSON values)."""
+    """The result of a stage's ``run``: row counts and metrics (JSON values)."""
 
     rows: Rows
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Context:
-    """What a run may use of its surroundings.
+    """What a run may use besides its settings and inputs.
 
     Attributes:
-        work: a folder of this key's own that survives a kill: shards and checkpoints go there.
+        work: a folder of this key that survives a kill, for shards and checkpoints.
         progress: ``with context.progress("embedding", total, "prompts") as bar: bar.advance(n)``.
-        say: one line for the person who watches.
+        say: prints one line for the user.
         sources: the resolved files (or artifacts) of each external setting.
         models: the models of each setting that names some.
     """
@@ -99,7 +99,7 @@ class Context:
 
         Args:
             worker: writes the result of one shard to a path.
-            shards: what each is made of, by the name of its file.
+            shards: the worker's argument for each shard, by the name of its file.
             what: the title of the bar, and the folder in `work`: "embedding".
             unit: what is counted: "prompts"; size: how many of them a shard holds.
             processes: how many make shards side by side; executor: where, by name, if not on this machine.
@@ -131,13 +131,13 @@ class Many:
 
 @dataclass(frozen=True)
 class First:
-    """In `reads`: the first of some kinds that the recipe has a node for; the first one where it has none."""
+    """In `reads`: the first of some kinds that a node of the recipe writes; the first kind where no node writes any."""
 
     kinds: tuple[str, ...]
 
 
 class Inputs(Mapping[str, "Artifact"]):
-    """What a run reads. ``inputs[kind]`` is the artifact of a kind; ``inputs.all(kind)`` are those of a `Many`.
+    """The artifacts that a run reads. ``inputs[kind]`` is the one of a kind; ``inputs.all(kind)`` are those of a `Many`.
 
     Args:
         slots: the name of the node that made it, and the artifact, by kind; by ``kind[node]`` where there are several.
@@ -184,7 +184,7 @@ class Stage:
         version: raised whenever the same settings and inputs would give another result.
         reads: kinds of artifact it reads, one artifact of each, or several (`Many`), or the first that the recipe has a node for
             (`First`); a function where that depends on its settings.
-        reads_if_upstream: kinds it reads only where another of its inputs was made from them.
+        reads_if_upstream: kinds it reads only where they are ancestors of another input.
         extra: the extra of its package that its work needs installed.
         processes: whether several processes may work on one run of it together; a function from its settings to how many do where
             neither the command nor a launcher says.
@@ -195,8 +195,8 @@ class Stage:
             depends on its settings.
         config: its settings.
         run: ``module:function``, imported only when it runs.
-        truth: whether it writes what no trained stage may see; only evaluations may be made of it, however indirectly.
-        evaluation: whether it only judges, so that it may read the truth.
+        truth: whether it writes ground truth: only evaluation stages may read that, or anything made from it.
+        evaluation: whether it only evaluates, so that it may read ground truth.
     """
 
     name: str
@@ -221,11 +221,11 @@ class Stage:
         """
         reads = self.reads(config) if callable(self.reads) else self.reads
         kinds: dict[str, bool] = {}
-        for one in reads:
-            if isinstance(one, First):
-                kinds[next((kind for kind in one.kinds if kind in written), one.kinds[0])] = False
+        for read in reads:
+            if isinstance(read, First):
+                kinds[next((kind for kind in read.kinds if kind in written), read.kinds[0])] = False
             else:
-                kinds[one.kind if isinstance(one, Many) else one] = isinstance(one, Many)
+                kinds[read.kind if isinstance(read, Many) else read] = isinstance(read, Many)
         return kinds
 
     def num_processes(self, config: Config) -> int:
@@ -270,7 +270,7 @@ def find_stage(name: str) -> Stage:
 
     Raises:
         RecipeError: no installed package declares a stage of that name.
-        StageError: what the package names is not a stage, or is called otherwise.
+        StageError: the entry point is not a stage, or has another name.
     """
     points = registered()
     if name not in points:

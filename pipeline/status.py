@@ -1,4 +1,4 @@
-"""How every stage of a recipe stands: made, out of date and why, being made and how far, failed and with what error."""
+"""The state of every stage of a recipe: done, out of date and why, running and its progress, failed and the error."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Standing:
     """One node of a recipe.
 
     Attributes:
-        state: done: as irpipe.toml stands, its result is at hand. stale: there is a result of other settings or inputs. lost:
+        state: done: the result under the present irpipe.toml exists. stale: there is a result of other settings or inputs. lost:
             its result is no longer in the store. cannot run: its settings or what it reads are wrong. unread: it reads large
             files that no run has read as they are now.
         why: the reasons for that, or the error.
-        record: the run whose result is at hand, else its newest one, whatever the settings.
-        process: the process that runs it; progress: how far that is, as the log has it.
+        record: the run whose result exists, else the newest one, whatever its settings.
+        process: the process that runs it; progress: the last progress in its log.
     """
 
     node: str
@@ -42,7 +42,7 @@ class Standing:
 def survey(planner: Planner) -> list[Standing]:
     """Every stage of the recipe, in its order. Writes nothing, and reads no large file.
 
-    Cost: a few look-ups a stage, however many runs there are.
+    Cost: a few look-ups per stage, whatever the number of runs.
     """
     planner = Planner(planner.recipe, planner.store, planner.watcher, most_bytes=MOST_BYTES, against_newest=True)
     steps, errors = _steps(planner)
@@ -51,22 +51,22 @@ def survey(planner: Planner) -> list[Standing]:
 
 
 def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
-    """The plan of every stage that has one, and what is wrong with the others."""
+    """The plan of every stage that has one, and the errors of the others."""
     steps: dict[str, Step] = {}
     errors: dict[str, IrpipeError] = {}
-    made: dict[str, InputEntry] = {}
+    entries: dict[str, InputEntry] = {}
     for name in planner.recipe.stages:
         try:
             for node in planner.recipe.chain(name):
                 if node.name in steps or node.name in errors:
                     continue
                 try:
-                    step = steps[node.name] = planner.examine(node, made)
+                    step = steps[node.name] = planner.examine(node, entries)
                 except IrpipeError as error:
                     errors[node.name] = error
                     continue
                 if step.record is not None:
-                    made[node.name] = input_entry(node, step.record)
+                    entries[node.name] = input_entry(node, step.record)
         except IrpipeError as error:
             errors[name] = error
     return steps, errors
@@ -86,13 +86,15 @@ def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
     """The latest unfinished run of each node of a recipe."""
     latest: dict[str, _Attempt] = {}
     for path in sorted(store.root.glob("work/*/attempt.json")):
-        found = attempt(store, path.parent.name)
-        if found is None or found["recipe"] != recipe:
+        unfinished = attempt(store, path.parent.name)
+        if unfinished is None or unfinished["recipe"] != recipe:
             continue
-        node = str(found["node"])
-        one = _Attempt(path.parent.name, str(found["started"]), int(str(found["pid"])), str(found.get("error", "killed")))
-        if node not in latest or one.started > latest[node].started:
-            latest[node] = one
+        node = str(unfinished["node"])
+        latest_attempt = _Attempt(
+            path.parent.name, str(unfinished["started"]), int(str(unfinished["pid"])), str(unfinished.get("error", "killed"))
+        )
+        if node not in latest or latest_attempt.started > latest[node].started:
+            latest[node] = latest_attempt
     return latest
 
 
@@ -102,16 +104,16 @@ def _standing(
     store = planner.store
     record = store.newest(planner.recipe.name, name)
     if name in attempts and store.is_locked(attempts[name].key):
-        one = attempts[name]
-        return Standing(name, "running", (), record, one.process, last_progress(store.log_path(one.key)))
+        running = attempts[name]
+        return Standing(name, "running", (), record, running.process, last_progress(store.log_path(running.key)))
     if step is not None and step.state == "reuse":
         assert step.record is not None
-        other = record is not None and record.key != step.record.key
-        return Standing(name, "done", ("its newest result is of other settings",) if other else (), step.record)
+        newer = record is not None and record.key != step.record.key
+        return Standing(name, "done", ("its newest result is of other settings",) if newer else (), step.record)
     ended = attempts.get(name)
     if ended is not None and (record is None or ended.started > record.ended):
-        of_others = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
-        return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *of_others), record)
+        note = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
+        return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *note), record)
     if step is None:
         return Standing(name, "unread" if isinstance(error, UnreadError) else "cannot run", _why(error), record)
     if record is None and store.ref_path(planner.recipe.name, name).exists():

@@ -1,10 +1,10 @@
-"""artifacts/ on disk: where things lie, and how they are found and opened.
+"""The store on disk: paths, records, locks.
 
 objects/ab/<content_id>/   manifest.json and files, read-only
 keys/ab/<key>.json         a run's record: key -> content id
 refs/<recipe>/<stage>.json the newest result by name
 work/<key>/                a run in progress: out/, scratch/, attempt.json
-logs/<key>.jsonl           what a run said; no part of its result
+logs/<key>.jsonl           a run's log; no part of its result
 locks/<key>                held by the process that runs the key
 damaged/<content_id>       objects that failed verification
 """
@@ -83,7 +83,7 @@ class Store:
         return self.root / "logs" / f"{key}.jsonl"
 
     def lookup(self, key: str) -> Record | None:
-        """The record of a run whose artifact is at hand, or None."""
+        """The record of a run whose artifact exists, or None."""
         record = self.record(key)
         return record if record is not None and self.holds(record.content_id) else None
 
@@ -95,7 +95,7 @@ class Store:
             return None
 
     def holds(self, content_id: str) -> bool:
-        """Whether an object is there with all its files at their sizes. Their bytes are `irpipe verify`'s matter."""
+        """Whether an object exists with all its files at their sizes. `irpipe verify` checks the bytes."""
         folder = self.object_path(content_id)
         try:
             manifest = read_manifest(folder)
@@ -125,7 +125,7 @@ class Store:
         return record if record is None else replace(record, node=node)  # several nodes may share one run
 
     def point(self, recipe: str, node: str, record: Record) -> None:
-        """Make a run's result the newest of a node. Writes nothing where it is that already."""
+        """Make a run's result the newest of a node. Writes nothing if it is already."""
         path = self.ref_path(recipe, node)
         text = to_json({"key": record.key, "content_id": record.content_id})
         if path.exists() and path.read_bytes() == text.encode():
@@ -136,17 +136,17 @@ class Store:
         """The run whose key or content id starts with a prefix; the newest where several runs made one object.
 
         Raises:
-            StoreError: nothing starts so, or several different artifacts do.
+            StoreError: no id starts with it, or those of several artifacts do.
         """
         if len(prefix) < 4 or any(digit not in "0123456789abcdef" for digit in prefix):
             raise StoreError(f"{prefix!r} is not an id", expected="at least 4 of its hex digits", fix="irpipe status")
-        found = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
-        if not found:
+        matches = [record for record in self.records() if record.key.startswith(prefix) or record.content_id.startswith(prefix)]
+        if not matches:
             raise StoreError(f"nothing in the store has an id that starts with {prefix!r}", fix="irpipe status")
-        if len({record.content_id for record in found}) > 1:
-            listed = ", ".join(f"{record.content_id[:12]} ({record.node})" for record in found)
+        if len({record.content_id for record in matches}) > 1:
+            listed = ", ".join(f"{record.content_id[:12]} ({record.node})" for record in matches)
             raise StoreError(f"the id {prefix!r} is ambiguous: {listed}", fix="give more digits")
-        return max(found, key=lambda record: record.ended)
+        return max(matches, key=lambda record: record.ended)
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -156,14 +156,14 @@ class Store:
 
     @contextmanager
     def lock_if_free(self, key: str) -> Iterator[bool]:
-        """Hold a key if nobody does, and tell whether it is held; never in a store that cannot be written."""
+        """Lock a key if it is free, and yield whether that worked; never in a store that cannot be written."""
 
         def busy() -> None:
             raise BlockingIOError
 
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(self.lock(key, busy))
+                stack.enter_context(self.lock(key, busy))
             except OSError as error:
                 if not isinstance(error, BlockingIOError) and error.errno not in (errno.EROFS, errno.EACCES):
                     raise
@@ -174,17 +174,17 @@ class Store:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep `irpipe gc` out while artifacts are read."""
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_SH, lambda: None))
+                stack.enter_context(_flock(self.root / "lock", fcntl.LOCK_SH, lambda: None))
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES):
-                    raise  # but nobody collects a store that cannot be written
+                    raise  # a store that cannot be written needs no lock
             yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep everybody else out.
+        """Lock the whole store: no run may use it meanwhile.
 
         Raises:
             StoreError: a run is going on.
@@ -193,12 +193,12 @@ class Store:
         def refuse() -> None:
             raise StoreError("a run is using this store", where=str(self.root), fix="wait for it to end, then again")
 
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(_flock(self.root / "lock", fcntl.LOCK_EX, refuse))
+                stack.enter_context(_flock(self.root / "lock", fcntl.LOCK_EX, refuse))
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES):
-                    raise  # but nobody changes a store that cannot be written
+                    raise  # a store that cannot be written needs no lock
             yield
 
     def is_locked(self, key: str) -> bool:
@@ -249,7 +249,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def disk_errors(store: Path) -> Iterator[None]:
-    """Turn what a full, read-only or failing disk raises, in the store or outside, into an error for people."""
+    """Turn the errors of a full, read-only or failing disk into an error with a fix."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Values from data as people read them: nothing in them is obeyed by a terminal or reorders a page."""
+"""Values from data as safe text: no control characters, nothing that reorders text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 def visible(text: Any, longest: int = LONGEST) -> str:
     """Text without control characters: these are shown rather than obeyed. It is cut where it is too long."""
-    shown = "".join(_shown(letter) for letter in str(text)[:longest])
-    return f"{shown} … ({len(str(text)):,} characters)" if len(str(text)) > longest else shown
+    letters = "".join(_visible_letter(letter) for letter in str(text)[:longest])
+    return f"{letters} … ({len(str(text)):,} characters)" if len(str(text)) > longest else letters
 
 
-def _shown(letter: str) -> str:
+def _visible_letter(letter: str) -> str:
     if letter in "\n\t":
         return " "
     code = ord(letter)
@@ -28,7 +28,7 @@ def _shown(letter: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure: four digits, thousands apart; of a mapping or list each one."""
+    """A number with four digits and separated thousands; of a mapping or list each value."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Are the store's bytes what its manifests say, and does running again give them again?"""
+"""Verification: hash the store again, and repeat runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from irpipe.pipeline.store import Store
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not what its name says, the stages whose result it was, and the first thing wrong with it."""
+    """A damaged object or record: its name, the stages that made it, and its first fault."""
 
     name: str
     stages: tuple[str, ...]
@@ -29,7 +29,7 @@ class Fault:
 
 
 def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
-    """Hash every object again and read every record. What is damaged is moved aside; the next run makes it again.
+    """Hash every object again and read every record. Damaged ones are moved aside; the next run makes them again.
 
     Returns:
         how many objects were checked, and the faults.
@@ -38,38 +38,38 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
     makers: dict[str, set[str]] = {}
     for record in store.records():
         makers.setdefault(record.content_id, set()).add(record.node)
-    found = []
+    damaged = []
     with watcher.progress("verifying", len(folders), "artifacts") as bar:
         for folder in folders:
-            what = next(faults(folder), None)
-            if what is not None:
-                found.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{what}; moved aside"))
+            fault = next(faults(folder), None)
+            if fault is not None:
+                damaged.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{fault}; moved aside"))
                 set_aside(store, folder)
             bar.advance(1)
     checked = {folder.name for folder in folders}
     for name, stages in sorted(makers.items()):
         if name not in checked:
-            found.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
+            damaged.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
     for path in sorted(store.root.glob("keys/??/*.json")):
         if store.record(path.stem) is None:
-            found.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
+            damaged.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
             set_aside(store, path)
-    return len(folders), found
+    return len(folders), damaged
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came out when a run was done again with its own settings and inputs."""
+    """The result of repeating a run with its own settings and inputs."""
 
     stage: str
     before: str
     after: str | None
     determinism: str
-    problem: str | None  # why it could not be done again
+    problem: str | None  # why it could not be repeated
 
     @property
     def differs(self) -> bool:
-        """Whether it came out otherwise although it must not."""
+        """Whether the result differs although the stage is bitwise."""
         return self.after != self.before and self.determinism == "bitwise"
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Rerun:
 
 
 def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
-    """Do a run again, beside the store's objects, and hash what comes out.
+    """Repeat a run outside the store's objects, and hash its result.
 
     Args:
         root: the folder that outside files are relative to.
@@ -94,7 +94,7 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
         config = _config_of(stage, record)
         folders = [store.object_path(entry.content_id) for entry in record.inputs.values()]
         externals = with_plugins(stage, config, folders, resolve(stage.name, config, root, store, watcher, remember=False))
-        changed = [name for name, entry in record.external.items() if externals.shown.get(name) != entry]
+        changed = [name for name, entry in record.external.items() if externals.entries.get(name) != entry]
         if changed:
             raise InputError(f"{record.external[changed[0]]['given']} is not what it was")
         inputs = Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in record.inputs.items()})

@@ -1,7 +1,7 @@
-"""What people should see of an artifact: blocks that `irpipe show` prints in the terminal and `irpipe report` draws in a page.
+"""Views of artifacts: blocks that `irpipe show` prints in the terminal and `irpipe report` draws in a page.
 
-A view is a function from `Shown` to blocks, one for each kind of artifact. A package declares its own under the entry-point group
-`irpipe.views`: kind = "module:function".
+A view is a function from a `Subject` to blocks, one for each kind of artifact. A package declares its own under the entry-point
+group `irpipe.views`: kind = "module:function".
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Chart:
     """Numbers drawn.
 
     Attributes:
-        alt: what it shows, in words, for those who do not see it.
+        alt: a description in words, for screen readers.
         mark: line: y over x. points: y over x. bars: y by category x. intervals: y with low and high, by category x.
         data: rows with the columns that the others name.
         colour: the column that tells lines, points or bars apart; panel: the one that has a panel for each value.
-        detail: the column that a point or bar tells when it is pointed at.
-        x_title, y_title: what the axes say; the columns' names without.
-        references: values of y, by name, that intervals are held against.
+        detail: the column in a point's or bar's tooltip.
+        x_title, y_title: titles of the axes. Default: the columns' names.
+        references: values of y, by name, drawn as lines beside the intervals.
     """
 
     title: str
@@ -83,7 +83,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image as it is encoded, what it is called, and its score, if it has one."""
+    """An encoded image, its caption, and its score, if it has one."""
 
     data: bytes
     caption: str
@@ -112,8 +112,8 @@ Block = Text | Grid | Chart | Picture | Gallery
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An artifact and those around it.
+class Subject:
+    """The artifact that a view shows, and the runs around it.
 
     Attributes:
         runs: the runs it is shown among, itself included.
@@ -130,36 +130,36 @@ class Shown:
 
     @cached_property
     def kind(self) -> str:
-        """What it is."""
+        """The artifact's kind."""
         return kind_of(self.record)
 
-    def near(self, kind: str) -> Artifact | None:
-        """The artifact of a kind that this one was made from, the nearest, or else the newest that was made from it."""
-        found = self.near_run(kind)
-        return self.store.open(found.content_id) if found is not None else None
+    def related(self, kind: str) -> Artifact | None:
+        """The nearest ancestor of a kind, or else the newest descendant of that kind."""
+        run = self.related_run(kind)
+        return self.store.open(run.content_id) if run is not None else None
 
-    def near_run(self, kind: str) -> Record | None:
-        """The run that made it."""
+    def related_run(self, kind: str) -> Record | None:
+        """The run that made the related artifact of a kind."""
         of_kind = [run for run in self.runs if kind_of(run) == kind and self.store.holds(run.content_id)]
-        behind = self._behind(self.record)
-        above = [run for run in of_kind if run.key in behind]
-        if above:
-            return min(above, key=lambda run: (behind[run.key], _newest_first(run)))
-        below = [run for run in of_kind if self.record.key in self._behind(run)]
-        return min(below, key=_newest_first, default=None)
+        distances = self._distances_behind(self.record)
+        upstream = [run for run in of_kind if run.key in distances]
+        if upstream:
+            return min(upstream, key=lambda run: (distances[run.key], _newest_first(run)))
+        downstream = [run for run in of_kind if self.record.key in self._distances_behind(run)]
+        return min(downstream, key=_newest_first, default=None)
 
-    def _behind(self, record: Record) -> dict[str, int]:
-        """Keys of the runs that a run was made from, and over how many steps at least."""
+    def _distances_behind(self, record: Record) -> dict[str, int]:
+        """Keys of a run's ancestors, each with the least number of steps to it."""
         by_key = {run.key: run for run in self.runs}
-        found: dict[str, int] = {}
+        distances: dict[str, int] = {}
         pending = deque([(record, 1)])
         while pending:
             run, steps = pending.popleft()
             for key in parents_of(run, self.runs):
-                if key in by_key and key not in found:
-                    found[key] = steps
+                if key in by_key and key not in distances:
+                    distances[key] = steps
                     pending.append((by_key[key], steps + 1))
-        return found
+        return distances
 
     def ask(self, query: str, **tables: Sequence[Path]) -> list[dict[str, Any]]:
         """Rows of a query over Parquet files, each table by the name it is given here; row ids as 16 hex digits."""
@@ -171,48 +171,48 @@ def _newest_first(run: Record) -> float:
     return -datetime.fromisoformat(run.ended).timestamp()
 
 
-View = Callable[[Shown], Sequence[Block]]
+View = Callable[[Subject], Sequence[Block]]
 
 
 def kind_of(record: Record) -> str:
-    """What a run wrote; nothing where the stage is not installed."""
+    """The kind that a run wrote; empty where its stage is not installed."""
     try:
         return find_stage(record.stage).writes
     except IrpipeError:
         return ""
 
 
-def view_of(shown: Shown) -> Sequence[Block]:
-    """The blocks of an artifact: those of its kind's view, and what was rejected, as every kind has it.
+def blocks_of(subject: Subject) -> Sequence[Block]:
+    """The blocks of an artifact: those of its kind's view, and its rejected rows.
 
     Raises:
         IrpipeError: a part of it is missing or damaged.
     """
-    point = declared(VIEWS).get(shown.kind)
-    blocks = list(point.load()(shown)) if point is not None else []
-    return [*blocks, *_rejected(shown)]
+    point = declared(VIEWS).get(subject.kind)
+    blocks = list(point.load()(subject)) if point is not None else []
+    return [*blocks, *_rejected(subject)]
 
 
-def seen(shown: Shown) -> tuple[Sequence[Block], str]:
-    """The blocks of an artifact, or none and why.
+def blocks_or_fault(subject: Subject) -> tuple[Sequence[Block], str]:
+    """The blocks of an artifact, or none and the error.
 
-    A view is anybody's code and meets anybody's data: what is wrong with one artifact must not hide the others.
+    A view may be another package's code on any data: an error in one must not hide the other artifacts.
     """
     try:
-        return view_of(shown), ""
+        return blocks_of(subject), ""
     except IrpipeError as error:
         return [], f"it cannot be shown: {error.what}"
-    except Exception as error:  # noqa: BLE001 # whatever it is, it is told in its place
+    except Exception as error:  # noqa: BLE001 # any error is reported in place of the view
         return [], f"it cannot be shown: {type(error).__name__}: {error}"
 
 
-def _rejected(shown: Shown) -> list[Block]:
+def _rejected(subject: Subject) -> list[Block]:
     """How many rows were rejected for each reason."""
-    table = shown.artifact.manifest.tables.get("rejected")
+    table = subject.artifact.manifest.tables.get("rejected")
     if table is None or not table.rows:
         return []
-    rows = shown.ask(
+    rows = subject.ask(
         "SELECT reason::VARCHAR AS reason, count(*) AS rows FROM rejected GROUP BY ALL ORDER BY rows DESC",
-        rejected=shown.artifact.table("rejected"),
+        rejected=subject.artifact.table("rejected"),
     )
     return [Grid("Rejected, by reason", ("reason", "rows"), [(row["reason"], row["rows"]) for row in rows])]

@@ -20,16 +20,16 @@ def panels(chart: Chart) -> list[tuple[str, dict[str, Any]]]:
 
 def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The specification of one panel, with the columns that it draws and no others."""
-    drawn = [name for name in (chart.x, chart.y, chart.colour, chart.low, chart.high, chart.detail) if name]
+    columns = [name for name in (chart.x, chart.y, chart.colour, chart.low, chart.high, chart.detail) if name]
     spec: dict[str, Any] = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": chart.alt,
         "width": "container",
         "background": None,
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "data": {"values": [{name: row[name] for name in drawn} for row in data]},
+        "data": {"values": [{name: row[name] for name in columns} for row in data]},
     }
-    tooltip = [{"field": name, "type": _type(data, name), "title": name} for name in drawn]
+    tooltip = [{"field": name, "type": _type(data, name), "title": name} for name in columns]
     colour = (
         {"color": {"field": chart.colour, "type": "nominal", "legend": {"orient": "top", "title": None}}} if chart.colour else {}
     )
@@ -39,9 +39,9 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
     )
     match chart.mark:
         case "line":
-            few = len(data) <= 60
+            marked = len(data) <= 60
             encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
-            return spec | {"height": _HEIGHT, "mark": {"type": "line", "point": few, "clip": True}, "encoding": encoding}
+            return spec | {"height": _HEIGHT, "mark": {"type": "line", "point": marked, "clip": True}, "encoding": encoding}
         case "points":
             encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
             return spec | {"height": 2 * _HEIGHT, "mark": {"type": "circle", "size": 24, "opacity": 0.7}, "encoding": encoding}
@@ -55,20 +55,23 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
             y = {"field": chart.y, "type": "quantitative", "stack": "zero"}
             return spec | {"height": _HEIGHT, "mark": "bar", "encoding": {"x": x, "y": y, **colour, "tooltip": tooltip}}
         case "intervals":
-            place = {"field": chart.x, "type": "nominal", "sort": None, "title": None}
+            category = {"field": chart.x, "type": "nominal", "sort": None, "title": None}
             value = {"field": chart.y, "type": "quantitative", "scale": {"zero": False}, "axis": {"tickCount": 8}}
-            reach = {"x": {**value, "field": chart.low, "title": chart.y}, "x2": {"field": chart.high}}
+            interval = {"x": {**value, "field": chart.low, "title": chart.y}, "x2": {"field": chart.high}}
             layers = [
-                {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": place, **reach, "tooltip": tooltip}},
-                {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"y": place, "x": value, "tooltip": tooltip}},
+                {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": category, **interval, "tooltip": tooltip}},
+                {
+                    "mark": {"type": "point", "filled": True, "size": 70},
+                    "encoding": {"y": category, "x": value, "tooltip": tooltip},
+                },
             ]
             for number, (name, reference) in enumerate(chart.references.items()):
-                one: dict[str, Any] = {"data": {"values": [{"value": reference, "is": f"{name}: {reference:.4g}"}]}}
-                at = {"x": {"field": "value", "type": "quantitative"}}
+                rule: dict[str, Any] = {"data": {"values": [{"value": reference, "is": f"{name}: {reference:.4g}"}]}}
+                position = {"x": {"field": "value", "type": "quantitative"}}
                 label = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4 - 13 * number}}  # none over another
                 layers += [
-                    one | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": at},
-                    one | {"mark": {"type": "text", "fontSize": 11}, "encoding": at | label},
+                    rule | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": position},
+                    rule | {"mark": {"type": "text", "fontSize": 11}, "encoding": position | label},
                 ]
             return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": layers}
 

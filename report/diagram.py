@@ -19,7 +19,7 @@ class Box:
     record: Record
     x: int
     y: int
-    told: str
+    size_line: str
     settings: str
 
 
@@ -43,23 +43,23 @@ def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
     """
     import networkx as nx
 
-    records, told = [record for record, _ in runs], {record.key: line for record, line in runs}
+    records, lines = [record for record, _ in runs], {record.key: line for record, line in runs}
     graph = nx.DiGraph()
     graph.add_nodes_from(record.key for record in records)
     for record in records:
-        graph.add_edges_from((parent, record.key) for parent in parents_of(record, records) if parent in told)
+        graph.add_edges_from((parent, record.key) for parent in parents_of(record, records) if parent in lines)
     by_key = {record.key: record for record in records}
     rows: list[list[str]] = []
     for generation in _late(graph):
-        row = sorted(generation, key=list(told).index)
+        row = sorted(generation, key=list(lines).index)
         rows += [row[start : start + _MOST_BESIDE] for start in range(0, len(row), _MOST_BESIDE)]
     width = max((len(row) for row in rows), default=1) * (_WIDTH + _GAP_X) + _GAP_X
     boxes = {}
     for number, row in enumerate(rows):
         left = (width - len(row) * (_WIDTH + _GAP_X) + _GAP_X) // 2
-        for place, key in enumerate(row):
-            x, y = left + place * (_WIDTH + _GAP_X), number * (_HEIGHT + _GAP_Y) + 10
-            boxes[key] = Box(by_key[key], x, y, told[key], _settings(by_key[key]))
+        for column, key in enumerate(row):
+            x, y = left + column * (_WIDTH + _GAP_X), number * (_HEIGHT + _GAP_Y) + 10
+            boxes[key] = Box(by_key[key], x, y, lines[key], _settings(by_key[key]))
     paths = [_path(boxes[parent], boxes[key]) for parent, key in nx.transitive_reduction(graph).edges]
     return Diagram(list(boxes.values()), paths, width, len(rows) * (_HEIGHT + _GAP_Y) + 10)
 
@@ -80,5 +80,5 @@ def _path(above: Box, below: Box) -> str:
 
 def _settings(record: Record) -> str:
     """The settings that somebody gave, as many as fit."""
-    told = ", ".join(f"{name} {record.config[name]}" for name in record.given if not isinstance(record.config[name], list))
-    return told[:27] + "…" if len(told) > 28 else told
+    text = ", ".join(f"{name} {record.config[name]}" for name in record.given if not isinstance(record.config[name], list))
+    return text[:27] + "…" if len(text) > 28 else text

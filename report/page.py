@@ -21,7 +21,7 @@ from irpipe.pipeline.progress import Progress, duration, local_time, size
 from irpipe.pipeline.status import Standing
 from irpipe.pipeline.store import Store
 from irpipe.pipeline.text import number, visible
-from irpipe.pipeline.view import Block, Card, Chart, Gallery, Shown, Text, Thumbnail, seen
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Subject, Text, Thumbnail, blocks_or_fault
 from irpipe.report.charts import panels
 from irpipe.report.diagram import Diagram, draw
 
@@ -97,28 +97,28 @@ def make_page(
     by_node = {standing.node: standing for standing in standings}
     sections = []
     for record in records:
-        sections.append(make_section(Shown(store, record, records), by_node.get(record.node)))
+        sections.append(make_section(Subject(store, record, records), by_node.get(record.node)))
         bar.advance(1, record.node)
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    diagram = draw([(one.record, told_of(one)) for one in sections])
-    page = Page(title or f"recipe {recipe}", made, sections, diagram, standings, refresh, Budget(most_image_bytes))
+    time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    diagram = draw([(section.record, size_line(section)) for section in sections])
+    page = Page(title or f"recipe {recipe}", time, sections, diagram, standings, refresh, Budget(most_image_bytes))
     text: str = _template().render(page=page, bundle=_bundle())
     return text
 
 
-def told_of(section: Section) -> str:
+def size_line(section: Section) -> str:
     """The line below a run's name in the diagram."""
     return f"{size(section.size)}, {duration(section.record.seconds)}" if section.size is not None else "missing or damaged"
 
 
-def make_section(shown: Shown, standing: Standing | None) -> Section:
+def make_section(subject: Subject, standing: Standing | None) -> Section:
     """A run's blocks, or why there are none."""
-    record, store = shown.record, shown.store
+    record, store = subject.record, subject.store
     if not store.holds(record.content_id):
         return Section(record, fault="its artifact is missing or damaged", standing=standing)
-    manifest = shown.artifact.manifest
+    manifest = subject.artifact.manifest
     files = [(entry.path, entry.size, entry.sha256) for entry in manifest.files]
-    blocks, fault = seen(shown)
+    blocks, fault = blocks_or_fault(subject)
     return Section(record, blocks, fault, manifest.size, files, standing)
 
 
@@ -182,12 +182,12 @@ def best(card: Card) -> str:
 
 def choices(gallery: Gallery) -> dict[str, list[str]]:
     """The tags that a gallery can be filtered by, with their values: those that have at least two and not one for each card."""
-    found: dict[str, set[str]] = {}
+    tags: dict[str, set[str]] = {}
     for card in gallery.cards:
         for name, value in card.tags.items():
             if value:
-                found.setdefault(name, set()).add(value)
-    return {name: sorted(values) for name, values in found.items() if 1 < len(values) <= max(2, len(gallery.cards) // 2)}
+                tags.setdefault(name, set()).add(value)
+    return {name: sorted(values) for name, values in tags.items() if 1 < len(values) <= max(2, len(gallery.cards) // 2)}
 
 
 def scored(gallery: Gallery) -> bool:
@@ -217,12 +217,14 @@ def command(record: Record) -> str:
 
 def recipe_text(sections: Sequence[Section]) -> str:
     """An irpipe.toml that makes these artifacts again."""
-    return recipe_of([one.record for one in sections])
+    return recipe_of([section.record for section in sections])
 
 
 def headlines(sections: Sequence[Section]) -> list[tuple[Section, str]]:
     """What each run comes to, in a sentence."""
-    return [(one, block.text) for one in sections for block in one.blocks if isinstance(block, Text) and block.headline]
+    return [
+        (section, block.text) for section in sections for block in section.blocks if isinstance(block, Text) and block.headline
+    ]
 
 
 def anchor(record: Record) -> str:
@@ -232,7 +234,7 @@ def anchor(record: Record) -> str:
 
 def packages(sections: Sequence[Section]) -> dict[str, str]:
     """Versions, as the newest run has them."""
-    newest = max((one.record for one in sections), key=lambda record: record.ended, default=None)
+    newest = max((section.record for section in sections), key=lambda record: record.ended, default=None)
     return dict(newest.packages) if newest is not None else {}
 
 

@@ -1,1 +1,1 @@
-"""What travels between stages: one file per thing, with every column's meaning."""
+"""Tables and cards that stages exchange, with every column's meaning, and how they are read and written."""

@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
             raise InputError(f"{path} is not JSON: {error}", where=str(path)) from None
 
 
-def read_csv(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
     """Number, from 0, and cells by column of every row; cells beyond the columns stand under None.
 
     Raises:
@@ -90,19 +90,19 @@ def read_csv(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
     with open_text(path) as file:
         try:
             reader = csv.DictReader(file)
-            check_columns(list(reader.fieldnames or ()), wanted, str(path))
+            check_columns(list(reader.fieldnames or ()), columns, str(path))
             yield from enumerate(reader)
         except csv.Error as error:
             raise InputError(f"{path} is not CSV: {error}", where=str(path)) from None
 
 
-def check_columns(present: Sequence[str], wanted: Sequence[str], where: str) -> None:
+def check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
     """Every wanted column must be there.
 
     Raises:
         InputError: names the first missing one and the nearest present one.
     """
-    for name in wanted:
+    for name in columns:
         if name not in present:
             raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
         if list(present).count(name) > 1:

@@ -56,8 +56,8 @@ def read_graph(edge_files: Sequence[Path], vertex_files: Sequence[Path]) -> Grap
     for source, target in _batches(edge_files, ["source", "target"]):
         run_starts = np.flatnonzero(np.concatenate([[True], source[1:] != source[:-1]]))
         run_lengths = np.diff(np.concatenate([run_starts, [len(source)]]))
-        place_in_run = np.arange(len(source)) - np.repeat(run_starts, run_lengths)
-        targets[free[source] + place_in_run] = target
+        offset_in_run = np.arange(len(source)) - np.repeat(run_starts, run_lengths)
+        targets[free[source] + offset_in_run] = target
         free[source[run_starts]] += run_lengths
     return Graph(offsets, targets, sets)
 

@@ -71,7 +71,7 @@ _MAYBE = ("generator", "revision", "seed", "settings", "fault")
 
 
 def image_row(
-    image_id: int, prompt_id: int, data: bytes, path: str, digest: str, size: tuple[int, int], kind: str, **known: Any
+    image_id: int, prompt_id: int, data: bytes, path: str, digest: str, size: tuple[int, int], kind: str, **origin: Any
 ) -> dict[str, Any]:
     """A row of the table `images`; what is not known of it is null."""
     width, height = size
@@ -84,16 +84,16 @@ def image_row(
         "height": height,
         "format": kind,
     }
-    return row | dict.fromkeys(_MAYBE) | known
+    return row | dict.fromkeys(_MAYBE) | origin
 
 
 def encoded_row(picture: NDArray[np.uint8], prompt_id: int, path: str, generator: str | None = None) -> dict[str, Any]:
     """A row of a picture (height, width, 3) that is encoded here, as PNG."""
-    buffer, shown = io.BytesIO(), Image.fromarray(picture)
-    shown.save(buffer, "PNG")
+    buffer, image = io.BytesIO(), Image.fromarray(picture)
+    image.save(buffer, "PNG")
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    return image_row(image_id(prompt_id, path), prompt_id, data, path, digest, shown.size, "PNG", generator=generator)
+    return image_row(image_id(prompt_id, path), prompt_id, data, path, digest, image.size, "PNG", generator=generator)
 
 
 class ImageShards:
@@ -158,7 +158,7 @@ def in_shards(groups: Sequence[RowGroup], rows: int) -> Iterator[list[RowGroup]]
     """Consecutive row groups of at most so many rows together; a larger group is alone."""
     part: list[RowGroup] = []
     for group in groups:
-        if part and sum(one.rows for one in part) + group.rows > rows:
+        if part and sum(member.rows for member in part) + group.rows > rows:
             yield part
             part = []
         part.append(group)
@@ -194,8 +194,8 @@ class ImageReader:
         Args:
             columns: of `IMAGES`; `image_id` always comes with them.
         """
-        wanted = None if image_ids is None else np.fromiter(image_ids, dtype=np.uint64)
-        keep = np.ones(len(self.ids), dtype=bool) if wanted is None else np.isin(self.ids, wanted)
+        ids = None if image_ids is None else np.fromiter(image_ids, dtype=np.uint64)
+        keep = np.ones(len(self.ids), dtype=bool) if ids is None else np.isin(self.ids, ids)
         names = ["image_id", *(name for name in columns if name != "image_id")]
         for number in np.unique(self._group_of[keep]).tolist():
             group = self.groups[number]

@@ -45,29 +45,29 @@ class Rejections:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def drop(self, row: int, reason: str, detail: str | None = None, *, of: int = -1) -> None:
+    def drop(self, row: int, reason: str, detail: str | None = None, *, duplicate_of: int = -1) -> None:
         """A rule of the recipe filters this row.
 
         Args:
-            of: another row it is a duplicate of: told as a detail, kept in 8 bytes.
+            duplicate_of: another row it is a duplicate of: told as a detail, kept in 8 bytes.
         """
-        self._add(row, reason, detail, bad=False, of=of)
+        self._add(row, reason, detail, bad=False, duplicate_of=duplicate_of)
 
     def refuse(self, row: int, reason: str, detail: str | None = None) -> None:
         """This row cannot be used."""
         self._add(row, reason, detail, bad=True)
 
-    def _add(self, row: int, reason: str, detail: str | None, *, bad: bool, of: int = -1) -> None:
+    def _add(self, row: int, reason: str, detail: str | None, *, bad: bool, duplicate_of: int = -1) -> None:
         if detail is not None:
             # What is wrong with a row may be that it is no text at all.
             self._details[len(self._rows)] = detail.encode("utf-8", "backslashreplace").decode("utf-8")
         self._rows.append(row)
         self._codes.append(self._reasons.setdefault(reason, len(self._reasons)))
         self._bad.append(bad)
-        self._of.append(of)
+        self._of.append(duplicate_of)
 
-    def _detail(self, place: int) -> str | None:
-        return f"of row {self._of[place]}" if self._of[place] >= 0 else self._details.get(place)
+    def _detail(self, index: int) -> str | None:
+        return f"of row {self._of[index]}" if self._of[index] >= 0 else self._details.get(index)
 
     def counts(self) -> dict[str, int]:
         """How many rows each reason took, by reason."""
@@ -83,16 +83,16 @@ class Rejections:
         bad = sum(self._bad)
         if kept and not (read >= _MIN_ROWS_FOR_SHARE and bad > self._max_share * read):
             return
-        what = f"{bad:,} of {read:,} rows are bad" if kept else f"none of {read:,} rows can be kept"
-        wanted = [place for place in range(len(self._rows)) if self._bad[place] or not bad][:_NAMED]
+        summary = f"{bad:,} of {read:,} rows are bad" if kept else f"none of {read:,} rows can be kept"
+        named = [index for index in range(len(self._rows)) if self._bad[index] or not bad][:_NAMED]
         names = list(self._reasons)
         rows = "; ".join(
-            f"row {self._rows[place]}: {names[self._codes[place]]}"
-            + (f" ({self._details[place]})" if place in self._details else "")
-            for place in wanted
+            f"row {self._rows[index]}: {names[self._codes[index]]}"
+            + (f" ({self._details[index]})" if index in self._details else "")
+            for index in named
         )
         raise RejectedError(
-            f"{what}: {rows}" if rows else what,
+            f"{summary}: {rows}" if rows else summary,
             where=self._where,
             fix="fix the input" + (", or raise the stage's max_rejected if these rows are known to be bad" if kept else ""),
         )
@@ -103,13 +103,13 @@ class Rejections:
         order = np.argsort(np.array(self._rows, dtype=np.int64), kind="stable").tolist()
         with REJECTED.writer(folder / "rejected.parquet") as writer:
             for start in range(0, len(order), ROW_GROUP):
-                places = order[start : start + ROW_GROUP]
+                indices = order[start : start + ROW_GROUP]
                 writer.append(
                     {
-                        "row": [self._rows[place] for place in places],
-                        "reason": [names[self._codes[place]] for place in places],
-                        "detail": [self._detail(place) for place in places],
-                        "bad": [bool(self._bad[place]) for place in places],
+                        "row": [self._rows[index] for index in indices],
+                        "reason": [names[self._codes[index]] for index in indices],
+                        "detail": [self._detail(index) for index in indices],
+                        "bad": [bool(self._bad[index]) for index in indices],
                     }
                 )
         return len(order)

@@ -48,9 +48,9 @@ class ScoreCard:
         Raises:
             InputError: there is none.
         """
-        told = read_json(folder / CARD)
+        fields = read_json(folder / CARD)
         try:
-            return cls(**told)
+            return cls(**fields)
         except TypeError as error:
             raise InputError(f"{folder / CARD} is no reward model's: {error}") from None
 

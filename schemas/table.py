@@ -106,10 +106,10 @@ class TableWriter:
         self._waiting += table.num_rows
         self.rows += table.num_rows
         if self._waiting >= self._row_group:
-            whole = pa.concat_tables(self._pending)
-            full = whole.num_rows - whole.num_rows % self._row_group
-            self._write(whole.slice(0, full))
-            self._pending, self._waiting = [whole.slice(full)], whole.num_rows - full
+            rows = pa.concat_tables(self._pending)
+            count = rows.num_rows - rows.num_rows % self._row_group
+            self._write(rows.slice(0, count))
+            self._pending, self._waiting = [rows.slice(count)], rows.num_rows - count
 
     def _write(self, rows: Any) -> None:
         self._wait()

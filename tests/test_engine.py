@@ -81,7 +81,7 @@ def test_a_digest_is_remembered_until_the_file_changes(project, shouting, monkey
 
 
 def test_force_and_only(project, shouting):
-    assert "count reads word, which is not at hand" in project("run", "count", "--only", status=2).err
+    assert "count reads word, which does not exist yet" in project("run", "count", "--only", status=2).err
     project("run", "word")
     project("run", "count", "--only")
     project("run", "count", "--force")
@@ -275,17 +275,17 @@ def test_quiet_prints_the_path_only(project, shouting):
 def test_sql_prints_json_that_others_read(project, shouting):
     project.last("word")
     assert project.rows("SELECT ['nan'::DOUBLE, 1] AS x") == [{"x": [None, 1.0]}]
-    assert "two columns have one name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
+    assert "two columns have the same name" in project("sql", "--json", "SELECT 1 AS a, 2 AS a", status=2).err
     assert "Catalog Error" in project("sql", "SELECT * FROM nothing", status=2).err
     secret = project.root / "out.csv"
-    assert "is not one question" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
+    assert "is not a single query" in project("sql", f"COPY (SELECT 1) TO '{secret}'", status=2).err
     assert "error" in project("sql", f"SELECT * FROM read_text('{project.root / 'irpipe.toml'}')", status=2).err
     assert not secret.exists()
 
 
 def test_sql_errors_say_what_mends_them(project, shouting):
     for query in ("", "SELECT 1; SELECT 2", "CREATE TABLE t (a INT)", "COPY (SELECT 1) TO 'x.csv'"):
-        assert "is not one question" in project("sql", query, status=2).err
+        assert "is not a single query" in project("sql", query, status=2).err
     assert project("sql", "SHOW ALL TABLES").status == 0
     assert "there are no tables yet" in project("sql", "SELECT * FROM pairs", status=2).err
     assert "fix" not in project("sql", "SELCT 1", status=2).err
@@ -304,7 +304,7 @@ def test_small_things_people_try(project, shouting):
 
 def test_programs_are_told_of_failures(project, shouting):
     events = project("run", "count", "--only", "--json", status=2).events
-    assert events[-1]["event"] == "failed" and "not at hand" in events[-1]["error"]
+    assert events[-1]["event"] == "failed" and "does not exist yet" in events[-1]["error"]
     events = project("run", "count", "--json", "--set", "cuont.times=1", status=2).events
     assert [event["event"] for event in events] == ["failed"]
 

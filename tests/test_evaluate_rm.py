@@ -26,10 +26,10 @@ from irpipe.stages.evaluate_rm.accuracy import (
     accuracies,
     calibration,
     calibration_error,
+    correct_pairs,
     grouped,
     human_agreement,
     intervals,
-    right_pairs,
 )
 from irpipe.stages.evaluate_rm.ranking import (
     Ranking,
@@ -94,7 +94,7 @@ class TestAccuracy:
         assert found == {"accuracy": 3 / 5, "accuracy_by_prompt": 3 / 8}
 
     def test_equal_scores_are_wrong(self):
-        assert right_pairs({1: 0.5, 2: 0.5, 3: 0.1}, ids(1, 1), ids(2, 3)).tolist() == [0, 1]
+        assert correct_pairs({1: 0.5, 2: 0.5, 3: 0.1}, ids(1, 1), ids(2, 3)).tolist() == [0, 1]
 
     def test_intervals_are_over_prompts_not_pairs(self):
         """40 prompts of 50 equal pairs say as much as 40 pairs: the interval is that of 40 coin throws."""

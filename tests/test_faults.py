@@ -186,7 +186,7 @@ def test_embedding_goes_on_after_the_last_whole_shard(project, monkeypatch):
     result = project("run", "embed-prompts", status=130)
     assert "finished work is kept" in result.err and embedded == [64, 64]
     assert "\tinterrupted\t" in project("status").out
-    assert "goes on where it was interrupted" in project("plan", "embed-prompts").out
+    assert "continues where it was interrupted" in project("plan", "embed-prompts").out
     monkeypatch.setattr(vectors, "lexical_encoder", lambda config: counting(config, 10_000))
     done = project.last("embed-prompts")
     assert sum(embedded) == done["rows"]["kept"]

@@ -159,7 +159,7 @@ class TestLike:
 
     def test_a_circle_is_an_error(self, choir):
         choir.recipe('recipe = "choir"\n[word]\nlike = "soft"\n[soft]\nlike = "word"\n')
-        assert "runs in a circle: word is like soft is like word" in choir.run("word", status=2).err
+        assert "has a cycle: word is like soft is like word" in choir.run("word", status=2).err
 
     def test_an_unknown_node_is_an_error(self, choir):
         choir.recipe('recipe = "choir"\n[word]\n[soft]\nlike = "wrod"\n')
@@ -233,7 +233,7 @@ class TestWrongWiring:
 
     def test_a_circle(self, choir):
         choir.recipe('recipe = "choir"\n[a]\nstage = "echo"\nreads.word = "b"\n[b]\nstage = "echo"\nreads.word = "a"\n')
-        assert "runs in a circle: a -> b -> a" in choir.run("a", status=2).err
+        assert "has a cycle: a -> b -> a" in choir.run("a", status=2).err
 
     @pytest.mark.parametrize("name", ["../word", "a/b", "a.b", ""])
     def test_a_node_has_a_plain_name(self, choir, name):

@@ -226,7 +226,7 @@ class TestStatus:
         os.utime(project.root / "more.txt", (1, 1))
         project.recipe('recipe = "shouting"\n[word]\npath = "more.txt"\n[count]\n')
         row = states(project)["word"]
-        assert row["state"] == "unread" and row["error"] == "more.txt (11 B) was not read yet, or changed since"
+        assert row["state"] == "unread" and row["error"] == "more.txt (11 B) was not read yet, or has changed"
         time.sleep(2.1)  # what changed just now is not remembered
         project.run("count")
         assert states(project)["word"]["state"] == "done", "a run remembers"

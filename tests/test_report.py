@@ -25,7 +25,7 @@ from PIL import Image
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.text import visible
-from irpipe.pipeline.view import Card, Chart, Gallery, Grid, Picture, Shown, Text, Thumbnail, view_of
+from irpipe.pipeline.view import Card, Chart, Gallery, Grid, Picture, Subject, Text, Thumbnail, blocks_of
 from irpipe.report import page as page_module
 from irpipe.report.page import Section, make_page, recipe_text
 from irpipe.report.write import REFRESH_SECONDS
@@ -113,7 +113,7 @@ class TestShow:
         """Against a plain count of votes."""
         record = seen.store.newest("micro", "evaluate-rm")
         runs = lineage(seen.store, record).records
-        gallery = view_of(Shown(seen.store, record, runs))[-1]
+        gallery = blocks_of(Subject(seen.store, record, runs))[-1]
         votes = seen.rows("SELECT better, worse, count(*) AS people FROM pairs WHERE split = 'test' GROUP BY ALL")
         scores = {row["image_id"]: row["score"] for row in seen.rows("SELECT * FROM scores WHERE scorer = 'reward-model'")}
         count = {(row["better"], row["worse"]): row["people"] for row in votes}
@@ -137,17 +137,17 @@ class TestShow:
         model = next(run for run in runs if run.stage == "train-rm")
         inputs = {**model.inputs, "pairs": replace(model.inputs["pairs"], key=other.key)}
         around = [replace(run, inputs=inputs) if run is model else run for run in runs]
-        assert Shown(seen.store, record, [*around, other]).near_run("pairs") == pairs
+        assert Subject(seen.store, record, [*around, other]).related_run("pairs") == pairs
 
     def test_the_same_content_under_another_key_is_still_near(self, seen):
         record = seen.store.newest("micro", "evaluate-rm")
         runs = [replace(run, key="0" * 64) if run.stage == "build-pairs" else run for run in lineage(seen.store, record).records]
-        assert Shown(seen.store, record, runs).near_run("pairs").key == "0" * 64
+        assert Subject(seen.store, record, runs).related_run("pairs").key == "0" * 64
 
     def test_a_curve_keeps_both_its_splits(self, seen, monkeypatch):
         monkeypatch.setattr("irpipe.views.reward_model._POINTS", 3)
         record = seen.store.newest("micro", "train-rm")
-        charts = [block for block in view_of(Shown(seen.store, record, [record])) if isinstance(block, Chart)]
+        charts = [block for block in blocks_of(Subject(seen.store, record, [record])) if isinstance(block, Chart)]
         curves = seen.rows("SELECT split, max(step) AS last, count(*) AS points FROM curves GROUP BY split")
         for row in curves:
             drawn = [one["step"] for one in charts[0].data if one["split"] == row["split"]]
@@ -392,7 +392,7 @@ class TestBadInput:
 
         monkeypatch.setattr(pictures, "thumbnail", broken)
         record = seen.store.newest("micro", "generate-images")
-        gallery = next(block for block in view_of(Shown(seen.store, record, [record])) if isinstance(block, Gallery))
+        gallery = next(block for block in blocks_of(Subject(seen.store, record, [record])) if isinstance(block, Gallery))
         captions = [image.caption for card in gallery.cards for image in card.images]
         assert sum("no image" in caption for caption in captions) == 1
 

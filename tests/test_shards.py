@@ -162,7 +162,7 @@ def test_an_error_that_cannot_be_sent_is_told(context: Context):
 
 
 def test_a_process_that_is_killed_ends_the_run(context: Context):
-    with pytest.raises(StageError, match="ended without a word"):
+    with pytest.raises(StageError, match="ended without an error message"):
         context.map(Failing(dying), SHARDS, "numbers", "numbers", processes=2)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from irpipe.pipeline.view import Block, Chart, Grid, Shown
+from irpipe.pipeline.view import Block, Chart, Grid, Subject
 from irpipe.schemas.files import read_json
 
 _PEOPLE = 50
 _RATINGS = ("overall", "alignment", "fidelity")
 
 
-def judgements(shown: Shown) -> Sequence[Block]:
+def judgements(subject: Subject) -> Sequence[Block]:
     """Histograms of ratings, how far people agree, and what contradicts itself."""
-    artifact = shown.artifact
+    artifact = subject.artifact
     ratings = [
         {"rating": name, "value": row["value"], "images": row["images"]}
         for name in _RATINGS
-        for row in shown.ask(
+        for row in subject.ask(
             f"SELECT round({name}::DOUBLE, 2) AS value, count(*) AS images FROM ratings WHERE {name} IS NOT NULL"
             " GROUP BY ALL ORDER BY 1",
             ratings=artifact.table("ratings"),
@@ -37,7 +37,7 @@ def judgements(shown: Shown) -> Sequence[Block]:
                 panel="rating",
             )
         )
-    counts = shown.ask(
+    counts = subject.ask(
         "SELECT 'ties within a ranking' AS what, count(*) AS found FROM (SELECT ranking_id, rank FROM rankings GROUP BY ALL"
         " HAVING count(*) > 1) UNION ALL SELECT 'rankings', count(DISTINCT ranking_id) FROM rankings UNION ALL"
         " SELECT 'ranks that contradict the ratings', count(*) FROM contradictions",
@@ -47,8 +47,8 @@ def judgements(shown: Shown) -> Sequence[Block]:
     blocks.append(Grid("Counts", ("what", "found"), [(row["what"], row["found"]) for row in counts]))
     if "agreement.json" in {file.path for file in artifact.manifest.files}:
         blocks += _agreement(read_json(artifact.file("agreement.json")))
-    blocks += _by(shown, "prompt_labels", "category", "Prompts by category")
-    problems = shown.ask(
+    blocks += _by(subject, "prompt_labels", "category", "Prompts by category")
+    problems = subject.ask(
         "SELECT problem, count(*) AS images FROM (SELECT unnest(problems) AS problem FROM ratings) GROUP BY ALL"
         " ORDER BY images DESC",
         ratings=artifact.table("ratings"),
@@ -60,10 +60,10 @@ def judgements(shown: Shown) -> Sequence[Block]:
     return blocks
 
 
-def _agreement(told: dict[str, Any]) -> list[Block]:
-    whole = [(name, value) for name, value in told.items() if isinstance(value, int | float)]
-    blocks: list[Block] = [Grid("Agreement", ("figure", "value"), whole)] if whole else []
-    people = [{"annotator": name, "agreement": of["agreement"]} for name, of in told.get("by_annotator", {}).items()]
+def _agreement(figures: dict[str, Any]) -> list[Block]:
+    rows = [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
+    blocks: list[Block] = [Grid("Agreement", ("figure", "value"), rows)] if rows else []
+    people = [{"annotator": name, "agreement": entry["agreement"]} for name, entry in figures.get("by_annotator", {}).items()]
     if people:
         first = people[:_PEOPLE]
         title = f"Agreement with the others, by annotator ({len(first):,} of {len(people):,})"
@@ -72,23 +72,23 @@ def _agreement(told: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _by(shown: Shown, table: str, column: str, title: str) -> list[Block]:
-    rows = shown.ask(
+def _by(subject: Subject, table: str, column: str, title: str) -> list[Block]:
+    rows = subject.ask(
         f"SELECT {column}::VARCHAR AS name, count(DISTINCT prompt_id) AS prompts FROM t GROUP BY ALL ORDER BY prompts DESC",
-        t=shown.artifact.table(table),
+        t=subject.artifact.table(table),
     )
     return [Grid(title, (column, "prompts"), [(row["name"], row["prompts"]) for row in rows])] if rows else []
 
 
-def splits(shown: Shown) -> Sequence[Block]:
+def splits(subject: Subject) -> Sequence[Block]:
     """How many prompts each split has, and whether related prompts are divided."""
-    files = shown.artifact.table("prompt_splits")
-    sizes = shown.ask(
+    files = subject.artifact.table("prompt_splits")
+    sizes = subject.ask(
         "SELECT split::VARCHAR AS split, count(*) AS prompts, count(DISTINCT component) AS groups FROM splits"
         " GROUP BY ALL ORDER BY prompts DESC",
         splits=files,
     )
-    leaks = shown.ask(
+    leaks = subject.ask(
         "SELECT count(*) AS groups FROM (SELECT component FROM splits GROUP BY component HAVING count(DISTINCT split) > 1)",
         splits=files,
     )
@@ -98,31 +98,31 @@ def splits(shown: Shown) -> Sequence[Block]:
     ]
 
 
-def pairs(shown: Shown) -> Sequence[Block]:
+def pairs(subject: Subject) -> Sequence[Block]:
     """What could be a pair and what became one, by split and by gap of ranks, and whether a prompt leaks between splits."""
-    artifact, told = shown.artifact, shown.record.metrics
-    lost = sum((told.get("rejected_for") or {}).values())
-    kept = [
-        ("candidate pairs, C(k, 2) of every ranking", told.get("candidate_pairs")),
+    artifact, metrics = subject.artifact, subject.record.metrics
+    rejected = sum((metrics.get("rejected_for") or {}).values())
+    counts = [
+        ("candidate pairs, C(k, 2) of every ranking", metrics.get("candidate_pairs")),
         ("kept", artifact.manifest.tables["pairs"].rows),
-        ("rejected", lost),
+        ("rejected", rejected),
     ]
-    split = shown.ask(
+    split = subject.ask(
         "SELECT split::VARCHAR AS split, count(*) AS pairs, count(DISTINCT prompt_id) AS prompts, "
         " count(DISTINCT annotator) AS people FROM pairs GROUP BY ALL ORDER BY pairs DESC",
         pairs=artifact.table("pairs"),
     )
-    leaks = shown.ask(
+    leaks = subject.ask(
         "SELECT count(*) AS prompts FROM (SELECT prompt_id FROM pairs GROUP BY prompt_id HAVING count(DISTINCT split) > 1)",
         pairs=artifact.table("pairs"),
     )
-    gaps = shown.ask(
+    gaps = subject.ask(
         "SELECT split::VARCHAR AS split, rank_worse - rank_better AS gap, count(*) AS pairs FROM pairs GROUP BY ALL ORDER BY gap",
         pairs=artifact.table("pairs"),
     )
-    checked = [("prompts in two splits", leaks[0]["prompts"])]
+    leak_rows = [("prompts in two splits", leaks[0]["prompts"])]
     return [
-        Grid("From rankings to pairs", ("what", "pairs"), kept),
+        Grid("From rankings to pairs", ("what", "pairs"), counts),
         Grid("By split", ("split", "pairs", "prompts", "annotators"), [tuple(row.values()) for row in split]),
         Chart(
             "Pairs by gap of ranks",
@@ -133,5 +133,5 @@ def pairs(shown: Shown) -> Sequence[Block]:
             "pairs",
             colour="split",
         ),
-        Grid("Leaks, checked", ("what", "found"), checked),
+        Grid("Leaks, checked", ("what", "found"), leak_rows),
     ]

@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.generator import GeneratorCard
-from irpipe.views.pictures import Wanted, prompt_texts, text, thumbnails
+from irpipe.views.pictures import CaptionedImage, prompt_texts, text, thumbnails
 from irpipe.views.reward_model import thinned
 
 _PROMPTS = 12
 
 
-def tuned(shown: Shown) -> Sequence[Block]:
+def tuned(subject: Subject) -> Sequence[Block]:
     """What the evaluations say, why it stopped, and images before and after."""
-    card, artifact, metrics = GeneratorCard.read(shown.artifact.path), shown.artifact, shown.record.metrics
-    curves = shown.ask("SELECT step, split, figure, value FROM curves ORDER BY figure, step", curves=artifact.table("curves"))
-    stopped = f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
-    kept = f"The weights kept are those of step {card.kept_step:,}" + ("" if card.kept_step else ", the base as it was") + "."
-    scored = [
+    card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
+    curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY figure, step", curves=artifact.table("curves"))
+    end_sentence = (
+        f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
+    )
+    weights_sentence = (
+        f"The weights kept are those of step {card.kept_step:,}" + ("" if card.kept_step else ", the base as it was") + "."
+    )
+    changes = [
         (name, value["before"], value["after"], value["error"])
         for name, value in metrics.items()
         if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
     ]
     return [
-        Text(f"{shown.record.node} of {card.base}, {card.trained}. {stopped} {kept}", headline=True),
+        Text(f"{subject.record.node} of {card.base}, {card.trained}. {end_sentence} {weights_sentence}", headline=True),
         Text(
             "reward: of the reward model that it is tuned for. held_out: a scorer of other annotations, which nothing is trained"
             " on. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images, rising as the generator forgets."
         ),
-        Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), scored),
+        Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), changes),
         Chart(
             "Evaluations",
             "each measure on held-out prompts over the steps: the reward that is trained for, scorers that nothing is trained on,"
@@ -50,7 +54,7 @@ def tuned(shown: Shown) -> Sequence[Block]:
             "value",
             panel="figure",
         ),
-        _before_and_after(shown, card),
+        _before_and_after(subject, card),
     ]
 
 
@@ -63,26 +67,27 @@ def _panels(curves: Sequence[Mapping[str, Any]], split: str) -> list[dict[str, A
     return [row for rows in by_figure.values() for row in thinned(rows)]
 
 
-def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
+def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
     """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last evaluation."""
-    files = shown.artifact.table("images")
-    rows = shown.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
+    files = subject.artifact.table("images")
+    rows = subject.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
     last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
     after = card.kept_step or last
-    by_prompt: dict[str, list[Wanted]] = {}
-    what = "kept" if card.kept_step else "not kept"
-    for when, step in (("before", 0), (f"after {after:,} steps, {what}", after)):
+    by_prompt: dict[str, list[CaptionedImage]] = {}
+    kept_note = "kept" if card.kept_step else "not kept"
+    for when, step in (("before", 0), (f"after {after:,} steps, {kept_note}", after)):
         for row in rows:
-            at, turn = row["path"].split("/")[-1].removesuffix(".png").split("-")
-            if int(at) == step:
+            evaluation, turn = row["path"].split("/")[-1].removesuffix(".png").split("-")
+            if int(evaluation) == step:
                 by_prompt.setdefault(row["prompt_id"], []).append(
-                    Wanted(int(row["image_id"], 16), f"{when}, noise {int(turn) + 1}")
+                    CaptionedImage(int(row["image_id"], 16), f"{when}, noise {int(turn) + 1}")
                 )
-    chosen = list(by_prompt.items())[:_PROMPTS]
-    texts = prompt_texts(shown, [prompt for prompt, _ in chosen])
-    found = thumbnails(files, [one for _, wanted in chosen for one in wanted])
+    prompts = list(by_prompt.items())[:_PROMPTS]
+    texts = prompt_texts(subject, [prompt for prompt, _ in prompts])
+    pictures = thumbnails(files, [image for _, images in prompts for image in images])
     cards = [
-        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in wanted if one in found]) for prompt, wanted in chosen
+        Card(texts.get(prompt, f"prompt {prompt}"), [pictures[image] for image in images if image in pictures])
+        for prompt, images in prompts
     ]
     note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
     return Gallery(
@@ -90,20 +95,20 @@ def _before_and_after(shown: Shown, card: GeneratorCard) -> Gallery:
     )
 
 
-def comparison(shown: Shown) -> Sequence[Block]:
+def comparison(subject: Subject) -> Sequence[Block]:
     """Table 4 with intervals, and images of the same prompt and noise side by side."""
-    rows = shown.ask("SELECT * FROM comparison", comparison=shown.artifact.table("comparison"))
+    rows = subject.ask("SELECT * FROM comparison", comparison=subject.artifact.table("comparison"))
     gains = [row for row in rows if row["gain"] is not None]
     judges = dict.fromkeys(row["judge"] for row in gains)
     judge = "oracle" if "oracle" in judges else next(iter(judges), "")
-    told = ", ".join(
+    gains_text = ", ".join(
         f"{row['generator']} {row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
         for row in gains
         if row["judge"] == judge
     )
     columns = ("judge", "generator", "wins", "win_rate", "gain", "gain_low", "gain_high", "images_made")
     return [
-        Text(f"Gain over the base by {judge}, with 95 % intervals: {told}.", headline=bool(gains)),
+        Text(f"Gain over the base by {judge}, with 95 % intervals: {gains_text}.", headline=bool(gains)),
         Chart(
             "Gain over the base, with 95 % intervals",
             "each judge's mean gain of every generator over the base",
@@ -116,30 +121,30 @@ def comparison(shown: Shown) -> Sequence[Block]:
             panel="judge",
         ),
         Grid("The paper's table 4", columns, [tuple(row[name] for name in columns) for row in rows]),
-        _side_by_side(shown),
+        _side_by_side(subject),
     ]
 
 
-def _side_by_side(shown: Shown) -> Gallery:
+def _side_by_side(subject: Subject) -> Gallery:
     """Images of the same prompt and noise, each with what one judge says of it."""
-    files, worths = shown.artifact.table("images"), shown.artifact.table("worths")
-    judges = [row["judge"] for row in shown.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=worths)]
+    files, scores = subject.artifact.table("images"), subject.artifact.table("worths")
+    judges = [row["judge"] for row in subject.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=scores)]
     judge = next((name for name in judges if name == "reward-model"), judges[0])
-    rows = shown.ask(
+    rows = subject.ask(
         f"""WITH chosen AS (SELECT DISTINCT prompt_id FROM worths ORDER BY prompt_id LIMIT {_PROMPTS})
         SELECT prompt_id, generator, image_id, worth FROM worths SEMI JOIN chosen USING (prompt_id)
         WHERE turn = 0 AND judge = {text(judge)} ORDER BY prompt_id, generator""",
-        worths=worths,
+        worths=scores,
     )
-    by_prompt: dict[str, list[Wanted]] = {}
+    by_prompt: dict[str, list[CaptionedImage]] = {}
     for row in rows:
-        one = Wanted(int(row["image_id"], 16), row["generator"], row["worth"])
-        beside = by_prompt.setdefault(row["prompt_id"], [])
-        beside.insert(0 if row["generator"] == "base" else len(beside), one)
-    texts = prompt_texts(shown, by_prompt)
-    found = thumbnails(files, [one for wanted in by_prompt.values() for one in wanted])
+        image = CaptionedImage(int(row["image_id"], 16), row["generator"], row["worth"])
+        images = by_prompt.setdefault(row["prompt_id"], [])
+        images.insert(0 if row["generator"] == "base" else len(images), image)
+    texts = prompt_texts(subject, by_prompt)
+    pictures = thumbnails(files, [image for captioned in by_prompt.values() for image in captioned])
     cards = [
-        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in wanted if one in found])
-        for prompt, wanted in by_prompt.items()
+        Card(texts.get(prompt, f"prompt {prompt}"), [pictures[image] for image in captioned if image in pictures])
+        for prompt, captioned in by_prompt.items()
     ]
     return Gallery("Side by side", cards, f"the first {len(cards):,} prompts by id, one noise; worth by {judge}")

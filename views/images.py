@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from irpipe.pipeline.view import Block, Grid, Shown
+from irpipe.pipeline.view import Block, Grid, Subject
 from irpipe.views.pictures import gallery_by_prompt, listed, prompt_texts
 
 
-def images(shown: Shown) -> Sequence[Block]:
+def images(subject: Subject) -> Sequence[Block]:
     """How many there are, of which generators and sizes, and the first prompts' images."""
-    files = shown.artifact.table("images")
-    rows = shown.ask(
+    files = subject.artifact.table("images")
+    rows = subject.ask(
         "SELECT generator, width, height, count(*) AS images, count(DISTINCT prompt_id) AS prompts, count(fault) AS faults"
         " FROM images GROUP BY ALL ORDER BY images DESC",
         images=files,
@@ -21,14 +21,14 @@ def images(shown: Shown) -> Sequence[Block]:
         (row["generator"], f"{row['width']} x {row['height']}", row["images"], row["prompts"], row["faults"]) for row in rows
     ]
     table = Grid("Made by", ("generator", "pixels", "images", "prompts", "faults"), made_by)
-    return [table, gallery_by_prompt(shown, files, partial(prompt_texts, shown))]
+    return [table, gallery_by_prompt(subject, files, partial(prompt_texts, subject))]
 
 
-def captioned(shown: Shown) -> Sequence[Block]:
+def captioned(subject: Subject) -> Sequence[Block]:
     """The first images and their captions."""
 
     def texts(prompts: Sequence[str]) -> dict[str, str]:
         query = f"SELECT prompt_id, prompt FROM captions WHERE prompt_id IN ({listed(prompts)})"
-        return {row["prompt_id"]: row["prompt"] for row in shown.ask(query, captions=shown.artifact.table("captions"))}
+        return {row["prompt_id"]: row["prompt"] for row in subject.ask(query, captions=subject.artifact.table("captions"))}
 
-    return [gallery_by_prompt(shown, shown.artifact.table("images"), texts)]
+    return [gallery_by_prompt(subject, subject.artifact.table("images"), texts)]

@@ -6,123 +6,129 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Shown, Text
+from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.files import read_json
-from irpipe.views.pictures import Wanted, main_scorer, prompt_texts, text, thumbnails
+from irpipe.views.pictures import CaptionedImage, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
 _POINTS = 400  # of a curve
 
 
-def reward_model(shown: Shown) -> Sequence[Block]:
+def reward_model(subject: Subject) -> Sequence[Block]:
     """The score card, and the curves of loss and accuracy."""
-    card = read_json(shown.artifact.file("score_card.json"))
+    card = read_json(subject.artifact.file("score_card.json"))
     rows = [(name, value) for name, value in card.get("metrics", {}).items()]
     rows += [(name, card[name]) for name in ("mean", "std", "normalised_on") if name in card]
     rows += [(f"trained on: {name}", value) for name, value in card.get("trained_on", {}).items()]
-    curves = shown.ask("SELECT step, split, figure, value FROM curves ORDER BY step", curves=shown.artifact.table("curves"))
+    curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY step", curves=subject.artifact.table("curves"))
     blocks: list[Block] = [Text(f"Scores: {card.get('meaning', '')}."), Grid("Score card", ("figure", "value"), rows)]
     for figure in ("loss", "accuracy"):
         data = [{"step": row["step"], "split": row["split"], figure: row["value"]} for row in curves if row["figure"] == figure]
         if data:
             alt = f"{figure} over the steps of training, on training and validation pairs"
             splits = dict.fromkeys(row["split"] for row in data)
-            kept = [row for split in splits for row in thinned([one for one in data if one["split"] == split])]
-            blocks.append(Chart(figure.capitalize(), alt, "line", kept, "step", figure, colour="split"))
+            points = [
+                row for split in splits for row in thinned([other_row for other_row in data if other_row["split"] == split])
+            ]
+            blocks.append(Chart(figure.capitalize(), alt, "line", points, "step", figure, colour="split"))
     return blocks
 
 
 def thinned(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """Every n-th row, so that a curve keeps at most `_POINTS`; its last one stays."""
     every = -(-len(rows) // _POINTS)
-    return [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
+    return [row for index, row in enumerate(rows) if index % every == 0 or index == len(rows) - 1]
 
 
-def sweep(shown: Shown) -> Sequence[Block]:
+def sweep(subject: Subject) -> Sequence[Block]:
     """The models of a sweep, the best first."""
-    rows = shown.ask("SELECT * FROM sweep ORDER BY validation_loss", sweep=shown.artifact.table("sweep"))
+    rows = subject.ask("SELECT * FROM sweep ORDER BY validation_loss", sweep=subject.artifact.table("sweep"))
     columns = list(rows[0]) if rows else []
     return [Grid("Models, the best first", columns, [tuple(row.values()) for row in rows])]
 
 
-def scores(shown: Shown) -> Sequence[Block]:
+def scores(subject: Subject) -> Sequence[Block]:
     """Mean and spread by scorer and generator."""
-    rows = shown.ask(
+    rows = subject.ask(
         "SELECT scorer::VARCHAR AS scorer, generator::VARCHAR AS generator, count(*) AS images, avg(score) AS mean,"
         " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL",
-        scores=shown.artifact.table("scores"),
+        scores=subject.artifact.table("scores"),
     )
     columns = ("scorer", "generator", "images", "mean", "deviation", "least", "most")
     return [Grid("Scores", columns, [tuple(row.values()) for row in rows])]
 
 
-def evaluation(shown: Shown) -> Sequence[Block]:
+def evaluation(subject: Subject) -> Sequence[Block]:
     """Table 3 with its intervals, where the reward model errs and is sure of it, and its best and worst images."""
-    told = shown.record.metrics
-    accuracy = shown.ask(
+    metrics = subject.record.metrics
+    accuracy = subject.ask(
         "SELECT scorer, value AS accuracy, low, high, count AS pairs FROM scorers WHERE figure = 'accuracy' ORDER BY value DESC",
-        scorers=shown.artifact.table("scorers"),
+        scorers=subject.artifact.table("scorers"),
     )
     references = {
         "chance": 0.5,
-        "people with each other": told.get("agreement_of_people"),
-        "Bayes bound": told.get("bayes_bound"),
+        "people with each other": metrics.get("agreement_of_people"),
+        "Bayes bound": metrics.get("bayes_bound"),
     }
-    held = {name: value for name, value in references.items() if value is not None}
+    bounds = {name: value for name, value in references.items() if value is not None}
     best = accuracy[0] if accuracy else None
-    scores_ = shown.near("scores")
-    main = main_scorer(shown, scores_.table("scorer_cards")) if scores_ is not None else ""
+    scores_ = subject.related("scores")
+    main = main_scorer(subject, scores_.table("scorer_cards")) if scores_ is not None else ""
     ours = next((row for row in accuracy if row["scorer"] == main), best)
     blocks: list[Block] = []
     if ours is not None:
-        reach = f" (95 %: {ours['low']:.1%} to {ours['high']:.1%})" if ours["low"] is not None else ""
-        told_bound = f"; nobody can exceed {bound:.1%} but by chance" if (bound := told.get("bayes_bound")) is not None else ""
-        sentence = f"{ours['scorer']} orders {ours['accuracy']:.1%}{reach} of {ours['pairs']:,} pairs as people do{told_bound}."
+        interval = f" (95 %: {ours['low']:.1%} to {ours['high']:.1%})" if ours["low"] is not None else ""
+        bound_note = f"; nobody can exceed {bound:.1%} but by chance" if (bound := metrics.get("bayes_bound")) is not None else ""
+        sentence = (
+            f"{ours['scorer']} orders {ours['accuracy']:.1%}{interval} of {ours['pairs']:,} pairs as people do{bound_note}."
+        )
         blocks.append(Text(sentence, headline=True))
     blocks += [
         Chart(
-            f"Accuracy on pairs of the {shown.record.config.get('split', 'test')} split, with 95 % intervals",
-            f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in held.items())}",
+            f"Accuracy on pairs of the {subject.record.config.get('split', 'test')} split, with 95 % intervals",
+            f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in bounds.items())}",
             "intervals",
             accuracy,
             "scorer",
             "accuracy",
             low="low",
             high="high",
-            references=held,
+            references=bounds,
         ),
     ]
-    others = shown.ask(
+    figure_rows = subject.ask(
         "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' ORDER BY scorer, figure",
-        scorers=shown.artifact.table("scorers"),
+        scorers=subject.artifact.table("scorers"),
     )
-    names = sorted({row["figure"] for row in others})
+    names = sorted({row["figure"] for row in figure_rows})
     by_scorer: dict[str, dict[str, float]] = {}
-    for row in others:
+    for row in figure_rows:
         by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
-    rows = [(name, *(of.get(figure) for figure in names)) for name, of in by_scorer.items()]
+    rows = [(name, *(figures.get(figure) for figure in names)) for name, figures in by_scorer.items()]
     blocks.append(Grid("The other figures of the paper's table 3", ("scorer", *names), rows))
-    sure = shown.ask(
+    calibration = subject.ask(
         'SELECT scorer, sure, "right", pairs FROM calibration ORDER BY scorer, sure',
-        calibration=shown.artifact.table("calibration"),
+        calibration=subject.artifact.table("calibration"),
     )
-    if sure:
+    if calibration:
         alt = "how often a scorer is right, by how sure it is; the diagonal would be perfect"
         x_title, y_title = "how sure it is: sigmoid(|difference of scores|)", "share that it orders as people do"
-        blocks.append(Chart("Calibration", alt, "line", sure, "sure", "right", colour="scorer", x_title=x_title, y_title=y_title))
-    return [*blocks, *_seen(shown)]
+        blocks.append(
+            Chart("Calibration", alt, "line", calibration, "sure", "right", colour="scorer", x_title=x_title, y_title=y_title)
+        )
+    return [*blocks, *_galleries(subject)]
 
 
-def _seen(shown: Shown) -> list[Block]:
+def _galleries(subject: Subject) -> list[Block]:
     """Images by their scores, where images, scores and pairs are at hand."""
-    scores_, pairs = shown.near("scores"), shown.near("pairs")
-    images = shown.near("images")
+    scores_, pairs = subject.related("scores"), subject.related("pairs")
+    images = subject.related("images")
     if scores_ is None or pairs is None or images is None:
         return []
-    name = main_scorer(shown, scores_.table("scorer_cards"))
-    split = str(shown.record.config.get("split", "test"))
+    name = main_scorer(subject, scores_.table("scorer_cards"))
+    split = str(subject.record.config.get("split", "test"))
     # A pair stands once for each annotator: what most of them prefer is what people prefer.
-    mistaken = shown.ask(
+    mistaken = subject.ask(
         f"""WITH votes AS (SELECT prompt_id, least(better, worse) AS one, greatest(better, worse) AS other, count(*) AS people,
                 count(*) FILTER (better < worse) AS for_one FROM pairs WHERE split::VARCHAR = {text(split)} GROUP BY ALL),
             held AS (SELECT prompt_id, people, greatest(for_one, people - for_one) AS agreed,
@@ -135,7 +141,7 @@ def _seen(shown: Shown) -> list[Block]:
         pairs=pairs.table("pairs"),
         s=scores_.table("scores"),
     )
-    ranked = shown.ask(
+    ranked = subject.ask(
         f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {text(split)}
             ORDER BY prompt_id LIMIT {_PROMPTS})
         SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
@@ -145,20 +151,20 @@ def _seen(shown: Shown) -> list[Block]:
         pairs=pairs.table("pairs"),
         s=scores_.table("scores"),
     )
-    texts = prompt_texts(shown, {row["prompt_id"] for row in (*mistaken, *ranked)})
+    texts = prompt_texts(subject, {row["prompt_id"] for row in (*mistaken, *ranked)})
     mistakes = [
         (
             row["prompt_id"],
-            Wanted(int(row["worse"], 16), "scored higher", row["score_worse"]),
-            Wanted(int(row["better"], 16), f"preferred by {row['agreed']} of {row['people']}", row["score_better"]),
+            CaptionedImage(int(row["worse"], 16), "scored higher", row["score_worse"]),
+            CaptionedImage(int(row["better"], 16), f"preferred by {row['agreed']} of {row['people']}", row["score_better"]),
         )
         for row in mistaken
     ]
     extremes = [
         (
             row["prompt_id"],
-            Wanted(int(row["best"], 16), "highest score", row["most"]),
-            Wanted(int(row["worst"], 16), "lowest score", row["least"]),
+            CaptionedImage(int(row["best"], 16), "highest score", row["most"]),
+            CaptionedImage(int(row["worst"], 16), "lowest score", row["least"]),
         )
         for row in ranked
     ]
@@ -169,9 +175,13 @@ def _seen(shown: Shown) -> list[Block]:
     ]
 
 
-def _cards(files: Sequence[Path], rows: Sequence[tuple[str, Wanted, Wanted]], texts: Mapping[str, str]) -> list[Card]:
-    found = thumbnails(files, [one for _, *both in rows for one in both])
+def _cards(
+    files: Sequence[Path], rows: Sequence[tuple[str, CaptionedImage, CaptionedImage]], texts: Mapping[str, str]
+) -> list[Card]:
+    pictures = thumbnails(files, [image for _, *pair in rows for image in pair])
     return [
-        Card(texts.get(prompt, f"prompt {prompt}"), [found[one] for one in both if one in found], {"prompt_id": prompt})
-        for prompt, *both in rows
+        Card(
+            texts.get(prompt, f"prompt {prompt}"), [pictures[image] for image in pair if image in pictures], {"prompt_id": prompt}
+        )
+        for prompt, *pair in rows
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irpipe.pipeline.store import Artifact
-from irpipe.pipeline.view import Block, Chart, Grid, Picture, Shown
+from irpipe.pipeline.view import Block, Chart, Grid, Picture, Subject
 from irpipe.schemas.embeddings import VECTORS_FILE, open_vectors, unit_rows
 from irpipe.schemas.prompts import PROMPTS
 
@@ -16,44 +16,44 @@ _MAP_PICKED, _MAP_OTHERS = 500, 1500
 _FIRST = 20
 
 
-def pool(shown: Shown) -> Sequence[Block]:
+def pool(subject: Subject) -> Sequence[Block]:
     """The first prompts of a pool."""
-    rows = shown.ask(f"SELECT prompt FROM prompts LIMIT {_FIRST}", prompts=shown.artifact.table("prompts"))
-    total = shown.artifact.manifest.tables["prompts"].rows
+    rows = subject.ask(f"SELECT prompt FROM prompts LIMIT {_FIRST}", prompts=subject.artifact.table("prompts"))
+    total = subject.artifact.manifest.tables["prompts"].rows
     return [Grid("Prompts", ("prompt",), [(row["prompt"],) for row in rows], f"the first {len(rows):,} of {total:,}")]
 
 
-def selected(shown: Shown) -> Sequence[Block]:
+def selected(subject: Subject) -> Sequence[Block]:
     """Where the selected prompts lie in the pool, how well they stand for it, and the first of them."""
-    files = shown.artifact.table("selected_prompts")
+    files = subject.artifact.table("selected_prompts")
     blocks: list[Block] = []
-    told = shown.record.metrics
-    names = [name for name in ("coverage_mean", "coverage_p5", "redundancy_mean") if told.get(name) is not None]
+    metrics = subject.record.metrics
+    names = [name for name in ("coverage_mean", "coverage_p5", "redundancy_mean") if metrics.get(name) is not None]
     if names:
-        against = [(name, told[name], told.get(f"random_{name}")) for name in names]
+        rows_compared = [(name, metrics[name], metrics.get(f"random_{name}")) for name in names]
         blocks.append(
             Grid(
                 "Coverage against a random selection",
                 ("figure", "selected", "random"),
-                against,
+                rows_compared,
                 "similarity of every prompt to its nearest selected one: mean and 5th percentile (higher is better); redundancy:"
                 " of every selected one to its nearest other (lower is better)",
             )
         )
-    embeddings = shown.near("embeddings")
+    embeddings = subject.related("embeddings")
     if embeddings is not None:
-        picked = shown.ask("SELECT source_row FROM selected", selected=files)
-        blocks.append(_map(shown, embeddings, np.array([row["source_row"] for row in picked], dtype=np.int64)))
-    if "coverage.png" in {file.path for file in shown.artifact.manifest.files}:
+        picked = subject.ask("SELECT source_row FROM selected", selected=files)
+        blocks.append(_map(subject, embeddings, np.array([row["source_row"] for row in picked], dtype=np.int64)))
+    if "coverage.png" in {file.path for file in subject.artifact.manifest.files}:
         alt = "two histograms: similarities of prompts to the selection, of vote-k and of a random selection"
-        blocks.append(Picture("Coverage and redundancy", alt, shown.artifact.file("coverage.png")))
-    rows = shown.ask(f"SELECT pick, prompt, vote_score FROM selected ORDER BY pick LIMIT {_FIRST}", selected=files)
-    total = shown.artifact.manifest.tables["selected_prompts"].rows
+        blocks.append(Picture("Coverage and redundancy", alt, subject.artifact.file("coverage.png")))
+    rows = subject.ask(f"SELECT pick, prompt, vote_score FROM selected ORDER BY pick LIMIT {_FIRST}", selected=files)
+    total = subject.artifact.manifest.tables["selected_prompts"].rows
     first = [(row["pick"], row["prompt"], row["vote_score"]) for row in rows]
     return [*blocks, Grid("First picks", ("pick", "prompt", "score"), first, f"{len(first):,} of {total:,}")]
 
 
-def _map(shown: Shown, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart:
+def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart:
     """Vectors in the plane of their two widest directions: of the selected prompts and of the others a sample each.
 
     Args:
@@ -62,26 +62,26 @@ def _map(shown: Shown, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart
     source_rows = PROMPTS.read(embeddings.table("prompts"), ["source_row"])["source_row"].to_numpy()
     is_picked = np.isin(source_rows, picked)
     rng = np.random.default_rng(0)
-    places = np.concatenate(
+    indices = np.concatenate(
         [_some(np.flatnonzero(~is_picked), _MAP_OTHERS, rng), _some(np.flatnonzero(is_picked), _MAP_PICKED, rng)]
     )
-    rows = ", ".join(map(str, source_rows[places].tolist())) or "NULL"
+    rows = ", ".join(map(str, source_rows[indices].tolist())) or "NULL"
     query = f"SELECT source_row, prompt FROM prompts WHERE source_row IN ({rows})"
-    told = shown.ask(query, prompts=embeddings.table("prompts"))
-    texts = {row["source_row"]: row["prompt"] for row in told}
-    plane = plane_of(unit_rows(open_vectors(embeddings.file(VECTORS_FILE)), places))
+    prompt_rows = subject.ask(query, prompts=embeddings.table("prompts"))
+    texts = {row["source_row"]: row["prompt"] for row in prompt_rows}
+    plane = plane_of(unit_rows(open_vectors(embeddings.file(VECTORS_FILE)), indices))
     data = [
         {
             "x": round(float(x), 4),
             "y": round(float(y), 4),
-            "prompt": texts[int(source_rows[place])][:200],
-            "is": "selected" if is_picked[place] else "in the pool",
+            "prompt": texts[int(source_rows[index])][:200],
+            "is": "selected" if is_picked[index] else "in the pool",
         }
-        for place, (x, y) in zip(places, plane, strict=True)
+        for index, (x, y) in zip(indices, plane, strict=True)
     ]
-    count, every, others = int(is_picked[places].sum()), int(is_picked.sum()), int((~is_picked).sum())
+    count, selected, unselected = int(is_picked[indices].sum()), int(is_picked.sum()), int((~is_picked).sum())
     return Chart(
-        f"Map of the prompts ({count:,} of {every:,} selected, {len(places) - count:,} of {others:,} others)",
+        f"Map of the prompts ({count:,} of {selected:,} selected, {len(indices) - count:,} of {unselected:,} others)",
         f"{len(data):,} prompts as points in the plane in which their vectors vary most, {count:,} of them selected",
         "points",
         data,
@@ -93,8 +93,8 @@ def _map(shown: Shown, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart
     )
 
 
-def _some(places: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return places if len(places) <= most else np.sort(rng.choice(places, most, replace=False))
+def _some(indices: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return indices if len(indices) <= most else np.sort(rng.choice(indices, most, replace=False))
 
 
 def plane_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -102,7 +102,7 @@ def plane_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
 
     plane = np.zeros((len(vectors), 2), dtype=np.float32)
-    known = min(2, *vectors.shape)
+    components = min(2, *vectors.shape)
     if (vectors != vectors[:1]).any():
-        plane[:, :known] = PCA(known, svd_solver="full").fit_transform(vectors)
+        plane[:, :components] = PCA(components, svd_solver="full").fit_transform(vectors)
     return plane

@@ -33,7 +33,7 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
     parts: list[dict[str, NDArray[Any]]] = []
     names: list[str | None] = []
     signs: dict[tuple[int, int], int] = {}
-    done = 0
+    first_row = 0
     for (prompt, _), members in groups.items():
         first = members[0]
         images = rankings.images[first]
@@ -48,7 +48,7 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
             ranking = row_id("aggregate", method, sorted(int(rankings.rankings[rows.start]) for rows in members))
             ranks, annotator = _joint_ranks(votes, method), None
             if method == "majority":
-                signs.update(_majority(votes, done))
+                signs.update(_majority(votes, first_row))
         count = len(images)
         parts.append(
             {
@@ -60,7 +60,7 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
             }
         )
         names += [annotator] * count
-        done += count
+        first_row += count
     columns = {
         name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks", "choices")
     }
@@ -69,11 +69,11 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
 
 def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint64]) -> NDArray[np.float64]:
     """(annotators, images) ranks without gaps, averaged over ties, in one order of images."""
-    order = {int(image): place for place, image in enumerate(images.tolist())}
+    order = {int(image): index for index, image in enumerate(images.tolist())}
     votes = np.empty((len(members), len(images)))
     for row, rows in enumerate(members):
-        places = [order[int(image)] for image in rankings.images[rows].tolist()]
-        votes[row, places] = rankdata(rankings.ranks[rows])
+        indices = [order[int(image)] for image in rankings.images[rows].tolist()]
+        votes[row, indices] = rankdata(rankings.ranks[rows])
     return votes
 
 
@@ -107,13 +107,13 @@ def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def _ordered_pairs(row: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
-    for one, two in combinations(range(len(row)), 2):
-        if row[one] != row[two]:
-            yield (one, two) if row[one] < row[two] else (two, one)
+    for first, second in combinations(range(len(row)), 2):
+        if row[first] != row[second]:
+            yield (first, second) if row[first] < row[second] else (second, first)
 
 
 def _majority(votes: NDArray[np.float64], start: int) -> Iterator[tuple[tuple[int, int], int]]:
-    for one, two in combinations(range(votes.shape[1]), 2):
-        opinions = np.sign(votes[:, two] - votes[:, one])
+    for first, second in combinations(range(votes.shape[1]), 2):
+        opinions = np.sign(votes[:, second] - votes[:, first])
         if opinions.any():
-            yield (start + one, start + two), int(np.sign(opinions.sum()))
+            yield (start + first, start + second), int(np.sign(opinions.sum()))

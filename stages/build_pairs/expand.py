@@ -92,8 +92,8 @@ def read_rankings(files: Sequence[Path]) -> Iterator[Rankings]:
 
 def _tail(ids: NDArray[np.uint64]) -> int:
     """Where the last ranking of a batch starts: it may go on in the next one."""
-    others = np.flatnonzero(ids != ids[-1])
-    return int(others[-1]) + 1 if len(others) else 0
+    earlier = np.flatnonzero(ids != ids[-1])
+    return int(earlier[-1]) + 1 if len(earlier) else 0
 
 
 def _block(batches: list[Any]) -> Rankings:
@@ -123,8 +123,8 @@ def candidate_pairs(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArr
     for size, (first, _) in templates.items():
         offset_of[size] = offset
         offset += len(first)
-    first_places, second_places = (np.concatenate([pair[side] for pair in templates.values()]) for side in (0, 1))
+    first_rows, second_rows = (np.concatenate([pair[side] for pair in templates.values()]) for side in (0, 1))
     pair_starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    place = np.arange(int(counts.sum())) + np.repeat(offset_of[sizes] - pair_starts, counts)
+    index = np.arange(int(counts.sum())) + np.repeat(offset_of[sizes] - pair_starts, counts)
     base = np.repeat(starts[:-1], counts)
-    return base + first_places[place], base + second_places[place]
+    return base + first_rows[index], base + second_rows[index]

@@ -51,18 +51,18 @@ class Facts:
     images: Images | None
     _order: NDArray[np.int64] = field(repr=False)
 
-    def place_of(self, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def index_of(self, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The place of each prompt."""
-        places: NDArray[np.int64] = self._order[np.searchsorted(self.prompt_ids, prompt_ids, sorter=self._order)]
-        return places
+        indices: NDArray[np.int64] = self._order[np.searchsorted(self.prompt_ids, prompt_ids, sorter=self._order)]
+        return indices
 
     def in_either(
-        self, known: NDArray[np.uint64], images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]
+        self, excluded: NDArray[np.uint64], images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
         """Pairs with an image among the known ones; None where none is known."""
-        if not len(known):
+        if not len(excluded):
             return None
-        hit = np.isin(images, known)
+        hit = np.isin(images, excluded)
         return hit[first] | hit[second]
 
     def not_at_hand(
@@ -78,9 +78,9 @@ class Facts:
         """Pairs whose two files have the same bytes."""
         if self.images is None:
             return None
-        places = [np.searchsorted(self.images.ids, side).clip(max=len(self.images.ids) - 1) for side in (first, second)]
-        known = [self.images.ids[place] == side for place, side in zip(places, (first, second), strict=True)]
-        same: NDArray[np.bool_] = known[0] & known[1] & (self.images.content[places[0]] == self.images.content[places[1]])
+        indices = [np.searchsorted(self.images.ids, side).clip(max=len(self.images.ids) - 1) for side in (first, second)]
+        present = [self.images.ids[index] == side for index, side in zip(indices, (first, second), strict=True)]
+        same: NDArray[np.bool_] = present[0] & present[1] & (self.images.content[indices[0]] == self.images.content[indices[1]])
         return same
 
 
@@ -130,11 +130,11 @@ def check_bytes(images: Artifact, index: Mapping[int, int], splits: NDArray[np.i
     table = IMAGES.read(images.table("images"), ["prompt_id", "image_digest"])
     first: dict[Any, int] = {}
     for prompt, content in zip(table["prompt_id"].to_pylist(), table["image_digest"].to_pylist(), strict=True):
-        other = first.setdefault(content, prompt)
-        if prompt in index and other in index and splits[index[prompt]] != splits[index[other]]:
+        earlier = first.setdefault(content, prompt)
+        if prompt in index and earlier in index and splits[index[prompt]] != splits[index[earlier]]:
             raise LeakError(
-                f"the prompts {show_row_id(other)} and {show_row_id(prompt)} have images of the same bytes, and lie in different"
-                " splits",
+                f"the prompts {show_row_id(earlier)} and {show_row_id(prompt)} have images of the same bytes,"
+                " and lie in different splits",
                 fix="--set split-prompts.use_images=true",
             )
 
@@ -149,24 +149,24 @@ def open_images(images: Artifact) -> Images:
 
 
 def label_facts(
-    annotations: Artifact, place: Mapping[int, int], drop_labels: Sequence[str]
+    annotations: Artifact, index_of: Mapping[int, int], drop_labels: Sequence[str]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Any]:
     """Prompts that a label takes out, and each prompt's category: the most frequent, none where two are."""
     table = PROMPT_LABELS.read(annotations.table("prompt_labels"))
-    dropped = np.zeros(len(place), dtype=bool)
+    dropped = np.zeros(len(index_of), dtype=bool)
     votes: dict[int, Counter[str]] = defaultdict(Counter)
     for row in table.to_pylist():
-        where = place[row["prompt_id"]]
+        index = index_of[row["prompt_id"]]
         if (row["intent_unclear"] and "intent_unclear" in drop_labels) or set(row["unsafe"]) & set(drop_labels):
-            dropped[where] = True
+            dropped[index] = True
         if row["category"] is not None:
-            votes[where][row["category"]] += 1
+            votes[index][row["category"]] += 1
     names = sorted({name for counter in votes.values() for name in counter})
-    categories = np.full(len(place), -1, dtype=np.int64)
-    for where, counter in votes.items():
-        (name, most), *rest = counter.most_common(2)
-        if not rest or rest[0][1] < most:
-            categories[where] = names.index(name)
+    categories = np.full(len(index_of), -1, dtype=np.int64)
+    for index, counter in votes.items():
+        (name, most), *others = counter.most_common(2)
+        if not others or others[0][1] < most:
+            categories[index] = names.index(name)
     return dropped, categories, pa.array(names, pa.string())
 
 
@@ -182,5 +182,5 @@ def images_with(annotations: Artifact, problems: Sequence[str]) -> NDArray[np.ui
         }
     )
     hit = flat.filter(pc.is_in(flat["problem"], value_set=pa.array(problems)))
-    found: NDArray[np.uint64] = np.unique(hit["image_id"].to_numpy())
-    return found
+    image_ids: NDArray[np.uint64] = np.unique(hit["image_id"].to_numpy())
+    return image_ids

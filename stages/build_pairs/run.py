@@ -60,27 +60,27 @@ def run(config: BuildPairsConfig, inputs: Mapping[str, Artifact], out: Path, con
         REJECTED_PAIRS.writer(out / "rejected.parquet") as rejected,
         context.progress("pairing", ranked_images(annotations), "images") as bar,
     ):
-        for found in candidates(config, annotations, facts):
-            keep = found.reason < 0
-            pairs.append(pair_columns(found, keep, facts, weights))
-            rejected.append(rejected_columns(found, ~keep, facts))
-            counts += np.bincount(found.reason[~keep], minlength=len(REASONS))
-            by_split += np.bincount(facts.splits[found.prompt[keep]], minlength=len(SPLITS))
-            bar.advance(len(found.block.images))
-        kept, dropped = pairs.rows, rejected.rows
+        for batch in candidates(config, annotations, facts):
+            keep = batch.reason < 0
+            pairs.append(pair_columns(batch, keep, facts, weights))
+            rejected.append(rejected_columns(batch, ~keep, facts))
+            counts += np.bincount(batch.reason[~keep], minlength=len(REASONS))
+            by_split += np.bincount(facts.splits[batch.prompt[keep]], minlength=len(SPLITS))
+            bar.advance(len(batch.block.images))
+        num_pairs, num_rejected = pairs.rows, rejected.rows
     reasons = dict(zip(REASONS, counts.tolist(), strict=True))
-    if not kept:
-        raise RejectedError(f"none of {dropped:,} candidate pairs can be kept: {reasons}", where="build-pairs")
+    if not num_pairs:
+        raise RejectedError(f"none of {num_rejected:,} candidate pairs can be kept: {reasons}", where="build-pairs")
     metrics = {
-        "candidate_pairs": kept + dropped,
-        "pairs": kept,
+        "candidate_pairs": num_pairs + num_rejected,
+        "pairs": num_pairs,
         "ties": reasons["tie"],
         "conflicts": reasons["conflict"],
         "rejected_for": {reason: count for reason, count in reasons.items() if count},
         "pairs_by_split": dict(zip(SPLITS, by_split.tolist(), strict=True)),
         "prompts_by_split": dict(zip(SPLITS, np.bincount(facts.splits, minlength=len(SPLITS)).tolist(), strict=True)),
     }
-    return Report(Rows(kept + dropped, kept, dropped), metrics)
+    return Report(Rows(num_pairs + num_rejected, num_pairs, num_rejected), metrics)
 
 
 def ranked_images(annotations: Artifact) -> int:
@@ -93,9 +93,9 @@ def candidates(config: BuildPairsConfig, annotations: Artifact, facts: Facts) ->
     if config.aggregate == "none":
         yield from (examine(block, {}, facts) for block in blocks)
         return
-    whole = list(blocks)  # a set of images may have been ranked anywhere: memory O(rankings)
-    if whole:
-        yield examine(*aggregates(Rankings.joined(whole), config.aggregate), facts)
+    rankings = list(blocks)  # a set of images may have been ranked anywhere: memory O(rankings)
+    if rankings:
+        yield examine(*aggregates(Rankings.joined(rankings), config.aggregate), facts)
 
 
 def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts) -> Candidates:
@@ -109,11 +109,11 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
     sign = np.sign(ranks_second.astype(np.int64) - ranks_first).astype(np.int8)
     conflict = np.zeros(len(first), dtype=bool)
     if signs:
-        for place in np.flatnonzero(ranks_first < 0).tolist():
-            opinion = signs.get((int(first[place]), int(second[place])))
-            sign[place] = opinion or 0
-            conflict[place] = opinion == 0
-    prompt = facts.place_of(block.prompts)[first]
+        for index in np.flatnonzero(ranks_first < 0).tolist():
+            opinion = signs.get((int(first[index]), int(second[index])))
+            sign[index] = opinion or 0
+            conflict[index] = opinion == 0
+    prompt = facts.index_of(block.prompts)[first]
     images_first, images_second = block.images[first], block.images[second]
     tests = {
         "prompt label": facts.dropped[prompt],
@@ -132,11 +132,11 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
     return Candidates(block, first, second, sign, reason, prompt)
 
 
-def pair_columns(found: Candidates, keep: NDArray[np.bool_], facts: Facts, weights: NDArray[np.float64]) -> dict[str, Any]:
+def pair_columns(batch: Candidates, keep: NDArray[np.bool_], facts: Facts, weights: NDArray[np.float64]) -> dict[str, Any]:
     """Columns of the table `pairs`."""
-    block, ahead = found.block, found.sign[keep] > 0
-    first, second, prompt = found.first[keep], found.second[keep], found.prompt[keep]
-    better, worse = np.where(ahead, first, second), np.where(ahead, second, first)
+    block, first_is_better = batch.block, batch.sign[keep] > 0
+    first, second, prompt = batch.first[keep], batch.second[keep], batch.prompt[keep]
+    better, worse = np.where(first_is_better, first, second), np.where(first_is_better, second, first)
     ids = block.rankings[better], block.images[better], block.images[worse]
     by_majority = block.ranks[better] < 0
     return {
@@ -154,24 +154,24 @@ def pair_columns(found: Candidates, keep: NDArray[np.bool_], facts: Facts, weigh
     }
 
 
-def rejected_columns(found: Candidates, drop: NDArray[np.bool_], facts: Facts) -> dict[str, Any]:
+def rejected_columns(batch: Candidates, drop: NDArray[np.bool_], facts: Facts) -> dict[str, Any]:
     """Columns of the table `rejected`."""
-    first, second = found.first[drop], found.second[drop]
+    first, second = batch.first[drop], batch.second[drop]
     return {
-        "ranking_id": found.block.rankings[first],
-        "prompt_id": found.block.prompts[first],
-        "first": found.block.images[first],
-        "second": found.block.images[second],
-        "reason": dictionary(found.reason[drop], _REASONS),
-        "split": dictionary(facts.splits[found.prompt[drop]], _SPLITS),
+        "ranking_id": batch.block.rankings[first],
+        "prompt_id": batch.block.prompts[first],
+        "first": batch.block.images[first],
+        "second": batch.block.images[second],
+        "reason": dictionary(batch.reason[drop], _REASONS),
+        "split": dictionary(facts.splits[batch.prompt[drop]], _SPLITS),
     }
 
 
 def weigh(config: BuildPairsConfig, annotations: Artifact, facts: Facts) -> NDArray[np.float64]:
     """1 / pairs of each prompt, (prompts,)."""
     counts = np.zeros(len(facts.prompt_ids), dtype=np.int64)
-    for found in candidates(config, annotations, facts):
-        counts += np.bincount(found.prompt[found.reason < 0], minlength=len(counts))
+    for batch in candidates(config, annotations, facts):
+        counts += np.bincount(batch.prompt[batch.reason < 0], minlength=len(counts))
     return 1.0 / np.maximum(counts, 1)
 
 

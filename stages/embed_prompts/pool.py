@@ -22,11 +22,11 @@ class Pool:
 
 def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
     """The part of a pool that a mask keeps."""
-    places = np.flatnonzero(keep).tolist()
+    indices = np.flatnonzero(keep).tolist()
     return replace(
         pool,
-        ids=[pool.ids[place] for place in places],
-        texts=[pool.texts[place] for place in places],
-        source_rows=[pool.source_rows[place] for place in places],
-        num_images=[pool.num_images[place] for place in places],
+        ids=[pool.ids[index] for index in indices],
+        texts=[pool.texts[index] for index in indices],
+        source_rows=[pool.source_rows[index] for index in indices],
+        num_images=[pool.num_images[index] for index in indices],
     )

@@ -71,8 +71,8 @@ def _read_parquet(path: Path, column: str, nsfw: list[str], rejections: Rejectio
     number = 0
     for batch in read_batches(path, [column, *nsfw]):
         scores = {name: [_score(value, name, path) for value in batch[name].to_pylist()] for name in nsfw}
-        for place, text in enumerate(batch[column].to_pylist()):
-            row = {name: values[place] for name, values in scores.items()}
+        for index, text in enumerate(batch[column].to_pylist()):
+            row = {name: values[index] for name, values in scores.items()}
             yield PromptRow(number, _text(text, number, rejections), **row)
             number += 1
 
@@ -86,7 +86,7 @@ def _score(value: object, name: str, path: Path) -> float | None:
 
 
 def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[PromptRow]:
-    seen = False
+    any_text = False
     for number, record, fault in read_jsonl(path):
         if fault is not None:
             rejections.refuse(number, "not JSON", fault)
@@ -95,9 +95,9 @@ def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[Pro
             rejections.refuse(number, f"no field {column!r}", repr(record)[:80])
             yield PromptRow(number, None)
         else:
-            seen = True
+            any_text = True
             yield PromptRow(number, _text(record[column], number, rejections))
-    if not seen:
+    if not any_text:
         raise InputError(f"no line of {path.name} is a JSON object with a field {column!r}", where=str(path))
 
 

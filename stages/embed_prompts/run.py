@@ -43,7 +43,7 @@ def gather(config: EmbedPromptsConfig, path: Path, rejections: Rejections, conte
         StageError: two different texts have one id (chance: n^2 / 2^65).
     """
     pool = Pool([], [], [], [], 0)
-    places: dict[int, int] = {}
+    indices: dict[int, int] = {}
     with context.progress("reading prompts", None, "rows") as bar:
         for row in read_prompts(config, path, rejections):
             pool.rows_read += 1
@@ -56,13 +56,13 @@ def gather(config: EmbedPromptsConfig, path: Path, rejections: Rejections, conte
                 rejections.drop(row.number, reason)
                 continue
             identity = prompt_id(text)
-            mark = prompt_id(normalise(text)) if config.duplicates == "normalised" else identity
-            place = places.setdefault(mark, len(pool.ids))
-            if place < len(pool.ids) and config.duplicates != "keep":
-                if pool.ids[place] == identity and clean(pool.texts[place]) != text:
-                    raise StageError(f"the texts {pool.texts[place]!r} and {text!r} have the same id")
-                pool.num_images[place] += 1
-                rejections.drop(row.number, f"duplicate ({config.duplicates})", of=pool.source_rows[place])
+            identity_of_text = prompt_id(normalise(text)) if config.duplicates == "normalised" else identity
+            index = indices.setdefault(identity_of_text, len(pool.ids))
+            if index < len(pool.ids) and config.duplicates != "keep":
+                if pool.ids[index] == identity and clean(pool.texts[index]) != text:
+                    raise StageError(f"the texts {pool.texts[index]!r} and {text!r} have the same id")
+                pool.num_images[index] += 1
+                rejections.drop(row.number, f"duplicate ({config.duplicates})", duplicate_of=pool.source_rows[index])
                 continue
             pool.ids.append(identity)
             pool.texts.append(text if config.clean else row.text)

@@ -30,10 +30,10 @@ def write_vectors(
 ) -> tuple[Pool, dict[str, Any]]:
     """Write `vectors.npy`, float16 (n, d). Returns the pool (without rows that have no vector) and figures."""
     if config.vectors is not None:
-        given = open_given(context.sources["vectors"][0], pool.rows_read)
-        pool = drop_unusable(given, pool, rejections)
-        blocks = partial(given_blocks, given, np.array(pool.source_rows, dtype=np.int64))
-        embedder, dimensions = "given vectors", given.shape[1]
+        vectors = open_given(context.sources["vectors"][0], pool.rows_read)
+        pool = drop_unusable(vectors, pool, rejections)
+        blocks = partial(given_blocks, vectors, np.array(pool.source_rows, dtype=np.int64))
+        embedder, dimensions = "given vectors", vectors.shape[1]
         rejections.check(pool.rows_read, len(pool.ids))
     else:
         rejections.check(pool.rows_read, len(pool.ids))

@@ -11,30 +11,30 @@ from numpy.typing import NDArray
 _BINS = 10
 
 
-def right_pairs(scores: Mapping[int, float], better: NDArray[np.uint64], worse: NDArray[np.uint64]) -> NDArray[np.float64]:
+def correct_pairs(scores: Mapping[int, float], better: NDArray[np.uint64], worse: NDArray[np.uint64]) -> NDArray[np.float64]:
     """(p,) 1 where the better image scores higher, 0 where not; equal scores are wrong, as in the released code."""
     return np.array([float(scores[a] > scores[b]) for a, b in zip(better.tolist(), worse.tolist(), strict=True)])
 
 
-def by_prompt(right: NDArray[np.float64], prompts: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def by_prompt(correct: NDArray[np.float64], prompts: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Right pairs and pairs of each prompt, (q,) each."""
-    _, place = np.unique(prompts, return_inverse=True)
-    hits: NDArray[np.float64] = np.bincount(place, weights=right).astype(np.float64)
-    return hits, np.bincount(place).astype(np.float64)
+    _, prompt_index = np.unique(prompts, return_inverse=True)
+    hits: NDArray[np.float64] = np.bincount(prompt_index, weights=correct).astype(np.float64)
+    return hits, np.bincount(prompt_index).astype(np.float64)
 
 
-def accuracies(right: NDArray[np.float64], prompts: NDArray[np.uint64]) -> dict[str, float]:
+def accuracies(correct: NDArray[np.float64], prompts: NDArray[np.uint64]) -> dict[str, float]:
     """Accuracy pooled over pairs (released code, test.py), and as the mean of the prompts' own (caption of table 3)."""
-    hits, counts = by_prompt(right, prompts)
+    hits, counts = by_prompt(correct, prompts)
     return {"accuracy": float(hits.sum() / counts.sum()), "accuracy_by_prompt": float((hits / counts).mean())}
 
 
-def intervals(right: NDArray[np.float64], prompts: NDArray[np.uint64], draws: int, seed: int) -> dict[str, tuple[float, float]]:
+def intervals(correct: NDArray[np.float64], prompts: NDArray[np.uint64], draws: int, seed: int) -> dict[str, tuple[float, float]]:
     """95 % intervals of both accuracies by bootstrap over prompts: pairs of one prompt are not independent.
 
     Cost: O(draws * prompts), a thousand draws at a time.
     """
-    hits, counts = by_prompt(right, prompts)
+    hits, counts = by_prompt(correct, prompts)
     rng, size = np.random.default_rng(seed), len(hits)
     pooled, means = [], []
     for start in range(0, draws, 1000):
@@ -49,28 +49,28 @@ def intervals(right: NDArray[np.float64], prompts: NDArray[np.uint64], draws: in
     }
 
 
-def grouped(right: NDArray[np.float64], labels: Sequence[Any]) -> list[tuple[str, int, float]]:
+def grouped(correct: NDArray[np.float64], labels: Sequence[Any]) -> list[tuple[str, int, float]]:
     """Label, pairs and accuracy of each group; pairs without a label are in none."""
     names = np.array(["" if label is None else str(label) for label in labels])
     return [
-        (str(name), int((names == name).sum()), float(right[names == name].mean())) for name in np.unique(names) if name != ""
+        (str(name), int((names == name).sum()), float(correct[names == name].mean())) for name in np.unique(names) if name != ""
     ]
 
 
-def calibration(gaps: NDArray[np.float64], right: NDArray[np.float64]) -> list[dict[str, float]]:
+def calibration(gaps: NDArray[np.float64], correct: NDArray[np.float64]) -> list[dict[str, float]]:
     """How often a scorer is right against how sure it is, sigmoid(|difference of raw scores|), in ten bins of equal size."""
     sure = 1 / (1 + np.exp(-np.abs(gaps)))
     order = np.argsort(sure, kind="stable")
     return [
-        {"sure": float(sure[part].mean()), "right": float(right[part].mean()), "pairs": float(len(part))}
+        {"sure": float(sure[part].mean()), "right": float(correct[part].mean()), "pairs": float(len(part))}
         for part in np.array_split(order, min(_BINS, len(order)))
     ]
 
 
 def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
     """Mean |sure - right| over pairs (expected calibration error)."""
-    pairs = sum(one["pairs"] for one in bins)
-    return sum(abs(one["sure"] - one["right"]) * one["pairs"] for one in bins) / pairs
+    pairs = sum(row["pairs"] for row in bins)
+    return sum(abs(row["sure"] - row["right"]) * row["pairs"] for row in bins) / pairs
 
 
 def human_agreement(
@@ -78,14 +78,14 @@ def human_agreement(
 ) -> tuple[float | None, int]:
     """How often two people who both ordered the same two images ordered them alike, and over how many such comparisons."""
     orders: dict[tuple[int, int], list[tuple[str, bool]]] = {}
-    for one, other, who in zip(better.tolist(), worse.tolist(), annotators, strict=True):
-        if who is not None:
-            orders.setdefault((min(one, other), max(one, other)), []).append((who, one < other))
+    for first, second, annotator in zip(better.tolist(), worse.tolist(), annotators, strict=True):
+        if annotator is not None:
+            orders.setdefault((min(first, second), max(first, second)), []).append((annotator, first < second))
     alike = total = 0
     for votes in orders.values():
-        for place, (who, order) in enumerate(votes):
-            for other_who, other_order in votes[place + 1 :]:
-                if who != other_who:
+        for index, (annotator, first_wins) in enumerate(votes):
+            for other_annotator, other_first_wins in votes[index + 1 :]:
+                if annotator != other_annotator:
                     total += 1
-                    alike += order == other_order
+                    alike += first_wins == other_first_wins
     return (alike / total if total else None), total

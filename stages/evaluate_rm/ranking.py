@@ -29,12 +29,12 @@ def read_rankings(rows: Mapping[str, Sequence[Any]]) -> list[Ranking]:
     Args:
         rows: columns ranking_id, better, worse, rank_better, rank_worse.
     """
-    found: dict[int, dict[int, int]] = {}
+    ranks_by_record: dict[int, dict[int, int]] = {}
     columns = (rows[name] for name in ("ranking_id", "better", "worse", "rank_better", "rank_worse"))
     for record, better, worse, rank_better, rank_worse in zip(*columns, strict=True):
         if rank_better is not None and rank_worse is not None:
-            found.setdefault(record, {}).update({better: rank_better, worse: rank_worse})
-    return [Ranking(tuple(sorted(ranks)), tuple(ranks[image] for image in sorted(ranks))) for ranks in found.values()]
+            ranks_by_record.setdefault(record, {}).update({better: rank_better, worse: rank_worse})
+    return [Ranking(tuple(sorted(ranks)), tuple(ranks[image] for image in sorted(ranks))) for ranks in ranks_by_record.values()]
 
 
 def recall_and_filter(
@@ -50,37 +50,40 @@ def recall_and_filter(
     """
     figures: dict[str, tuple[float, int]] = {}
     for k in at:
-        found = {"recall": 0, "filter": 0}
+        counts = {"recall": 0, "filter": 0}
         longer = [ranking for ranking in rankings if len(ranking.images) > k]
         for ranking in longer:
             order = sorted(range(len(ranking.images)), key=lambda i: (-scores[ranking.images[i]], ranking.images[i]))
             best, worst = min(ranking.ranks), max(ranking.ranks)
-            found["recall"] += any(ranking.ranks[place] == best for place in order[:k])
-            found["filter"] += any(ranking.ranks[place] == worst for place in order[-k:])
+            counts["recall"] += any(ranking.ranks[index] == best for index in order[:k])
+            counts["filter"] += any(ranking.ranks[index] == worst for index in order[-k:])
         if longer:
-            figures |= {f"{name}@{k}": (count / len(longer), len(longer)) for name, count in found.items()}
+            figures |= {f"{name}@{k}": (count / len(longer), len(longer)) for name, count in counts.items()}
     return figures
 
 
-def best_of(worth: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:
+def best_of(values: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:
     """Expected worth of the image that an order picks among n of a prompt's images drawn at random, exactly.
 
     Image i of the order is the pick if it is drawn and none before it is: C(k - 1 - i, n - 1) / C(k, n).
 
     Args:
-        worth: (k,) of all images; order: (k,) places, the best first; n: at most k.
+        values: (k,) of all images; order: (k,) places, the best first; n: at most k.
     """
-    count = len(worth)
+    count = len(values)
     chances = [comb(count - 1 - i, n - 1) / comb(count, n) for i in range(count)]
-    return float(np.dot(chances, worth[order]))
+    return float(np.dot(chances, values[order]))
 
 
 def mean_scores(generators: Sequence[str], prompts: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
     """Mean score of each generator: over its images of a prompt, then over prompts (released code, test-benchmark.py)."""
-    found: dict[str, dict[int, list[float]]] = {}
+    by_generator: dict[str, dict[int, list[float]]] = {}
     for generator, prompt, score in zip(generators, prompts, scores, strict=True):
-        found.setdefault(generator, {}).setdefault(prompt, []).append(score)
-    return {name: float(np.mean([np.mean(of_prompt) for of_prompt in prompts.values()])) for name, prompts in found.items()}
+        by_generator.setdefault(generator, {}).setdefault(prompt, []).append(score)
+    return {
+        name: float(np.mean([np.mean(prompt_scores) for prompt_scores in prompts.values()]))
+        for name, prompts in by_generator.items()
+    }
 
 
 def wins(best: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
@@ -90,19 +93,21 @@ def wins(best: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
         best: by prompt, the score of each generator's best image (or minus the rank that people gave it).
     """
     count: dict[str, int] = {}
-    for of_prompt in best.values():
-        for one, score in of_prompt.items():
-            count[one] = count.get(one, 0) + sum(score > other for name, other in of_prompt.items() if name != one)
+    for prompt_scores in best.values():
+        for generator, score in prompt_scores.items():
+            count[generator] = count.get(generator, 0) + sum(
+                score > other_score for other, other_score in prompt_scores.items() if other != generator
+            )
     return count
 
 
 def best_images(generators: Sequence[str], prompts: Sequence[int], scores: Sequence[float]) -> dict[int, dict[str, float]]:
     """By prompt, the score of each generator's best image."""
-    found: dict[int, dict[str, float]] = {}
+    best: dict[int, dict[str, float]] = {}
     for generator, prompt, score in zip(generators, prompts, scores, strict=True):
-        of_prompt = found.setdefault(prompt, {})
-        of_prompt[generator] = max(score, of_prompt.get(generator, -np.inf))
-    return found
+        prompt_scores = best.setdefault(prompt, {})
+        prompt_scores[generator] = max(score, prompt_scores.get(generator, -np.inf))
+    return best
 
 
 def rho(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:

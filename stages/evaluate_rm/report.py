@@ -45,20 +45,20 @@ def table_1(rows: Sequence[Row]) -> str:
         lines.append([row["scorer"], row["generator"], f"{row['mean']:.4f}", str(row["wins"]), human])
     text = "\nGenerators, over all scored images\n\n" + aligned(lines)
     for name in dict.fromkeys(row["scorer"] for row in rows):
-        given = [row for row in rows if row["scorer"] == name and row["human"] is not None]
-        found = rho({row["generator"]: row["mean"] for row in given}, {row["generator"]: row["human"] for row in given})
-        text += f"Spearman's rho of {name} to people: {found:.2f}\n" if found is not None else ""
+        ranked = [row for row in rows if row["scorer"] == name and row["human"] is not None]
+        correlation = rho({row["generator"]: row["mean"] for row in ranked}, {row["generator"]: row["human"] for row in ranked})
+        text += f"Spearman's rho of {name} to people: {correlation:.2f}\n" if correlation is not None else ""
     return text
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the first to the left, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    told = ""
+    text = ""
     for line in lines:
         cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        told += "  ".join([line[0].ljust(widths[0]), *cells[1:]]) + "\n"
-    return told
+        text += "  ".join([line[0].ljust(widths[0]), *cells[1:]]) + "\n"
+    return text
 
 
 def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: float | None, path: Path) -> None:
@@ -70,10 +70,10 @@ def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: 
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     accuracy = sorted((row for row in rows if row["figure"] == "accuracy"), key=lambda row: row["value"])
-    for place, row in enumerate(accuracy):
-        left.plot(row["value"], place, "o", color="#1b6ca8")
+    for height, row in enumerate(accuracy):
+        left.plot(row["value"], height, "o", color="#1b6ca8")
         if row["low"] is not None:
-            left.plot([row["low"], row["high"]], [place, place], color="#1b6ca8")
+            left.plot([row["low"], row["high"]], [height, height], color="#1b6ca8")
     left.set_yticks(range(len(accuracy)), [row["scorer"] for row in accuracy])
     left.axvline(0.5, color="grey", linestyle=":")
     if bound is not None:
@@ -81,11 +81,11 @@ def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: 
         left.legend()
     left.set(title="Accuracy on pairs, 95 % intervals")
     middle.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":")
-    middle.plot([one["sure"] for one in bins], [one["right"] for one in bins], "o-", color="#1b6ca8")
+    middle.plot([row["sure"] for row in bins], [row["right"] for row in bins], "o-", color="#1b6ca8")
     middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share it orders as people do")
     for name in dict.fromkeys(row["scorer"] for row in picks):
-        of_one = [row for row in picks if row["scorer"] == name]
-        right.plot([row["n"] for row in of_one], [row["utility"] for row in of_one], "o-", label=name)
+        part = [row for row in picks if row["scorer"] == name]
+        right.plot([row["n"] for row in part], [row["utility"] for row in part], "o-", label=name)
     prompts = {row["n"]: row["prompts"] for row in picks}  # with fewer images than n a prompt does not count
     right.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
     right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="worth by the oracle")

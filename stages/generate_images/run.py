@@ -27,27 +27,27 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
     rejections = Rejections(config.max_rejected, "selected-prompts")
     for job in jobs:
         if not job.prompt.strip():
-            rejections.refuse(job.place, "empty prompt", show_row_id(job.prompt_id))
+            rejections.refuse(job.row, "empty prompt", show_row_id(job.prompt_id))
     shards = cut_shards([job for job in jobs if job.prompt.strip()], config.shard_size)
-    made = make_shards(config, shards, context)
-    overlong = overlong_prompts(made)
-    files = gather(made, out)
+    finished = make_shards(config, shards, context)
+    overlong = overlong_prompts(finished)
+    files = gather(finished, out)
     by_model = refuse_faults(shards, files, rejections)
-    kept = len(jobs) - len(rejections)
-    rejections.check(len(jobs), kept)
+    num_good = len(jobs) - len(rejections)
+    rejections.check(len(jobs), num_good)
     rejected = rejections.write(out)
     OVERLONG_PROMPTS.write(out, {column.name: [row[column.name] for row in overlong] for column in OVERLONG_PROMPTS.columns})
     if overlong:
         context.say(f"{len(overlong):,} prompts were cut to what the text encoder takes: see the table overlong_prompts")
     draw_sheets(ImageReader(files), {row["prompt_id"]: row["prompt"] for row in prompts}, config.sheets, out)
     metrics = {
-        "images": kept,
+        "images": num_good,
         "prompts": len(prompts),
         "images_by_model": by_model,
         "overlong_prompts": len(overlong),
         "rejected_for": rejections.counts(),
     }
-    return Report(Rows(len(jobs), kept, rejected), metrics)
+    return Report(Rows(len(jobs), num_good, rejected), metrics)
 
 
 def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]], num_models: int) -> list[Job]:
@@ -96,5 +96,5 @@ def refuse_faults(shards: Sequence[Shard], files: Sequence[Path], rejections: Re
             if fault is None:
                 by_model[generator] += 1
             else:
-                rejections.refuse(job.place, fault, f"prompt {show_row_id(job.prompt_id)}, image {job.index}")
+                rejections.refuse(job.row, fault, f"prompt {show_row_id(job.prompt_id)}, image {job.index}")
     return dict(sorted(by_model.items()))

@@ -31,7 +31,7 @@ _ENCODERS = 4  # threads that compress images while the next batch is made
 class Job:
     """One image to make: its place among all, its prompt, its number among the prompt's, its model and its seed."""
 
-    place: int
+    row: int
     prompt_id: int
     prompt: str
     index: int
@@ -91,9 +91,11 @@ class ShardMaker:
         generator = self._generator(shard.model)
         prompts = list(dict.fromkeys(job.prompt for job in shard.jobs))
         ids = {job.prompt: job.prompt_id for job in shard.jobs}
-        cut = generator.overlong(prompts)
-        columns = {"prompt_id": [ids[one.prompt] for one in cut]}
-        OVERLONG_PROMPTS.write(draft, columns | {name: [getattr(one, name) for one in cut] for name in ("tokens", "lost")})
+        overlong = generator.overlong(prompts)
+        columns = {"prompt_id": [ids[prompt.prompt] for prompt in overlong]}
+        OVERLONG_PROMPTS.write(
+            draft, columns | {name: [getattr(prompt, name) for prompt in overlong] for name in ("tokens", "lost")}
+        )
         with IMAGES.writer(images_of(draft), ROWS_PER_GROUP) as writer:
             for rows in self._batches(generator, shard, prompts):
                 writer.append({column.name: [row[column.name] for row in rows] for column in IMAGES.columns})
@@ -106,7 +108,7 @@ class ShardMaker:
 
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Rows of `images`, a batch at a time. Images are compressed while the next batch is made."""
-        place_of = {prompt: place for place, prompt in enumerate(prompts)}
+        index_of = {prompt: index for index, prompt in enumerate(prompts)}
         encodings = generator.encode(prompts, self.batch_size)
         to_row = partial(make_row, self, generator)
         with ThreadPoolExecutor(_ENCODERS) as threads:
@@ -114,7 +116,7 @@ class ShardMaker:
             for start in range(0, len(shard.jobs), self.batch_size):
                 batch = shard.jobs[start : start + self.batch_size]
                 images, blackened = generator.sample(
-                    encodings, [place_of[job.prompt] for job in batch], [job.seed for job in batch]
+                    encodings, [index_of[job.prompt] for job in batch], [job.seed for job in batch]
                 )
                 yield list(waiting)
                 waiting = threads.map(to_row, batch, images, blackened)

@@ -18,16 +18,16 @@ _THUMBNAIL, _MARGIN, _LINE, _LETTERS = 128, 8, 14, 180
 
 def draw_sheets(images: ImageReader, prompts: Mapping[int, str], count: int, out: Path) -> None:
     """Write `sheets/0.png`, ...: a row a prompt, in the order of the images."""
-    wanted = list(prompts)[: count * PROMPTS_PER_SHEET]
-    if wanted:
+    prompt_ids = list(prompts)[: count * PROMPTS_PER_SHEET]
+    if prompt_ids:
         (out / "sheets").mkdir()
     members: dict[int, list[int]] = {}
     for row in images.rows(["prompt_id"]):
         members.setdefault(row["prompt_id"], []).append(row["image_id"])
-    for sheet in range(0, len(wanted), PROMPTS_PER_SHEET):
-        rows: dict[int, list[tuple[int, bytes, str | None]]] = {id_: [] for id_ in wanted[sheet : sheet + PROMPTS_PER_SHEET]}
-        shown = [member for identity in rows for member in members.get(identity, ())]
-        for row in images.rows(["prompt_id", "image", "fault"], shown):
+    for sheet in range(0, len(prompt_ids), PROMPTS_PER_SHEET):
+        rows: dict[int, list[tuple[int, bytes, str | None]]] = {id_: [] for id_ in prompt_ids[sheet : sheet + PROMPTS_PER_SHEET]}
+        image_ids = [member for identity in rows for member in members.get(identity, ())]
+        for row in images.rows(["prompt_id", "image", "fault"], image_ids):
             rows[row["prompt_id"]].append((row["image_id"], row["image"]["bytes"], row["fault"]))
         draw_sheet(rows, prompts).save(out / "sheets" / f"{sheet // PROMPTS_PER_SHEET}.png")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_batches, read_csv, read_jsonl
-from irpipe.stages.import_images.sources import Cell, Found, fetch_files, members, parquet_files
+from irpipe.stages.import_images.sources import Cell, Fetched, fetch_files, members, parquet_files
 
 _WHERE = "import-images.image_root"
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -31,15 +31,15 @@ class Listed:
     Attributes:
         prompt: text of its prompt (its id in 16 hex digits, in a folder of prompts), as yet unchecked.
         path: what it is known by, as yet unchecked; what a bad row says, where it has a fault.
-        place: where its bytes lie, a `Place` as yet unchecked.
-        known: further columns of the table `images`.
+        location: where its bytes lie, a `Location` as yet unchecked.
+        columns: further columns of the table `images`.
         fault: why the row tells no image.
     """
 
     prompt: Any
     path: Any
-    place: Any
-    known: Mapping[str, Any] = field(default_factory=dict)
+    location: Any
+    columns: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
 
 
@@ -66,22 +66,22 @@ def read_table(root: Path) -> Iterator[Listed]:
         raise InputError(f"{root.name} is a file", where=_WHERE, expected="the folder that holds the table and its images")
     tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES]
     if len(tables) != 1:
-        found = ", ".join(table.name for table in tables[:3]) or "none"
-        raise InputError(f"{root} holds {len(tables)} tables: {found}", where=_WHERE, expected=f"one of {', '.join(_TABLES)}")
+        names = ", ".join(table.name for table in tables[:3]) or "none"
+        raise InputError(f"{root} holds {len(tables)} tables: {names}", where=_WHERE, expected=f"one of {', '.join(_TABLES)}")
     return _READ_TABLE[tables[0].suffix.lower()](tables[0])
 
 
 def _read_jsonl(table: Path) -> Iterator[Listed]:
-    seen = False
+    any_image = False
     for _, record, fault in read_jsonl(table):
         if fault is not None:
             yield Listed(None, fault, None, fault="not JSON")
         elif not isinstance(record, dict) or not {"prompt", "path"} <= record.keys():
             yield Listed(None, repr(record)[:80], None, fault="no field 'prompt' or 'path'")
         else:
-            seen = True
+            any_image = True
             yield Listed(record["prompt"], record["path"], record["path"])
-    if not seen:
+    if not any_image:
         raise InputError("no line is a JSON object with the fields 'prompt' and 'path'", where=str(table))
 
 
@@ -92,8 +92,8 @@ def _read_csv(table: Path) -> Iterator[Listed]:
 
 def _read_paths(table: Path, path: str = "path") -> Iterator[Listed]:
     for batch in read_batches(table, ["prompt", path]):
-        for prompt, place in zip(batch["prompt"].to_pylist(), batch[path].to_pylist(), strict=True):
-            yield Listed(prompt, place, place)
+        for prompt, location in zip(batch["prompt"].to_pylist(), batch[path].to_pylist(), strict=True):
+            yield Listed(prompt, location, location)
 
 
 _READ_TABLE = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_paths}
@@ -121,14 +121,14 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
             where=_WHERE,
             expected="folders or zips part-000001, ..., each with its part-000001.json; in a zip, folders",
         )
-    for found in fetch_files(root, lists, _MAX_PART_BYTES):
-        part = PurePosixPath(str(found.place))
-        for name, entry in _entries(found, root).items():
-            place = str(PurePosixPath(part.parent, name))
+    for fetched in fetch_files(root, lists, _MAX_PART_BYTES):
+        part = PurePosixPath(str(fetched.location))
+        for name, entry in _entries(fetched, root).items():
+            location = str(PurePosixPath(part.parent, name))
             if isinstance(entry, dict) and "p" in entry:
-                yield Listed(entry["p"], f"{part.stem}/{name}", place, _made_by(entry))
+                yield Listed(entry["p"], f"{part.stem}/{name}", location, _made_by(entry))
             else:
-                yield Listed(None, f"{part.stem}/{name}", place, fault="its part names no prompt")
+                yield Listed(None, f"{part.stem}/{name}", location, fault="its part names no prompt")
 
 
 def _parts_of_folder(root: Path) -> list[str]:
@@ -146,12 +146,12 @@ def _lists_part(name: str) -> bool:
     return path.suffix == ".json" and _PART.fullmatch(path.stem) is not None
 
 
-def _entries(found: Found, root: Path) -> Mapping[str, Any]:
-    where = f"{root}: {found.place}"
-    if found.fault is not None:
-        raise InputError(f"the list of a part cannot be read: {found.fault}", where=where)
+def _entries(fetched: Fetched, root: Path) -> Mapping[str, Any]:
+    where = f"{root}: {fetched.location}"
+    if fetched.fault is not None:
+        raise InputError(f"the list of a part cannot be read: {fetched.fault}", where=where)
     try:
-        entries, fault = parse_json(found.data.decode("utf-8-sig"))
+        entries, fault = parse_json(fetched.data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"the list of a part is not UTF-8 text: {error.reason}", where=where) from None
     if fault is not None or not isinstance(entries, dict):
@@ -163,11 +163,11 @@ def _made_by(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What a part tells of how an image was made; the release does not tell the revision of the model."""
     seed = entry.get("se")
     settings = {"guidance": entry.get("c"), "sampler": entry.get("sa"), "steps": entry.get("st")}
-    told = {name: value for name, value in settings.items() if _plain(value)}
+    given = {name: value for name, value in settings.items() if _plain(value)}
     return {
         "generator": "diffusiondb",
         "seed": seed if type(seed) is int and 0 <= seed < 1 << 64 else None,
-        "settings": json.dumps(told, sort_keys=True) if told else None,
+        "settings": json.dumps(given, sort_keys=True) if given else None,
     }
 
 
@@ -188,8 +188,8 @@ def read_parquet(root: Path) -> Iterator[Listed]:
         kind = schema.field("image").type
         texts = [text for text in _TEXTS if text in schema.names]
         if len(texts) != 1:
-            found = " and ".join(texts) or "none"
-            raise InputError(f"which column holds the prompts? {found}", where=str(file), expected=f"one of {', '.join(_TEXTS)}")
+            names = " and ".join(texts) or "none"
+            raise InputError(f"which column holds the prompts? {names}", where=str(file), expected=f"one of {', '.join(_TEXTS)}")
         fields = {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in fields):
             raise InputError(

@@ -15,74 +15,84 @@ from irpipe.schemas.images import IMAGES, ROWS_PER_SHARD
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.layouts import LAYOUTS
-from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, Kept, read_checked
-from irpipe.stages.import_images.sources import Place, cells_of, is_parquet
-from irpipe.stages.import_images.wanted import (
-    Wanted,
+from irpipe.stages.import_images.selection import (
+    ImageToImport,
     annotated_images,
-    by_place,
+    by_location,
     choose,
     existing_images,
     selected_texts,
     without_images,
 )
+from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, KeptImage, read_checked
+from irpipe.stages.import_images.sources import Location, cells_of, is_parquet
 
-Looks = Mapping[Place, tuple[Place, Checked]]
+CheckedByLocation = Mapping[Location, tuple[Location, Checked]]
 """By place as it was asked for: where the image was read, and what it is."""
 
 
 def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     root, rejections = context.sources["image_root"][0], Rejections(config.max_rejected, str(config.image_root))
-    wanted, metrics = wanted_images(config, inputs, root, rejections, context)
-    read, places = len(wanted) + len(rejections), by_place(wanted, wanted)
-    looks = look_at(config, places, root, context)
-    good = list(good_rows(looks, places, wanted, rejections))
+    images, metrics = images_to_import(config, inputs, root, rejections, context)
+    read, locations = len(images) + len(rejections), by_location(images, images)
+    checked = check_images(config, locations, root, context)
+    usable = list(good_rows(checked, locations, images, rejections))
     if config.layout != "annotated":
-        good = list(chain.from_iterable(by_place(wanted, sorted(choose(good, wanted, config, rejections))).values()))
-    kept = [Kept(*looks[wanted[row].place], wanted[row]) for row in good]
-    rejections.check(read, len(kept))
-    write(config, kept, root, out, context)
-    per_prompt = Counter(row.wanted.prompt_id for row in kept)
-    metrics |= {"images": len(kept), "prompts": len(per_prompt), "files": len(places), "rejected_for": rejections.counts()}
-    return Report(Rows(read, len(kept), rejections.write(out)), metrics)
+        usable = list(chain.from_iterable(by_location(images, sorted(choose(usable, images, config, rejections))).values()))
+    kept_images = [KeptImage(*checked[images[row].location], images[row]) for row in usable]
+    rejections.check(read, len(kept_images))
+    write(config, kept_images, root, out, context)
+    per_prompt = Counter(row.image.prompt_id for row in kept_images)
+    metrics |= {
+        "images": len(kept_images),
+        "prompts": len(per_prompt),
+        "files": len(locations),
+        "rejected_for": rejections.counts(),
+    }
+    return Report(Rows(read, len(kept_images), rejections.write(out)), metrics)
 
 
-def wanted_images(
+def images_to_import(
     config: ImportImagesConfig, inputs: Mapping[str, Artifact], root: Path, rejections: Rejections, context: Context
-) -> tuple[dict[int, Wanted], dict[str, Any]]:
+) -> tuple[dict[int, ImageToImport], dict[str, Any]]:
     """The images to import, by row, and figures."""
     if config.layout == "annotated":
         return annotated_images(inputs["annotations"]), {}
     texts = selected_texts(inputs["selected-prompts"])
     with context.progress("listing", None, "images") as bar:
-        wanted = existing_images(LAYOUTS[config.layout](root), texts, config, rejections, bar)
-    return wanted, without_images(texts, wanted)
+        images = existing_images(LAYOUTS[config.layout](root), texts, config, rejections, bar)
+    return images, without_images(texts, images)
 
 
-def look_at(config: ImportImagesConfig, places: Mapping[Place, Sequence[int]], root: Path, context: Context) -> Looks:
+def check_images(
+    config: ImportImagesConfig, locations: Mapping[Location, Sequence[int]], root: Path, context: Context
+) -> CheckedByLocation:
     """Decode the image of every place once, those in Parquet first."""
-    cells = cells_of(root, places.keys()) if config.layout == "annotated" else {}
+    cells = cells_of(root, locations.keys()) if config.layout == "annotated" else {}
     in_parquet = sorted(
-        ((cell, path) for path, found in cells.items() for cell in found),
+        ((cell, path) for path, of_path in cells.items() for cell in of_path),
         key=lambda read: (read[0].file, read[0].row, read[0].column),
     )
-    outside = [] if config.layout == "annotated" and is_parquet(root) else [place for place in places if place not in cells]
-    reads: list[tuple[Place, Place]] = [*in_parquet, *((place, place) for place in outside)]
-    made = context.map(
+    outside = (
+        [] if config.layout == "annotated" and is_parquet(root) else [location for location in locations if location not in cells]
+    )
+    reads: list[tuple[Location, Location]] = [*in_parquet, *((location, location) for location in outside)]
+    shards = context.map(
         Checker(root, config.max_bytes, config.max_pixels),
-        {name: [place for place, _ in part] for name, part in in_parts(reads, ".parquet")},
+        {name: [location for location, _ in part] for name, part in in_parts(reads, ".parquet")},
         "decoding",
         "images",
         size=len,
         processes=config.num_processes,
         executor=config.executor,
     )
-    looks: dict[Place, tuple[Place, Checked]] = {}
-    for (place, asked), image in zip(reads, chain.from_iterable(map(read_checked, made)), strict=True):
-        if asked not in looks or looks[asked][1].fault == "empty":  # a cell without bytes gives way to a later one that has some
-            looks.pop(asked, None)
-            looks[asked] = place, image
-    return looks | {place: (place, Checked(fault="missing")) for place in places if place not in looks}
+    checked: dict[Location, tuple[Location, Checked]] = {}
+    for (location, given), image in zip(reads, chain.from_iterable(map(read_checked, shards)), strict=True):
+        # A cell without bytes gives way to a later one that has some.
+        if given not in checked or checked[given][1].fault == "empty":
+            checked.pop(given, None)
+            checked[given] = location, image
+    return checked | {location: (location, Checked(fault="missing")) for location in locations if location not in checked}
 
 
 def in_parts(rows: Sequence[Any], ending: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
@@ -92,22 +102,25 @@ def in_parts(rows: Sequence[Any], ending: str = "") -> Iterator[tuple[str, Seque
 
 
 def good_rows(
-    looks: Looks, places: Mapping[Place, Sequence[int]], wanted: Mapping[int, Wanted], rejections: Rejections
+    checked: CheckedByLocation,
+    locations: Mapping[Location, Sequence[int]],
+    images: Mapping[int, ImageToImport],
+    rejections: Rejections,
 ) -> Iterator[int]:
     """Every row whose image can be used; the others are refused."""
-    for place, (_, image) in looks.items():
-        for row in places[place]:
+    for location, (_, image) in checked.items():
+        for row in locations[location]:
             if image.fault is None:
                 yield row
             else:
-                rejections.refuse(row, image.fault, wanted[row].path)
+                rejections.refuse(row, image.fault, images[row].path)
 
 
-def write(config: ImportImagesConfig, kept: Sequence[Kept], root: Path, out: Path, context: Context) -> None:
+def write(config: ImportImagesConfig, images: Sequence[KeptImage], root: Path, out: Path, context: Context) -> None:
     """The table `images`. The bytes are read again: to hold them since they were decoded would take all memory."""
-    made = context.map(
+    shards = context.map(
         ImageWriter(root, config.max_bytes),
-        dict(in_parts(kept)),
+        dict(in_parts(images)),
         "writing",
         "images",
         size=len,
@@ -115,5 +128,5 @@ def write(config: ImportImagesConfig, kept: Sequence[Kept], root: Path, out: Pat
         executor=config.executor,
     )
     (out / IMAGES.name).mkdir()
-    for shard in made:
+    for shard in shards:
         put_in_place(shard / IMAGES.name / "00000.parquet", out / IMAGES.name / f"{shard.name}.parquet")

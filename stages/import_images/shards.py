@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.images import ImageShards, image_row
-from irpipe.stages.import_images.sources import Found, Place, fetch
-from irpipe.stages.import_images.wanted import Wanted
+from irpipe.stages.import_images.selection import ImageToImport
+from irpipe.stages.import_images.sources import Fetched, Location, fetch
 
 _BLOCK = 64  # images in memory at once
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -55,8 +55,8 @@ class Checker:
     max_bytes: int
     max_pixels: int
 
-    def __call__(self, places: Sequence[Place], draft: Path) -> None:
-        rows = [astuple(one) for one in checked(fetch(self.root, places, self.max_bytes), self.max_pixels)]
+    def __call__(self, locations: Sequence[Location], draft: Path) -> None:
+        rows = [astuple(row) for row in checked(fetch(self.root, locations, self.max_bytes), self.max_pixels)]
         pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=_CHECKED), draft)
 
 
@@ -65,10 +65,10 @@ def read_checked(shard: Path) -> list[Checked]:
     return [Checked(**row) for row in pq.read_table(shard, partitioning=None).to_pylist()]
 
 
-def checked(found: Iterable[Found], max_pixels: int) -> Iterator[Checked]:
+def checked(fetched: Iterable[Fetched], max_pixels: int) -> Iterator[Checked]:
     """Decode images, a few at a time, in order."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit is checked before anything is decoded
-    images = iter(found)
+    images = iter(fetched)
     try:
         with ThreadPoolExecutor(threads()) as pool:
             while block := list(islice(images, _BLOCK)):
@@ -77,14 +77,14 @@ def checked(found: Iterable[Found], max_pixels: int) -> Iterator[Checked]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def check(found: Found, max_pixels: int) -> Checked:
+def check(fetched: Fetched, max_pixels: int) -> Checked:
     """Whether an image can be decoded whole, within the limit of pixels."""
-    if found.fault is not None:
-        return Checked(fault=found.fault)
-    if not found.data:
+    if fetched.fault is not None:
+        return Checked(fault=fetched.fault)
+    if not fetched.data:
         return Checked(fault="empty")
     try:
-        with Image.open(io.BytesIO(found.data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(fetched.data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 return Checked(fault="too many pixels")
@@ -94,15 +94,15 @@ def check(found: Found, max_pixels: int) -> Checked:
         return Checked(fault="no image of a known format")
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what Pillow's decoders raise
         return Checked(fault=f"cannot be decoded: {error}"[:120])
-    return Checked(hashlib.sha256(found.data).hexdigest(), width, height, kind)
+    return Checked(hashlib.sha256(fetched.data).hexdigest(), width, height, kind)
 
 
-class Kept(NamedTuple):
+class KeptImage(NamedTuple):
     """An image that is kept: where its bytes lie, what they are, and what it is known by."""
 
-    place: Place
+    location: Location
     checked: Checked
-    wanted: Wanted
+    image: ImageToImport
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,26 @@ class ImageWriter:
     root: Path
     max_bytes: int
 
-    def __call__(self, kept: Sequence[Kept], draft: Path) -> None:
-        places = [(place, list(rows)) for place, rows in groupby(kept, key=lambda row: row.place)]
+    def __call__(self, images: Sequence[KeptImage], draft: Path) -> None:
+        locations = [(location, list(rows)) for location, rows in groupby(images, key=lambda row: row.location)]
         with ImageShards(draft) as shards:
-            for (_, rows), found in zip(places, fetch(self.root, [place for place, _ in places], self.max_bytes), strict=True):
-                digest = hashlib.sha256(found.data).hexdigest()
-                for _, image, of in rows:
-                    if image.digest != digest:
-                        raise InputError(f"{of.path} changed while it was read", fix="run again")
-                    size = image.width, image.height
+            for (_, rows), fetched in zip(
+                locations, fetch(self.root, [location for location, _ in locations], self.max_bytes), strict=True
+            ):
+                digest = hashlib.sha256(fetched.data).hexdigest()
+                for _, checked_image, image in rows:
+                    if checked_image.digest != digest:
+                        raise InputError(f"{image.path} changed while it was read", fix="run again")
+                    size = checked_image.width, checked_image.height
                     shards.append(
-                        image_row(of.image_id, of.prompt_id, found.data, of.path, digest, size, image.format, **of.known)
+                        image_row(
+                            image.image_id,
+                            image.prompt_id,
+                            fetched.data,
+                            image.path,
+                            digest,
+                            size,
+                            checked_image.format,
+                            **image.columns,
+                        )
                     )

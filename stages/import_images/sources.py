@@ -27,15 +27,15 @@ class Cell(NamedTuple):
     row: int
 
 
-Place = str | Cell
+Location = str | Cell
 """Where an image lies: a path below the root, or a cell of a Parquet file."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Fetched:
     """The bytes of an image, or why there are none."""
 
-    place: Place
+    location: Location
     data: bytes = b""
     fault: str | None = None
 
@@ -49,20 +49,20 @@ _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
 
 
-def fetch(root: Path, places: Sequence[Place], max_bytes: int) -> Iterator[Found]:
+def fetch(root: Path, locations: Sequence[Location], max_bytes: int) -> Iterator[Fetched]:
     """Every image once, in the order of `places`; cells of one file are in the order of rows.
 
     Raises:
         InputError: the root is no folder or zip, or a Parquet file is damaged.
     """
-    for in_parquet, part in groupby(places, key=lambda place: isinstance(place, Cell)):
+    for in_parquet, part in groupby(locations, key=lambda location: isinstance(location, Cell)):
         if in_parquet:
-            yield from _from_parquet([place for place in part if isinstance(place, Cell)], max_bytes)
+            yield from _from_parquet([location for location in part if isinstance(location, Cell)], max_bytes)
         else:
-            yield from fetch_files(root, [place for place in part if isinstance(place, str)], max_bytes)
+            yield from fetch_files(root, [location for location in part if isinstance(location, str)], max_bytes)
 
 
-def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fetched]:
     """Every wanted file of a folder (or of zips in it) or of one zip, in the order of `paths`.
 
     Raises:
@@ -83,8 +83,8 @@ def parquet_files(root: Path) -> list[tuple[str, Path]]:
     Raises:
         InputError: there is none.
     """
-    found = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    files = [file for file in found if file.suffix.lower() == ".parquet" and _below(file, root)]
+    candidates = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    files = [file for file in candidates if file.suffix.lower() == ".parquet" and _below(file, root)]
     if not files:
         raise InputError(f"{root} is no Parquet file and holds none", where="import-images.image_root")
     return [(file.relative_to(root.parent if root.is_file() else root).as_posix(), file) for file in files]
@@ -109,15 +109,15 @@ def _below(file: Path, root: Path) -> bool:
 
 def _image_tables(root: Path) -> list[Path]:
     """The Parquet files below a folder that hold images. Others, and what is none for all its name, hide nothing."""
-    found = []
+    tables = []
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() == ".parquet" and file.is_file() and _below(file, root):
             try:
                 names = open_parquet(file).schema_arrow.names
             except InputError:
                 continue
-            found += [file] if _image_columns(names) else []
-    return found
+            tables += [file] if _image_columns(names) else []
+    return tables
 
 
 def _inside(path: str) -> bool:
@@ -126,11 +126,11 @@ def _inside(path: str) -> bool:
     return bool(parts) and not path.startswith("/") and ".." not in parts and ":" not in parts[0] and "\0" not in path
 
 
-def _outside(path: str) -> Found:
-    return Found(path, fault="path leaves the root")
+def _outside(path: str) -> Fetched:
+    return Fetched(path, fault="path leaves the root")
 
 
-def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Found]:
+def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fetched]:
     zips, real_root = _Zips(), root.resolve()
     for path in paths:
         file = root / path if _inside(path) else None
@@ -144,27 +144,27 @@ def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[F
         except OSError as error:
             if error.errno not in _NO_SUCH_NAME:
                 raise  # a disk that fails, or no more open files: not the image's fault
-            yield Found(path, fault=f"cannot be read: {error.strerror}")
+            yield Fetched(path, fault=f"cannot be read: {error.strerror}")
 
 
-def _read_file(file: Path, path: str, max_bytes: int) -> Found:
+def _read_file(file: Path, path: str, max_bytes: int) -> Fetched:
     if file.stat().st_size > max_bytes:
-        return Found(path, fault="file too large")
-    return Found(path, file.read_bytes())
+        return Fetched(path, fault="file too large")
+    return Fetched(path, file.read_bytes())
 
 
-def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Found:
+def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Fetched:
     """`a/b/c.webp` may be the member `c.webp` (or `b/c.webp`) of `a/b.zip`, as ImageRewardDB publishes it."""
     parts = PurePosixPath(path).parts
-    found = Found(path, fault="missing")
+    fetched = Fetched(path, fault="missing")
     for depth in range(len(parts) - 1, 0, -1):
         archive = root.joinpath(*parts[: depth - 1], f"{parts[depth - 1]}.zip")
-        if found.fault != "missing" or not archive.is_file():
+        if fetched.fault != "missing" or not archive.is_file():
             continue
         if not archive.resolve().is_relative_to(root.resolve()):
             return _outside(path)
-        found = zips.read(archive, ["/".join(parts[depth:]), "/".join(parts[depth - 1 :]), path], path, max_bytes)
-    return found
+        fetched = zips.read(archive, ["/".join(parts[depth:]), "/".join(parts[depth - 1 :]), path], path, max_bytes)
+    return fetched
 
 
 @dataclass
@@ -173,24 +173,24 @@ class _Zips:
 
     _open: OrderedDict[Path, zipfile.ZipFile | None] = field(default_factory=OrderedDict)
 
-    def read(self, archive: Path, names: Sequence[str], path: str, max_bytes: int) -> Found:
+    def read(self, archive: Path, names: Sequence[str], path: str, max_bytes: int) -> Fetched:
         opened = self._archive(archive)
         if opened is None:
-            return Found(path, fault="broken zip")
+            return Fetched(path, fault="broken zip")
         name = next((name for name in names if name in opened.NameToInfo), None)
         if name is None:
-            return Found(path, fault="missing")
+            return Fetched(path, fault="missing")
         member = opened.getinfo(name)
         if member.file_size > max_bytes:
-            return Found(path, fault="file too large")
+            return Fetched(path, fault="file too large")
         if member.compress_type not in _BOUNDED:
-            return Found(path, fault="compressed as a bomb may be")
+            return Fetched(path, fault="compressed as a bomb may be")
         try:
             with opened.open(member) as file:
                 data = file.read(max_bytes + 1)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
-            return Found(path, fault="broken in its zip")
-        return Found(path, data) if len(data) <= max_bytes else Found(path, fault="file too large")
+            return Fetched(path, fault="broken in its zip")
+        return Fetched(path, data) if len(data) <= max_bytes else Fetched(path, fault="file too large")
 
     def _archive(self, path: Path) -> zipfile.ZipFile | None:
         """The open archive, or None for a broken one."""
@@ -212,16 +212,16 @@ def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(image, name) for image, name in _PARQUET_IMAGES if image in names and (name is None or name in names)]
 
 
-def cells_of(root: Path, paths: Collection[Place]) -> dict[Place, list[Cell]]:
+def cells_of(root: Path, paths: Collection[Location]) -> dict[Location, list[Cell]]:
     """The cells of Parquet files that hold images of wanted names, in the order of rows. Reads names, no images."""
-    cells: dict[Place, list[Cell]] = {}
+    cells: dict[Location, list[Cell]] = {}
     for file in [root] if is_parquet(root) else _image_tables(root):
         schema, row = open_parquet(file).schema_arrow, 0
         columns = [(image, name or f"{image}.path") for image, name in _image_columns(schema.names)]
-        named = {image: name for image, name in columns if "." not in name or _has_path(schema.field(image).type)}
-        for batch in read_batches(file, sorted(set(named.values()))) if named else ():
+        name_columns = {image: name for image, name in columns if "." not in name or _has_path(schema.field(image).type)}
+        for batch in read_batches(file, sorted(set(name_columns.values()))) if name_columns else ():
             for cell in batch.to_pylist():
-                for image, name in named.items():
+                for image, name in name_columns.items():
                     path = (cell[image] or {}).get("path") if "." in name else cell[name]
                     if isinstance(path, str) and path in paths:
                         cells.setdefault(path, []).append(Cell(file, image, row))
@@ -238,7 +238,7 @@ def _has_path(kind: Any) -> bool:
     return pa.types.is_struct(kind) and "path" in {kind.field(number).name for number in range(kind.num_fields)}
 
 
-def _from_parquet(cells: Sequence[Cell], max_bytes: int) -> Iterator[Found]:
+def _from_parquet(cells: Sequence[Cell], max_bytes: int) -> Iterator[Fetched]:
     """Images of cells, which are in the order of rows. Memory: 64 rows."""
     for file, part in groupby(cells, key=lambda cell: cell.file):
         by_row = {row: list(together) for row, together in groupby(part, key=lambda cell: cell.row)}
@@ -251,18 +251,18 @@ def _from_parquet(cells: Sequence[Cell], max_bytes: int) -> Iterator[Found]:
 
 def _rows(file: Path, columns: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """Some rows of a Parquet file, in their order; row groups without any of them are not read."""
-    metadata, start, wanted = open_parquet(file).metadata, 0, np.asarray(rows)
+    metadata, start, row_numbers = open_parquet(file).metadata, 0, np.asarray(rows)
     for group in range(metadata.num_row_groups):
         stop = start + metadata.row_group(group).num_rows
-        if np.any((wanted >= start) & (wanted < stop)):
+        if np.any((row_numbers >= start) & (row_numbers < stop)):
             for batch in read_batches(file, columns, batch_size=64, row_groups=[group]):
-                for row in wanted[(wanted >= start) & (wanted < start + batch.num_rows)].tolist():
+                for row in row_numbers[(row_numbers >= start) & (row_numbers < start + batch.num_rows)].tolist():
                     yield row, batch.slice(row - start, 1).to_pylist()[0]
                 start += batch.num_rows
         start = stop
 
 
-def _judge(cell: Cell, data: Any, max_bytes: int) -> Found:
+def _judge(cell: Cell, data: Any, max_bytes: int) -> Fetched:
     if not isinstance(data, bytes):
-        return Found(cell, fault="no bytes")
-    return Found(cell, data) if len(data) <= max_bytes else Found(cell, fault="file too large")
+        return Fetched(cell, fault="no bytes")
+    return Fetched(cell, data) if len(data) <= max_bytes else Fetched(cell, fault="file too large")

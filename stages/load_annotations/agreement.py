@@ -39,9 +39,9 @@ def agreement(records: Sequence[Record]) -> dict[str, Any]:
     for group in groups:
         ranks = rank_matrix(group)
         concordance.append(kendalls_w(ranks))
-        for one, two in combinations(range(len(group)), 2):
-            same, compared = agreeing_pairs(ranks[one], ranks[two])
-            for counts in (total, tally[str(group[one].annotator)], tally[str(group[two].annotator)]):
+        for first, second in combinations(range(len(group)), 2):
+            same, compared = agreeing_pairs(ranks[first], ranks[second])
+            for counts in (total, tally[str(group[first].annotator)], tally[str(group[second].annotator)]):
                 counts[0] += same
                 counts[1] += compared
     return {
@@ -66,10 +66,10 @@ def rank_matrix(group: Sequence[Record]) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def agreeing_pairs(one: NDArray[np.float64], two: NDArray[np.float64]) -> tuple[int, int]:
+def agreeing_pairs(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[int, int]:
     """Pairs that two people order alike, and pairs untied by both."""
-    upper = np.triu_indices(len(one), 1)
-    product = np.sign(one[upper[0]] - one[upper[1]]) * np.sign(two[upper[0]] - two[upper[1]])
+    upper = np.triu_indices(len(first), 1)
+    product = np.sign(first[upper[0]] - first[upper[1]]) * np.sign(second[upper[0]] - second[upper[1]])
     return int((product > 0).sum()), int((product != 0).sum())
 
 
@@ -98,8 +98,8 @@ def krippendorffs_alpha(groups: Sequence[Sequence[Record]]) -> float | None:
     first = np.cumsum([0, *(table.shape[1] for table in ranks)])
     units = [np.broadcast_to(start + np.arange(table.shape[1]), table.shape) for start, table in zip(first, ranks, strict=False)]
     values = np.concatenate([table.ravel() for table in ranks]).astype(np.float64)
-    found = alpha(np.concatenate([table.ravel() for table in units]), values, "ordinal")
-    return None if found is None else round(found, 4)
+    value = alpha(np.concatenate([table.ravel() for table in units]), values, "ordinal")
+    return None if value is None else round(value, 4)
 
 
 def dense_ranks(group: Sequence[Record]) -> NDArray[np.int64]:
@@ -107,5 +107,5 @@ def dense_ranks(group: Sequence[Record]) -> NDArray[np.int64]:
     return np.array([rankdata(row, method="dense") for row in rank_matrix(group)], dtype=np.int64)
 
 
-def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
+def _share(part: int, total: int) -> float | None:
+    return round(part / total, 4) if total else None

@@ -33,21 +33,21 @@ def alpha(units: NDArray[np.int64], values: NDArray[np.float64], level: Literal[
     present = ~np.isnan(values)
     _, unit, counts = np.unique(units[present], return_inverse=True, return_counts=True)
     paired = counts[unit] > 1
-    place, values = unit[paired], values[present][paired]
+    unit_of, values = unit[paired], values[present][paired]
     if not len(values) or values.min() == values.max():
         return None
     x = _midranks(values) if level == "ordinal" else values
     x = (x - x.min()) / (x.max() - x.min())  # alpha does not change, and no square overflows
-    kept = counts > 1
-    m = counts[kept]
-    means = np.bincount(place, x, len(counts)) / counts
-    within = np.bincount(place, (x - means[place]) ** 2, len(counts))[kept]
+    repeated = counts > 1
+    m = counts[repeated]
+    means = np.bincount(unit_of, x, len(counts)) / counts
+    within = np.bincount(unit_of, (x - means[unit_of]) ** 2, len(counts))[repeated]
     n = len(x)
     return float(1 - (n - 1) / n * (m * within / (m - 1)).sum() / ((x - x.mean()) ** 2).sum())
 
 
 def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) how many values are below each, and half of those equal to it."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     middle: NDArray[np.float64] = np.cumsum(counts) - counts / 2
-    return middle[place]
+    return middle[index]

@@ -108,11 +108,11 @@ def _ranks(ranks: Any, count: int, higher_is_better: bool) -> list[int | None]:
             raise BadRecordError("a rank is no whole number", repr(rank))
         if rank is not None and not 0 <= rank < 1 << 31:
             raise BadRecordError("a rank is negative or beyond 32 bits", repr(rank))
-    whole = [None if rank is None else int(rank) for rank in ranks]
+    integers = [None if rank is None else int(rank) for rank in ranks]
     if not higher_is_better:
-        return whole
-    highest = max((rank for rank in whole if rank is not None), default=0)
-    return [None if rank is None else highest - rank + 1 for rank in whole]
+        return integers
+    highest = max((rank for rank in integers if rank is not None), default=0)
+    return [None if rank is None else highest - rank + 1 for rank in integers]
 
 
 def _ratings(aspect: str, values: Any, count: int, scale: tuple[float, float]) -> list[float | None]:
@@ -137,12 +137,12 @@ def _problems(problems: Any, count: int) -> list[list[str]]:
     if not isinstance(problems, list) or len(problems) != count or any(not isinstance(item, list) for item in problems):
         raise BadRecordError("problems and images differ in number")
     for item in problems:
-        _known(item, PROBLEMS, "unknown problem")
+        _refuse_unknown(item, PROBLEMS, "unknown problem")
     return problems
 
 
 def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]:
-    _known(labels, ("category", "intent_unclear", "unsafe"), "unknown label")
+    _refuse_unknown(labels, ("category", "intent_unclear", "unsafe"), "unknown label")
     category, unclear, unsafe = labels.get("category"), labels.get("intent_unclear"), labels.get("unsafe") or []
     if category is not None and not isinstance(category, str):
         raise BadRecordError("category is no text", repr(category))
@@ -150,11 +150,11 @@ def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]
         raise BadRecordError("intent_unclear is neither true nor false", repr(unclear))
     if not isinstance(unsafe, list):
         raise BadRecordError("unsafe is no list", repr(unsafe))
-    _known(unsafe, UNSAFE, "unknown unsafe flag")
+    _refuse_unknown(unsafe, UNSAFE, "unknown unsafe flag")
     return category, unclear, unsafe
 
 
-def _known(words: Any, known: Sequence[str], reason: str) -> None:
+def _refuse_unknown(words: Any, allowed: Sequence[str], reason: str) -> None:
     for word in words:
-        if word not in known:
-            raise BadRecordError(reason, f"{word}{did_you_mean(str(word), known)}")
+        if word not in allowed:
+            raise BadRecordError(reason, f"{word}{did_you_mean(str(word), allowed)}")

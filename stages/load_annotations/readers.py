@@ -75,33 +75,33 @@ def split_of(file: Path) -> str | None:
     return _SPLIT_WORDS[words[0]] if words else None
 
 
-def _load_list(path: Path, wanted: Sequence[str]) -> list[Any]:
+def _load_list(path: Path, fields: Sequence[str]) -> list[Any]:
     data = read_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a JSON list of records", where=str(path))
     first = data[0] if data else None
     if not isinstance(first, dict):
         raise InputError(f"{path} holds no records", where=str(path))
-    for name in wanted:
+    for name in fields:
         if name not in first:
             raise InputError(f"its records have no field {name!r}{did_you_mean(name, first)}", where=str(path))
     return data
 
 
-def _items(data: list[Any], start: int, wanted: Sequence[str]) -> Iterator[tuple[RawRecord, dict[str, Any]]]:
+def _items(data: list[Any], start: int, fields: Sequence[str]) -> Iterator[tuple[RawRecord, dict[str, Any]]]:
     for row, item in enumerate(data, start):
         record = RawRecord(row, str(row))
         if not isinstance(item, dict):
             record.fault = ("not an object", repr(item)[:80])
-        elif missing := [name for name in wanted if name not in item]:
+        elif missing := [name for name in fields if name not in item]:
             record.fault = ("missing field", ", ".join(missing))
         yield record, item if isinstance(item, dict) else {}
 
 
 def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
     """`train.json` and its like: id, prompt, generations, ranking (lower is better)."""
-    wanted = ("id", "prompt", "generations", "ranking")
-    for record, item in _items(_load_list(path, wanted), start, wanted):
+    fields = ("id", "prompt", "generations", "ranking")
+    for record, item in _items(_load_list(path, fields), start, fields):
         record.record = str(item.get("id", record.record))
         record.prompt, record.images, record.ranks = item.get("prompt"), item.get("generations"), item.get("ranking")
         yield record
@@ -109,17 +109,17 @@ def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
 
 def _hps(path: Path, start: int) -> Iterator[RawRecord]:
     """HPS v1: one chosen image per prompt; of the others nothing is known but that they were not chosen."""
-    wanted = ("human_preference", "prompt", "file_path")
-    for record, item in _items(_load_list(path, wanted), start, wanted):
+    fields = ("human_preference", "prompt", "file_path")
+    for record, item in _items(_load_list(path, fields), start, fields):
         record.record = str(item.get("id", record.record))
         record.prompt, record.images = item.get("prompt"), item.get("file_path")
         record.annotator = item.get("user_hash")
-        chosen = item.get("human_preference")
+        choice = item.get("human_preference")
         if record.fault is None and isinstance(record.images, list):
-            if type(chosen) is not int or not 0 <= chosen < len(record.images):
-                record.fault = ("choice is no image's index", repr(chosen))
+            if type(choice) is not int or not 0 <= choice < len(record.images):
+                record.fault = ("choice is no image's index", repr(choice))
             else:
-                record.ranks = [1 if place == chosen else 2 for place in range(len(record.images))]
+                record.ranks = [1 if index == choice else 2 for index in range(len(record.images))]
                 record.oriented = record.choice = True
         yield record
 
@@ -128,9 +128,9 @@ def _hpdv2(path: Path, start: int) -> Iterator[RawRecord]:
     """HPD v2: train (human_preference, 1 is preferred) or test (rank and raw_annotations, lower is better)."""
     data = _load_list(path, ("prompt",))
     train = "human_preference" in data[0]
-    wanted = ("prompt", "file_path", "human_preference") if train else ("prompt", "image_path", "rank")
-    check_columns(list(data[0]), wanted, str(path))
-    for record, item in _items(data, start, wanted):
+    fields = ("prompt", "file_path", "human_preference") if train else ("prompt", "image_path", "rank")
+    check_columns(list(data[0]), fields, str(path))
+    for record, item in _items(data, start, fields):
         record.prompt, record.images = item.get("prompt"), item.get("file_path" if train else "image_path")
         if record.fault is not None:
             yield record
@@ -145,13 +145,13 @@ def _hpdv2(path: Path, start: int) -> Iterator[RawRecord]:
         elif item.get("raw_annotations"):
             yield from _hpdv2_votes(record, item["raw_annotations"])
         else:
-            record.ranks = _places(item["rank"])
+            record.ranks = _whole_ranks(item["rank"])
             yield record
 
 
 def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
-    for place, vote in enumerate(votes if isinstance(votes, list) else [votes]):
-        single = RawRecord(record.row, f"{record.record}/{place}", record.prompt, None, record.images)
+    for number, vote in enumerate(votes if isinstance(votes, list) else [votes]):
+        single = RawRecord(record.row, f"{record.record}/{number}", record.prompt, None, record.images)
         if isinstance(vote, dict) and "rank" in vote:
             single.annotator, single.ranks = vote.get("user_hash"), vote["rank"]
         else:
@@ -159,7 +159,7 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
         yield single
 
 
-def _places(values: Any) -> Any:
+def _whole_ranks(values: Any) -> Any:
     """Averaged ranks as whole ones in the same order; anything else as it is, for the check to refuse."""
     if not isinstance(values, list) or not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
         return values

@@ -42,19 +42,19 @@ def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path
     rejections.check(read, len(records))
     rejected = rejections.write(out)
     write_tables(records, kind, out)
-    against = write_contradictions(records, kind, out)
-    found = {"label_source": config.label_source, **agreement(records)}
-    (out / "agreement.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    contradictions = write_contradictions(records, kind, out)
+    figures = {"label_source": config.label_source, **agreement(records)}
+    (out / "agreement.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in ("by_annotator", "label_source"):
-        found.pop(name, None)
+        figures.pop(name, None)
     metrics = {
         "records": len(records),
         "prompts": len({record.prompt for record in records}),
         "annotators": len({record.annotator for record in records if record.annotator is not None}),
         "label_source": config.label_source,
-        "contradictions": against,
+        "contradictions": contradictions,
         "rejected_for": rejections.counts(),
-        "agreement": found,
+        "agreement": figures,
     }
     return Report(Rows(read, len(records), rejected), metrics)
 
@@ -64,7 +64,7 @@ def gather(
 ) -> tuple[list[Record], int]:
     """All usable records, and how many were read."""
     records: list[Record] = []
-    seen: set[tuple[str, str | None]] = set()
+    identities: set[tuple[str, str | None]] = set()
     read = 0
     with context.progress("reading annotations", None, "records") as bar:
         for raw in read_records(path, kind):
@@ -79,12 +79,12 @@ def gather(
             except BadRecordError as error:
                 rejections.refuse(raw.row, error.reason, error.detail)
                 continue
-            if (record.record, record.annotator) in seen:
+            if (record.record, record.annotator) in identities:
                 rejections.refuse(
                     raw.row, "record stands twice", f"{record.record} by {record.annotator or 'an unnamed annotator'}"
                 )
                 continue
-            seen.add((record.record, record.annotator))
+            identities.add((record.record, record.annotator))
             records.append(record)
     return records, read
 
@@ -118,22 +118,22 @@ def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
                 intent_unclear=record.intent_unclear,
                 unsafe=list(record.unsafe),
             )
-        for place, path in enumerate(record.images):
+        for index, path in enumerate(record.images):
             image = image_id(prompt, path)
             _unique(images, image, (prompt, path))
-            if record.ranks[place] is not None:
+            if record.ranks[index] is not None:
                 _add(
                     tables["rankings"],
                     ranking_id=ranking,
                     prompt_id=prompt,
                     image_id=image,
-                    rank=record.ranks[place],
+                    rank=record.ranks[index],
                     annotator=record.annotator,
                     choice=record.choice,
                 )
-            ratings = {aspect: record.ratings[aspect][place] for aspect in ASPECTS}
-            if record.problems[place] or any(value is not None for value in ratings.values()):
-                _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[place]))
+            ratings = {aspect: record.ratings[aspect][index] for aspect in ASPECTS}
+            if record.problems[index] or any(value is not None for value in ratings.values()):
+                _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[index]))
     ANNOTATED_PROMPTS.write(out, {"prompt_id": list(prompts), "prompt": list(prompts.values())})
     owners, paths = [prompt for prompt, _ in images.values()], [path for _, path in images.values()]
     ANNOTATION_IMAGES.write(out, {"image_id": list(images), "prompt_id": owners, "path": paths})
@@ -141,9 +141,9 @@ def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
         table.write(out, tables[table.name] or {column.name: [] for column in table.columns})
 
 
-def _unique(known: dict[int, Any], identity: int, value: Any) -> None:
-    if known.setdefault(identity, value) != value:
-        raise StageError(f"{known[identity]!r} and {value!r} have the same id")
+def _unique(values_by_id: dict[int, Any], identity: int, value: Any) -> None:
+    if values_by_id.setdefault(identity, value) != value:
+        raise StageError(f"{values_by_id[identity]!r} and {value!r} have the same id")
 
 
 def _add(columns: Columns, **values: Any) -> None:
@@ -159,12 +159,12 @@ def write_contradictions(records: Sequence[Record], kind: str, out: Path) -> dic
     for record in records:
         prompt = prompt_id(record.prompt)
         overall = record.ratings["overall"]
-        for one, two in combinations(range(len(record.images)), 2):
-            ranks = record.ranks[one], record.ranks[two]
-            if None in (*ranks, overall[one], overall[two]) or ranks[0] == ranks[1]:
+        for first, second in combinations(range(len(record.images)), 2):
+            ranks = record.ranks[first], record.ranks[second]
+            if None in (*ranks, overall[first], overall[second]) or ranks[0] == ranks[1]:
                 continue
             compared += 1
-            better, worse = (one, two) if ranks[0] < ranks[1] else (two, one)  # type: ignore[operator]
+            better, worse = (first, second) if ranks[0] < ranks[1] else (second, first)  # type: ignore[operator]
             if overall[better] < overall[worse]:  # type: ignore[operator]
                 affected[record.record] += 1
                 _add(

@@ -20,21 +20,21 @@ from irpipe.stages.oracle_truth import OracleTruthConfig
 
 
 def run(config: OracleTruthConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"])
-    prompts = dict(zip(chosen["prompt_id"].to_pylist(), chosen["prompt"].to_pylist(), strict=True))
+    selected = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"])
+    prompts = dict(zip(selected["prompt_id"].to_pylist(), selected["prompt"].to_pylist(), strict=True))
     images = ImageReader(inputs["images"].table("images"))
     rejections = Rejections(config.max_rejected, "images")
     rows = []
     with context.progress("asking the oracle", len(images), "images") as bar:
-        for place, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
+        for row, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
             bar.advance(1)
             if image["fault"] is not None:
-                rejections.drop(place, image["fault"])  # whoever made it has counted and limited such images
+                rejections.drop(row, image["fault"])  # whoever made it has counted and limited such images
                 continue
             try:
                 rows.append(truth_of(image, prompts.get(image["prompt_id"])))
             except NotOfThisWorldError as error:
-                rejections.refuse(place, "no verdict", str(error))
+                rejections.refuse(row, "no verdict", str(error))
     rejections.check(len(images), len(rows))
     rejected = rejections.write(out)
     TRUTH.write(out, {column.name: [row[column.name] for row in rows] for column in TRUTH.columns})

@@ -31,8 +31,8 @@ def run(config: PromptGraphConfig, inputs: Mapping[str, Artifact], out: Path, co
     with EDGES.writer(out / "edges.parquet") as writer, context.progress("searching", len(vectors), "prompts") as bar:
         for number in range(config.sets):
             points = Points(vectors, np.flatnonzero(set_of == number))
-            for found in search(config, points, recalls, bar.advance):
-                writer.append(as_edges(points.members, found))
+            for neighbours in search(config, points, recalls, bar.advance):
+                writer.append(as_edges(points.members, neighbours))
         edges = writer.rows
     recall = float(np.mean(recalls)) if recalls else 1.0
     metrics = {"vertices": len(vectors), "edges": edges, "sets": config.sets, "recall": round(recall, 4)}
@@ -58,17 +58,17 @@ def search(
         return
     sample = recall_sample(len(points), config.seed)
     sampled = []
-    for found in indexed(points, k, config.probes, config.seed, advance):
-        sampled.append(found.targets[np.isin(found.sources, sample)])
-        yield found
+    for neighbours in indexed(points, k, config.probes, config.seed, advance):
+        sampled.append(neighbours.targets[np.isin(neighbours.sources, sample)])
+        yield neighbours
     recalls.append(recall_of(np.concatenate(sampled), sample, points))
 
 
-def as_edges(members: NDArray[np.int64], found: Neighbours) -> dict[str, NDArray[np.generic]]:
+def as_edges(members: NDArray[np.int64], neighbours: Neighbours) -> dict[str, NDArray[np.generic]]:
     """Rows of the table `edges`. An index that found too few marks the rest with -1; these make no edges."""
-    there = found.targets >= 0
+    present = neighbours.targets >= 0
     return {
-        "source": np.repeat(members[found.sources], there.sum(axis=1)).astype(np.int32),
-        "target": members[found.targets[there]].astype(np.int32),
-        "similarity": found.similarities[there],
+        "source": np.repeat(members[neighbours.sources], present.sum(axis=1)).astype(np.int32),
+        "target": members[neighbours.targets[present]].astype(np.int32),
+        "similarity": neighbours.similarities[present],
     }

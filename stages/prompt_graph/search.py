@@ -55,10 +55,10 @@ def exact(points: Points, k: int, advance: Callable[[int], None]) -> Iterator[Ne
     """Compare every point with all. Cost: 2 n^2 d floating-point operations; memory n d floats."""
     import faiss
 
-    whole = points.block()
+    vectors = points.block()
     for start in range(0, len(points), _BLOCK):
         sources = np.arange(start, min(start + _BLOCK, len(points)))
-        similarities, targets = faiss.knn(whole[sources], whole, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        similarities, targets = faiss.knn(vectors[sources], vectors, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
         yield without_self(sources, targets, similarities)
         advance(len(sources))
 
@@ -129,7 +129,7 @@ class _Products:
 
     def __init__(self, queries: int, lists: int, advance: Callable[[int], None]) -> None:
         self._queries, self._lists, self._advance = queries, lists, advance
-        self._done = self._told = 0
+        self._done = self._reported = 0
 
     def __call__(self, queries: NDArray[np.float32], points: NDArray[np.float32], metric: int) -> NDArray[np.float32]:  # noqa: ARG002 (faiss names it)
         self._done += 1
@@ -140,10 +140,10 @@ class _Products:
         """All lists are done (empty ones were never asked for)."""
         self._tell(self._queries)
 
-    def _tell(self, reached: int) -> None:
-        if reached > self._told:
-            self._advance(reached - self._told)
-            self._told = reached
+    def _tell(self, queries_done: int) -> None:
+        if queries_done > self._reported:
+            self._advance(queries_done - self._reported)
+            self._reported = queries_done
 
 
 def recall_of(targets: NDArray[np.int64], sample: NDArray[np.int64], points: Points) -> float:
@@ -160,8 +160,8 @@ def recall_of(targets: NDArray[np.int64], sample: NDArray[np.int64], points: Poi
     queries = points.block(sample)
     for start in range(0, len(points), _ADD_BLOCK):
         block = points.block(slice(start, start + _ADD_BLOCK))
-        similarities, found = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        best.add_result(similarities, found + start)
+        similarities, nearest = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        best.add_result(similarities, nearest + start)
     best.finalize()
     true = without_self(sample, best.I, best.D).targets
     for row, expected in zip(targets, true, strict=True):

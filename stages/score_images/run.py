@@ -24,7 +24,7 @@ _ROWS_PER_SHARD = 512
 def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     groups = row_groups(inputs["images"].table("images"))
     shards = {f"{number:05}.parquet": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
-    made = context.map(
+    finished = context.map(
         ShardScorer(config, inputs, context.models),
         shards,
         "scoring",
@@ -34,14 +34,14 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
         executor=config.executor,
     )
     rejections, read = Rejections(config.max_rejected, "images"), images_in(groups)
-    refuse(made, rejections)
-    kept = read - len(rejections)
-    rejections.check(read, kept)
-    cards = read_cards(made)
+    refuse(finished, rejections)
+    num_scored = read - len(rejections)
+    rejections.check(read, num_scored)
+    cards = read_cards(finished)
     names = [card["scorer"] for card in cards]
-    write_scores(names, made, out)
+    write_scores(names, finished, out)
     SCORER_CARDS.write(out, {column.name: [card[column.name] for card in cards] for column in SCORER_CARDS.columns})
-    return Report(Rows(read, kept, rejections.write(out)), {"scorers": names, "rejected_for": rejections.counts()})
+    return Report(Rows(read, num_scored, rejections.write(out)), {"scorers": names, "rejected_for": rejections.counts()})
 
 
 def images_in(groups: Sequence[RowGroup]) -> int:
@@ -54,11 +54,11 @@ def refuse(shards: Sequence[Path], rejections: Rejections) -> None:
     start = 0
     for shard in shards:
         table = pq.read_table(shard, columns=["reason", "detail"], partitioning=None)
-        for place, row in enumerate(table.to_pylist(), start):
+        for number, row in enumerate(table.to_pylist(), start):
             if row["detail"] is not None:
-                rejections.refuse(place, row["reason"], row["detail"])
+                rejections.refuse(number, row["reason"], row["detail"])
             elif row["reason"] is not None:
-                rejections.drop(place, row["reason"])
+                rejections.drop(number, row["reason"])
         start += table.num_rows
 
 
@@ -85,9 +85,9 @@ def in_row_groups(tables: Iterator[Any]) -> Iterator[Any]:
     waiting: list[Any] = []
     for table in tables:
         waiting.append(table)
-        if sum(one.num_rows for one in waiting) >= ROW_GROUP:
-            whole = pa.concat_tables(waiting).combine_chunks()
-            yield whole.slice(0, ROW_GROUP)
-            waiting = [whole.slice(ROW_GROUP)]
+        if sum(part.num_rows for part in waiting) >= ROW_GROUP:
+            rows = pa.concat_tables(waiting).combine_chunks()
+            yield rows.slice(0, ROW_GROUP)
+            waiting = [rows.slice(ROW_GROUP)]
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()

@@ -48,16 +48,16 @@ class ShardScorer:
         images = list(reader.rows(["prompt_id", "generator", "fault"]))
         texts = self._texts_of([image["prompt_id"] for image in images])
         reasons = self._reasons(images, texts)
-        wanted = np.array([reason is None for reason in reasons], dtype=bool)
-        raw, broken = score_all(self._scorers, reader, texts, wanted, self.config.batch_size)
-        for place in broken:
-            reasons[place] = "does not decode"
+        scorable = np.array([reason is None for reason in reasons], dtype=bool)
+        raw, broken = score_all(self._scorers, reader, texts, scorable, self.config.batch_size)
+        for index in broken:
+            reasons[index] = "does not decode"
         columns: dict[str, Any] = {
             "image_id": pa.array([image["image_id"] for image in images], pa.uint64()),
             "prompt_id": pa.array([image["prompt_id"] for image in images], pa.uint64()),
             "generator": pa.array([image["generator"] for image in images], pa.string()),
             "reason": pa.array(reasons, pa.string()),
-            "detail": pa.array([broken.get(place) for place in range(len(images))], pa.string()),
+            "detail": pa.array([broken.get(index) for index in range(len(images))], pa.string()),
         }
         for name, scorer in self._scorers.items():
             columns[RAW.format(name)] = raw[name]
@@ -108,10 +108,10 @@ class ShardScorer:
     def _reasons(self, images: Sequence[Mapping[str, Any]], texts: Sequence[str | None]) -> list[str | None]:
         """Why each image is not scored, or None."""
         ids = pa.array([image["prompt_id"] for image in images], pa.uint64())
-        among = pc.is_in(ids, self._split).to_pylist() if self._split is not None else [True] * len(images)
+        in_splits = pc.is_in(ids, self._split).to_pylist() if self._split is not None else [True] * len(images)
         return [
-            "of another split" if not asked else image["fault"] or ("its prompt is not known" if text is None else None)
-            for image, text, asked in zip(images, texts, among, strict=True)
+            "of another split" if not in_split else image["fault"] or ("its prompt is not known" if text is None else None)
+            for image, text, in_split in zip(images, texts, in_splits, strict=True)
         ]
 
 
@@ -125,7 +125,7 @@ def score_all(
     scorers: Mapping[str, Scorer],
     reader: ImageReader,
     texts: Sequence[str | None],
-    wanted: NDArray[np.bool_],
+    scorable: NDArray[np.bool_],
     batch_size: int,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
     """Score the wanted images. They are decoded once per size that scorers take.
@@ -143,13 +143,15 @@ def score_all(
     broken: dict[int, str] = {}
     for size, names in by_size.items():
         good: dict[int, NDArray[np.uint8]] = {}
-        for start, pictures, faults in decode_stream(reader, 0, _CHUNK if size else _WHOLE_CHUNK, size, wanted=wanted):
-            broken |= {start + place: why for place, why in faults.items() if wanted[start + place]}
+        for start, pictures, faults in decode_stream(reader, 0, _CHUNK if size else _WHOLE_CHUNK, size, wanted=scorable):
+            broken |= {start + index: why for index, why in faults.items() if scorable[start + index]}
             good |= {
-                start + place: picture for place, picture in enumerate(pictures) if wanted[start + place] and place not in faults
+                start + index: picture
+                for index, picture in enumerate(pictures)
+                if scorable[start + index] and index not in faults
             }
             while len(good) >= batch_size:
-                ask(scorers, names, raw, texts, {place: good.pop(place) for place in list(good)[:batch_size]})
+                ask(scorers, names, raw, texts, {index: good.pop(index) for index in list(good)[:batch_size]})
         if good:
             ask(scorers, names, raw, texts, good)
     return raw, broken
@@ -167,16 +169,16 @@ def ask(
     Raises:
         StageError: they are not one finite number per picture.
     """
-    places = list(pictures)
-    smaller = f"--set score-images.batch_size={max(1, len(places) // 2)}"
+    indices = list(pictures)
+    smaller = f"--set score-images.batch_size={max(1, len(indices) // 2)}"
     for name in names:
-        with memory_errors(f"{len(places)} images per forward pass", smaller):
+        with memory_errors(f"{len(indices)} images per forward pass", smaller):
             scores = np.asarray(
-                scorers[name]([texts[place] or "" for place in places], list(pictures.values())), dtype=np.float64
+                scorers[name]([texts[index] or "" for index in indices], list(pictures.values())), dtype=np.float64
             )
-        if scores.shape != (len(places),) or not np.isfinite(scores).all():
+        if scores.shape != (len(indices),) or not np.isfinite(scores).all():
             raise StageError(
-                f"the scorer {name} returned {scores.shape} for {len(places)} pictures, or numbers that are not finite",
+                f"the scorer {name} returned {scores.shape} for {len(indices)} pictures, or numbers that are not finite",
                 fix="--set score-images.dtype=float32 if it is one of ours",
             )
-        raw[name][places] = scores
+        raw[name][indices] = scores

@@ -14,29 +14,29 @@ from irpipe.schemas.embeddings import unit_rows
 _BLOCK = 8192
 
 
-def nearest_selected(vectors: NDArray[Any], picks: NDArray[np.int64], what: str, context: Context) -> NDArray[np.float32]:
+def nearest_selected(vectors: NDArray[Any], picks: NDArray[np.int64], title: str, context: Context) -> NDArray[np.float32]:
     """Similarity of every prompt to its nearest selected one, (n,). A selected prompt's is 1.
 
     Cost: 2 n count d floating-point operations.
     """
-    chosen = unit_rows(vectors, picks).T.copy()
+    selected = unit_rows(vectors, picks).T.copy()
     nearest = np.empty(len(vectors), dtype=np.float32)
-    with context.progress(what, len(vectors), "prompts") as bar:
+    with context.progress(title, len(vectors), "prompts") as bar:
         for start in range(0, len(vectors), _BLOCK):
             block = unit_rows(vectors, slice(start, start + _BLOCK))
-            nearest[start : start + len(block)] = (block @ chosen).max(axis=1)
+            nearest[start : start + len(block)] = (block @ selected).max(axis=1)
             bar.advance(len(block))
     return nearest
 
 
 def nearest_other(vectors: NDArray[Any], picks: NDArray[np.int64]) -> NDArray[np.float32]:
     """Similarity of every selected prompt to its nearest other selected one, (count,)."""
-    chosen = unit_rows(vectors, picks)
+    selected = unit_rows(vectors, picks)
     nearest = np.full(len(picks), np.nan, dtype=np.float32)
     if len(picks) < 2:
         return nearest
     for start in range(0, len(picks), _BLOCK):
-        block = chosen[start : start + _BLOCK] @ chosen.T
+        block = selected[start : start + _BLOCK] @ selected.T
         rows = np.arange(len(block))
         block[rows, start + rows] = -np.inf
         nearest[start : start + len(block)] = block.max(axis=1)
@@ -70,8 +70,8 @@ def plot(
     )
     for axis, title, pair in zip(axes, titles, (coverage, redundancy), strict=True):
         for values, name, colour in zip(pair, (method, "random"), ("#1b6ca8", "#b0b0b0"), strict=True):
-            kept = np.sort(values[np.isfinite(values)])
-            axis.plot(kept, np.linspace(0, 1, len(kept)), label=name, color=colour, linewidth=2)
+            finite = np.sort(values[np.isfinite(values)])
+            axis.plot(finite, np.linspace(0, 1, len(finite)), label=name, color=colour, linewidth=2)
         axis.set(title=title, xlabel="cosine", ylabel="share of prompts below", ylim=(0, 1))
         axis.grid(alpha=0.3)
         axis.legend()

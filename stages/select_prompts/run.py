@@ -84,16 +84,16 @@ def select(
 def shares(sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int) -> Iterator[tuple[NDArray[np.int64], int]]:
     """The candidates of each set and how many of them are to be picked: as equal as the sets' sizes let them be."""
     members = [allowed[sets[allowed] == number] for number in range(int(sets.max()) + 1)]
-    wanted = [0] * len(members)
-    left = count
-    while left:
-        open_sets = [number for number, rows in enumerate(members) if wanted[number] < len(rows)]
-        each, extra = divmod(left, len(open_sets))
-        for place, number in enumerate(open_sets):
-            more = min(each + (place < extra), len(members[number]) - wanted[number])
-            wanted[number] += more
-            left -= more
-    yield from ((rows, number) for rows, number in zip(members, wanted, strict=True) if number)
+    counts = [0] * len(members)
+    remaining = count
+    while remaining:
+        open_sets = [number for number, rows in enumerate(members) if counts[number] < len(rows)]
+        each, extra = divmod(remaining, len(open_sets))
+        for position, number in enumerate(open_sets):
+            more = min(each + (position < extra), len(members[number]) - counts[number])
+            counts[number] += more
+            remaining -= more
+    yield from ((rows, number) for rows, number in zip(members, counts, strict=True) if number)
 
 
 def random_rows(allowed: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -149,5 +149,5 @@ def compare(
     coverage = nearest_selected(vectors, picks, "coverage", context), nearest_selected(vectors, chance, "random's", context)
     redundancy = nearest_other(vectors, picks), nearest_other(vectors, chance)
     plot(out / "coverage.png", config.method, coverage, redundancy)
-    ours, theirs = (figures(coverage[place], redundancy[place]) for place in (0, 1))
-    return {"selected": len(picks), **ours, **{f"random_{name}": value for name, value in theirs.items()}}
+    selected_figures, random_figures = (figures(coverage[index], redundancy[index]) for index in (0, 1))
+    return {"selected": len(picks), **selected_figures, **{f"random_{name}": value for name, value in random_figures.items()}}

@@ -39,8 +39,8 @@ class Ballot:
 
     def voters(self, vertex: int) -> NDArray[np.int32]:
         """Who votes for a vertex."""
-        found: NDArray[np.int32] = self._voters[self._starts[vertex] : self._starts[vertex + 1]]
-        return found
+        voters: NDArray[np.int32] = self._voters[self._starts[vertex] : self._starts[vertex + 1]]
+        return voters
 
     def score(self, vertex: int) -> int:
         """The vertex's score now, in units of rho^-depth."""

@@ -21,67 +21,74 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.simulate_annotations import SimulateAnnotationsConfig
 
-Seen = dict[str, Impression]
+Impressions = dict[str, Impression]
 """What is to be seen of a prompt's images, by their paths."""
 
 _BOUND_RECORDS = 20_000  # drawn for the Bayes bound: its standard error is then below .2 %
 
 
 def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    chosen = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"])
-    prompts = dict(zip(chosen["prompt_id"].to_pylist(), chosen["prompt"].to_pylist(), strict=True))
+    selected = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"])
+    prompts = dict(zip(selected["prompt_id"].to_pylist(), selected["prompt"].to_pylist(), strict=True))
     images = ImageReader(inputs["images"].table("images"))
     rejections = Rejections(config.max_rejected, "images")
-    seen = look_at(images, prompts, rejections, context)
+    impressions = impressions_of(images, prompts, rejections, context)
     rejections.check(len(images), len(images) - len(rejections))
     people = crowd(config.annotators, config.noise, config.lean, np.random.default_rng([config.seed, 0]))
     records = 0
     with (out / "annotations.jsonl").open("w", encoding="utf-8") as file:
-        for identity, known in seen.items():
-            for record in campaign(config, identity, prompts[identity], known, people):
+        for identity, seen in impressions.items():
+            for record in campaign(config, identity, prompts[identity], seen, people):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records += 1
-    bound, pairs = bayes_bound(list(seen.values()), people, config.seed)
-    told = {"people": [asdict(person) for person in people], "bayes_accuracy": bound, "bayes_pairs": pairs}
-    (out / "people.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    bound, pairs = bayes_bound(list(impressions.values()), people, config.seed)
+    people_file = {"people": [asdict(person) for person in people], "bayes_accuracy": bound, "bayes_pairs": pairs}
+    (out / "people.json").write_text(json.dumps(people_file, indent=1) + "\n", encoding="utf-8")
     rejected = rejections.write(out)
-    metrics = {"prompts": len(seen), "records": records, "bayes_accuracy": round(bound, 4), "rejected_for": rejections.counts()}
+    metrics = {
+        "prompts": len(impressions),
+        "records": records,
+        "bayes_accuracy": round(bound, 4),
+        "rejected_for": rejections.counts(),
+    }
     return Report(Rows(len(images), len(images) - rejected, rejected), metrics)
 
 
-def look_at(images: ImageReader, prompts: Mapping[int, str], rejections: Rejections, context: Context) -> dict[int, Seen]:
+def impressions_of(
+    images: ImageReader, prompts: Mapping[int, str], rejections: Rejections, context: Context
+) -> dict[int, Impressions]:
     """What is to be seen of every image, by prompt. A ranking takes at least two images and at most ten."""
-    seen: dict[int, Seen] = {}
-    places: dict[int, int] = {}
+    impressions: dict[int, Impressions] = {}
+    last_rows: dict[int, int] = {}
     with context.progress("looking at images", len(images), "images") as bar:
-        for place, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
+        for row, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
             bar.advance(1)
             identity, cell = image["prompt_id"], image["image"]
             if image["fault"] is not None:
-                rejections.drop(place, image["fault"])  # whoever made it has counted and limited such images
+                rejections.drop(row, image["fault"])  # whoever made it has counted and limited such images
                 continue
-            if len(seen.get(identity, ())) == SLOTS * MOST_PER_SLOT:
-                rejections.drop(place, "more images than the slots hold")
+            if len(impressions.get(identity, ())) == SLOTS * MOST_PER_SLOT:
+                rejections.drop(row, "more images than the slots hold")
                 continue
             try:
                 verdict = verdict_on(prompts.get(identity), cell["bytes"])
             except NotOfThisWorldError as error:
-                rejections.refuse(place, "nobody can judge it", str(error))
+                rejections.refuse(row, "nobody can judge it", str(error))
                 continue
-            seen.setdefault(identity, {})[cell["path"]] = Impression.of(verdict)
-            places[identity] = place
-    for identity in [identity for identity, known in seen.items() if len(known) < 2]:
-        rejections.drop(places[identity], "the only image of its prompt")
-        del seen[identity]
-    return seen
+            impressions.setdefault(identity, {})[cell["path"]] = Impression.of(verdict)
+            last_rows[identity] = row
+    for identity in [identity for identity, images in impressions.items() if len(images) < 2]:
+        rejections.drop(last_rows[identity], "the only image of its prompt")
+        del impressions[identity]
+    return impressions
 
 
 def campaign(
-    config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, seen: Seen, people: Sequence[Annotator]
+    config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, impressions: Impressions, people: Sequence[Annotator]
 ) -> Iterator[dict[str, Any]]:
     """Every annotator's record of one prompt. Draws depend on the seed and the prompt alone, not on its place."""
     rng = np.random.default_rng([config.seed, row_id("campaign", prompt_id)])
-    name, paths = show_row_id(prompt_id), sorted(seen)
+    name, paths = show_row_id(prompt_id), sorted(impressions)
     unclear = bool(rng.random() < config.unclear_share)
     for person in rng.choice(len(people), config.annotators_per_prompt, replace=False).tolist():
         yield {
@@ -90,13 +97,15 @@ def campaign(
             "prompt": prompt,
             "annotator": people[person].name,
             "images": paths,
-            **annotate(people[person], [seen[path] for path in paths], bool(rng.random() < config.contradiction_share), rng),
+            **annotate(
+                people[person], [impressions[path] for path in paths], bool(rng.random() < config.contradiction_share), rng
+            ),
             "labels": {"category": "Abstract", "intent_unclear": unclear, "unsafe": []},
             "split": split_of(parse(prompt)[0]),
         }
 
 
-def bayes_bound(seen: Sequence[Seen], people: Sequence[Annotator], seed: int) -> tuple[float, int]:
+def bayes_bound(impressions: Sequence[Impressions], people: Sequence[Annotator], seed: int) -> tuple[float, int]:
     """The best accuracy on pairs that anybody can reach with these people and images, and over how many drawn pairs."""
-    draws = max(1, _BOUND_RECORDS // max(1, len(seen)))
-    return best_accuracy([list(known.values()) for known in seen], people, draws, np.random.default_rng([seed, 1]))
+    draws = max(1, _BOUND_RECORDS // max(1, len(impressions)))
+    return best_accuracy([list(images.values()) for images in impressions], people, draws, np.random.default_rng([seed, 1]))

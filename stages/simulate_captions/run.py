@@ -15,10 +15,10 @@ from irpipe.stages.simulate_captions import SimulateCaptionsConfig
 
 
 def run(config: SimulateCaptionsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    drawn = pictures(config.count, config.seed, wrong_captions=config.wrong_captions, damaged=config.damaged)
+    samples = pictures(config.count, config.seed, wrong_captions=config.wrong_captions, damaged=config.damaged)
     with ImageShards(out) as shards:
-        for number, (caption, pixels) in enumerate(zip(drawn.captions, drawn.pixels, strict=True)):
+        for number, (caption, pixels) in enumerate(zip(samples.captions, samples.pixels, strict=True)):
             shards.append(encoded_row(pixels, prompt_id(caption), f"{number:07}.png"))
-    captions = {prompt_id(caption): caption for caption in drawn.captions}
+    captions = {prompt_id(caption): caption for caption in samples.captions}
     CAPTIONS.write(out, {"prompt_id": list(captions), "prompt": list(captions.values())})
     return Report(Rows(config.count, config.count, 0), {"pictures": config.count, "captions": len(captions)})

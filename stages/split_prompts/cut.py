@@ -17,7 +17,7 @@ from irpipe.stages.split_prompts.links import Link
 
 def components(count: int, links: Sequence[Link]) -> NDArray[np.int32]:
     """The connected component of each prompt, (count,)."""
-    ends = np.array([(link.one, link.two) for link in links], dtype=np.int64).reshape(-1, 2)
+    ends = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
     graph = sparse.coo_matrix((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
     labels: NDArray[np.int32] = sparse.csgraph.connected_components(graph, directed=False)[1]
     return labels
@@ -45,11 +45,11 @@ def cut(
     """
     labels = components(len(texts), links)
     check_leaks(texts, links, labels, given)
-    fixed = {int(labels[place]): SPLITS.index(split) for place, split in given.items()}
+    fixed = {int(labels[index]): SPLITS.index(split) for index, split in given.items()}
     members: dict[int, list[int]] = {}
-    for place, label in enumerate(labels.tolist()):
-        members.setdefault(label, []).append(place)
-    order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[place])) for place in members[label]))
+    for index, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(index)
+    order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[index])) for index in members[label]))
     sizes = [0, 0, 0]
     for label, split in fixed.items():
         sizes[split] += len(members[label])
@@ -74,18 +74,18 @@ def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.
         LeakError: they have; names two of them and what relates them.
     """
     for link in links:
-        splits = given.get(link.one), given.get(link.two)
+        splits = given.get(link.first), given.get(link.second)
         if None not in splits and splits[0] != splits[1]:
-            raise _leak(texts, link.one, link.two, given, link.why)
+            raise _leak(texts, link.first, link.second, given, link.why)
     first: dict[int, int] = {}
-    for place in sorted(given):
-        known = first.setdefault(int(labels[place]), place)
-        if given[known] != given[place]:
-            raise _leak(texts, known, place, given, "related through other prompts")
+    for index in sorted(given):
+        earlier = first.setdefault(int(labels[index]), index)
+        if given[earlier] != given[index]:
+            raise _leak(texts, earlier, index, given, "related through other prompts")
 
 
-def _leak(texts: Sequence[str], one: int, two: int, given: dict[int, str], why: str) -> LeakError:
+def _leak(texts: Sequence[str], first: int, second: int, given: dict[int, str], why: str) -> LeakError:
     return LeakError(
-        f"the splits {given[one]} and {given[two]} leak: {texts[one][:80]!r} and {texts[two][:80]!r} are {why}",
+        f"the splits {given[first]} and {given[second]} leak: {texts[first][:80]!r} and {texts[second][:80]!r} are {why}",
         fix="fix the source's splits, or leave them out and let split-prompts cut",
     )

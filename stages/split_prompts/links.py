@@ -28,8 +28,8 @@ _ROUNDING = 1e-5  # of cosines of half-precision vectors
 class Link:
     """Two prompts (by index) that must share a split, and why."""
 
-    one: int
-    two: int
+    first: int
+    second: int
     why: str
 
 
@@ -37,16 +37,16 @@ def links_by_value(values: Iterable[tuple[int, Any]], why: str) -> list[Link]:
     """Links between prompts with an equal value: each to the first that has it."""
     first: dict[Any, int] = {}
     links = []
-    for place, value in values:
-        known = first.setdefault(value, place)
-        if known != place:
-            links.append(Link(known, place, why))
+    for index, value in values:
+        earlier = first.setdefault(value, index)
+        if earlier != index:
+            links.append(Link(earlier, index, why))
     return links
 
 
 def links_by_text(texts: Sequence[str]) -> list[Link]:
     """Links between prompts that are equal after normalisation."""
-    return links_by_value(((place, normalise(text)) for place, text in enumerate(texts)), "the same text after normalisation")
+    return links_by_value(((index, normalise(text)) for index, text in enumerate(texts)), "the same text after normalisation")
 
 
 def links_by_vector(indices: NDArray[np.int64], points: NDArray[np.float32], threshold: float) -> list[Link]:
@@ -62,13 +62,13 @@ def links_by_vector(indices: NDArray[np.int64], points: NDArray[np.float32], thr
     why = f"near-duplicates, cosine at least {threshold:g}, perhaps through others"
     for start in range(0, len(points), _BLOCK):
         similarity = points[start : start + _BLOCK] @ points[start:].T
-        near = sparse.csr_matrix(np.triu(similarity >= threshold - _ROUNDING, 1))
-        near.resize(similarity.shape[1], similarity.shape[1])
-        labels = sparse.csgraph.connected_components(near, directed=False)[1]
+        adjacency = sparse.csr_matrix(np.triu(similarity >= threshold - _ROUNDING, 1))
+        adjacency.resize(similarity.shape[1], similarity.shape[1])
+        labels = sparse.csgraph.connected_components(adjacency, directed=False)[1]
         order = np.argsort(labels, kind="stable")
         same = labels[order][1:] == labels[order][:-1]
-        for one, two in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-            links.append(Link(int(indices[start + one]), int(indices[start + two]), why))
+        for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+            links.append(Link(int(indices[start + first]), int(indices[start + second]), why))
     return links
 
 
@@ -87,8 +87,8 @@ def links_by_bytes(images: Artifact, index: Mapping[int, int]) -> list[Link]:
     """Links between prompts that share an image by its bytes."""
     table = IMAGES.read(images.table("images"), ["prompt_id", "image_digest"])
     pairs = zip(table["prompt_id"].to_pylist(), table["image_digest"].to_pylist(), strict=True)
-    known = ((index[prompt], digest) for prompt, digest in pairs if prompt in index)
-    return links_by_value(known, "on images of the same bytes")
+    values = ((index[prompt], digest) for prompt, digest in pairs if prompt in index)
+    return links_by_value(values, "on images of the same bytes")
 
 
 def near_links(

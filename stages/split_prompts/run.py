@@ -29,8 +29,8 @@ def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
         links += links_by_path(annotations, index)
     if config.use_images:
         links += links_by_bytes(inputs["images"], index)
-    near, figures = near_links(config, inputs, prompt_ids)
-    links += near
+    vector_links, figures = near_links(config, inputs, prompt_ids)
+    links += vector_links
     given = given_splits(annotations, index, texts) if annotations is not None else {}
     splits = cut(texts, links, given, (config.validation_share, config.test_share), config.seed)
     related = components(len(texts), links)
@@ -67,10 +67,10 @@ def given_splits(annotations: Artifact, index: Mapping[int, int], texts: Sequenc
     table = ANNOTATIONS.read(annotations.table("annotations"), ["prompt_id", "split"]).drop_null()
     given: dict[int, str] = {}
     for prompt, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True):
-        known = given.setdefault(index[prompt], split)
-        if known != split:
+        earlier = given.setdefault(index[prompt], split)
+        if earlier != split:
             raise LeakError(
-                f"the prompt {texts[index[prompt]][:80]!r} stands in the splits {known} and {split}",
+                f"the prompt {texts[index[prompt]][:80]!r} stands in the splits {earlier} and {split}",
                 fix="fix the source's splits, or leave them out and let split-prompts cut",
             )
     return given

@@ -60,18 +60,18 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation loss of each point, the lowest marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.2 + 0.35 * len(found)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(points)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    losses = [point["validation_loss"] for point in found]
-    axis.plot(losses, range(len(found)), "o", color="tab:blue")
+    losses = [point["validation_loss"] for point in points]
+    axis.plot(losses, range(len(points)), "o", color="tab:blue")
     axis.plot(min(losses), losses.index(min(losses)), "D", color="tab:orange", label="lowest")
-    axis.set(yticks=range(len(found)), yticklabels=[point["point"] for point in found], xlabel="validation loss")
+    axis.set(yticks=range(len(points)), yticklabels=[point["point"] for point in points], xlabel="validation loss")
     axis.invert_yaxis()
     axis.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -15,28 +15,28 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.layouts import Listed
-from irpipe.stages.import_images.sources import Place
+from irpipe.stages.import_images.sources import Location
 
 _NAMED = 3  # prompts without images
 _SHOWN = 80  # characters of a prompt or a bad row
 _NOTHING: Mapping[str, Any] = {}
 
 
-class Wanted(NamedTuple):
+class ImageToImport(NamedTuple):
     """An image to import: the path it is known by, where its bytes lie, and further columns."""
 
     image_id: int
     prompt_id: int
     path: str
-    place: Place
-    known: Mapping[str, Any] = _NOTHING
+    location: Location
+    columns: Mapping[str, Any] = _NOTHING
 
 
-def annotated_images(annotations: Artifact) -> dict[int, Wanted]:
+def annotated_images(annotations: Artifact) -> dict[int, ImageToImport]:
     """The images that somebody annotated, by row."""
     rows = ANNOTATION_IMAGES.read(annotations.table("annotation_images"))
     columns = (rows[name].to_pylist() for name in ("image_id", "prompt_id", "path", "path"))
-    return dict(enumerate(map(Wanted, *columns)))
+    return dict(enumerate(map(ImageToImport, *columns)))
 
 
 def selected_texts(selected: Artifact) -> dict[int, str]:
@@ -47,19 +47,19 @@ def selected_texts(selected: Artifact) -> dict[int, str]:
 
 def existing_images(
     listed: Iterable[Listed], texts: Mapping[int, str], config: ImportImagesConfig, rejections: Rejections, bar: Progress
-) -> dict[int, Wanted]:
+) -> dict[int, ImageToImport]:
     """Images of selected prompts, by row. A row is an image of a selected prompt, or what tells no prompt.
 
     Raises:
         InputError: no selected prompt has images.
     """
     by_folder = {show_row_id(prompt): prompt for prompt in texts}
-    wanted: dict[int, Wanted] = {}
+    images: dict[int, ImageToImport] = {}
     first: dict[int, int] = {}
-    other: str | None = None
+    other_prompt: str | None = None
     for image in listed:
         bar.advance(1)
-        row = len(wanted) + len(rejections)
+        row = len(images) + len(rejections)
         if image.fault is not None:
             rejections.refuse(row, image.fault, str(image.path)[:_SHOWN])
             continue
@@ -69,58 +69,61 @@ def existing_images(
             continue
         prompt = by_folder.get(name) if config.layout == "folder" else prompt_id(name)
         if prompt is None or prompt not in texts:
-            other = other or name
+            other_prompt = other_prompt or name
             continue
         if not is_text(image.path):
             rejections.refuse(row, "path is no text", repr(image.path)[:_SHOWN])
             continue
         identity = image_id(prompt, image.path)
         if identity in first:
-            rejections.drop(row, "listed twice", of=first[identity])
+            rejections.drop(row, "listed twice", duplicate_of=first[identity])
             continue
         first[identity] = row
-        wanted[row] = Wanted(identity, prompt, image.path, image.place, image.known)
-    if not wanted and (other is not None or not len(rejections)):
-        raise _no_match(texts, other, config)
-    return wanted
+        images[row] = ImageToImport(identity, prompt, image.path, image.location, image.columns)
+    if not images and (other_prompt is not None or not len(rejections)):
+        raise _no_match(texts, other_prompt, config)
+    return images
 
 
-def _no_match(texts: Mapping[int, str], other: str | None, config: ImportImagesConfig) -> InputError:
+def _no_match(texts: Mapping[int, str], other_prompt: str | None, config: ImportImagesConfig) -> InputError:
     prompt = next(iter(texts), None)
     selected = "nothing" if prompt is None else f"{show_row_id(prompt)} {texts[prompt][:_SHOWN]!r}"
+    images_found = "none of any prompt" if other_prompt is None else f"some of {other_prompt[:_SHOWN]!r}"
     return InputError(
         "no selected prompt has images",
         where=str(config.image_root),
-        expected=f"images of {selected}; found {'none of any prompt' if other is None else f'some of {other[:_SHOWN]!r}'}",
+        expected=f"images of {selected}; found {images_found}",
         fix="select prompts of the file that the images are of, or give another layout",
     )
 
 
-def without_images(texts: Mapping[int, str], wanted: Mapping[int, Wanted]) -> dict[str, Any]:
+def without_images(texts: Mapping[int, str], images: Mapping[int, ImageToImport]) -> dict[str, Any]:
     """How many selected prompts have no images, and the first of them."""
-    found = {image.prompt_id for image in wanted.values()}
-    missing = [f"{show_row_id(prompt)} {text[:_SHOWN]}" for prompt, text in texts.items() if prompt not in found]
+    with_images = {image.prompt_id for image in images.values()}
+    missing = [f"{show_row_id(prompt)} {text[:_SHOWN]}" for prompt, text in texts.items() if prompt not in with_images]
     return {"prompts_without_images": len(missing), "prompts_without_images_first": missing[:_NAMED]}
 
 
-def choose(good: Iterable[int], wanted: Mapping[int, Wanted], config: ImportImagesConfig, rejections: Rejections) -> list[int]:
+def choose(
+    good: Iterable[int], images: Mapping[int, ImageToImport], config: ImportImagesConfig, rejections: Rejections
+) -> list[int]:
     """Of the rows with good images, those of prompts that have enough of them, and of each no more than allowed."""
-    of_prompt: dict[int, list[int]] = {}
+    by_prompt: dict[int, list[int]] = {}
     for row in good:
-        of_prompt.setdefault(wanted[row].prompt_id, []).append(row)
-    chosen: list[int] = []
-    for rows in of_prompt.values():
-        rows.sort(key=lambda row: row_id(wanted[row].path))
+        by_prompt.setdefault(images[row].prompt_id, []).append(row)
+    rows_chosen: list[int] = []
+    for rows in by_prompt.values():
+        rows.sort(key=lambda row: row_id(images[row].path))
         enough = len(rows) >= config.min_images
-        chosen += rows[: config.max_images] if enough else []
+        rows_chosen += rows[: config.max_images] if enough else []
         for row in rows[config.max_images :] if enough else rows:
-            rejections.drop(row, "more than max_images" if enough else "its prompt has fewer than min_images", wanted[row].path)
-    return chosen
+            rejections.drop(row, "more than max_images" if enough else "its prompt has fewer than min_images", images[row].path)
+    return rows_chosen
 
 
-def by_place(wanted: Mapping[int, Wanted], rows: Iterable[int]) -> dict[Place, list[int]]:
+def by_location(images: Mapping[int, ImageToImport], rows: Iterable[int]) -> dict[Location, list[int]]:
     """The rows of each place: a file may be named by several prompts."""
-    places: dict[Place, list[int]] = {}
+    locations: dict[Location, list[int]] = {}
     for row in rows:
-        places.setdefault(wanted[row].place, []).append(row)
-    return places
+        locations.setdefault(images[row].location, []).append(row)
+    return locations
