@@ -10,7 +10,6 @@ simulate_annotations  what people who see by a formula say of the micro world's 
 load_annotations      anybody's annotations in one canonical form
 split_prompts         prompts cut into train, validation and test without leaks
 build_pairs           C(k, 2) preference pairs
-encode_images         what the frozen part of a vision tower makes of each image
 train_rm              a reward model of those pairs
 sweep_rm              reward models on a grid of settings, compared
 score_images          scores of images, by the reward model and by others

@@ -25,12 +25,11 @@ ROWS = {
     "reward_model": [
         "420 pairs, 140 images",
         "32 wide: the published step",
-        "32 wide: train-rm, frozen part recomputed",
-        "32 wide: train-rm, frozen part kept",
+        "32 wide: train-rm",
         "score-images, micro world, 32 px PNGs",
         "score-images, 32 wide, 64 px PNGs",
     ],
-    "refl": ["transcription", "ours, four late steps a rollout / transcription", "ours, rollouts used again / transcription"],
+    "refl": ["transcription", "ours / transcription", "ours, rollouts used again / transcription"],
     "report": ["status, 2 artifacts", "report, 240 images"],
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
@@ -14,12 +14,9 @@ _PROMPTS = 12
 
 
 def tuned(subject: Subject) -> Sequence[Block]:
-    """What held-out prompts said at every look, why it stopped, and images before and after."""
+    """What the evaluations say, why it stopped, and images before and after."""
     card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
-    evaluations = subject.ask(
-        "SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors")
-    )
-    steps = subject.ask("SELECT step, figure, value FROM steps ORDER BY figure, step", steps=artifact.table("steps"))
+    curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY figure, step", curves=artifact.table("curves"))
     end_sentence = (
         f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
     )
@@ -31,31 +28,28 @@ def tuned(subject: Subject) -> Sequence[Block]:
         for name, value in metrics.items()
         if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
     ]
-    by_figure: dict[str, list[dict[str, Any]]] = {}
-    for row in steps:
-        by_figure.setdefault(row["figure"], []).append(row)
     return [
         Text(f"{subject.record.node} of {card.base}, {card.trained}. {end_sentence} {weights_sentence}", headline=True),
         Text(
-            "reward: of the reward model that it is tuned for. held_out: a judge of other annotations, which nothing is trained"
-            " on. similarity: CLIP's, of prompt and image. denoising_loss: on real pictures, rising as the generator forgets."
+            "reward: of the reward model that it is tuned for. held_out: a scorer of other annotations, which nothing is trained"
+            " on. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images, rising as the generator forgets."
         ),
         Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), changes),
         Chart(
-            "Monitors at every look",
-            "each measure on held-out prompts over the steps: the reward that is trained for, judges that nothing is trained on,"
-            " the denoising loss on real pairs, and statistics of the images",
+            "Evaluations",
+            "each measure on held-out prompts over the steps: the reward that is trained for, scorers that nothing is trained on,"
+            " the denoising loss on captioned images, and image statistics",
             "line",
-            evaluations,
+            _panels(curves, "validation"),
             "step",
             "value",
-            panel="measure",
+            panel="figure",
         ),
         Chart(
-            "The course of training",
+            "Training",
             "figures of the training steps",
             "line",
-            [row for rows in by_figure.values() for row in thinned(rows)],
+            _panels(curves, "train"),
             "step",
             "value",
             panel="figure",
@@ -64,8 +58,17 @@ def tuned(subject: Subject) -> Sequence[Block]:
     ]
 
 
+def _panels(curves: Sequence[Mapping[str, Any]], split: str) -> list[dict[str, Any]]:
+    """Curves of a split by figure, without standard errors, each with few enough points to draw."""
+    by_figure: dict[str, list[dict[str, Any]]] = {}
+    for row in curves:
+        if row["split"] == split and not row["figure"].endswith("_error"):
+            by_figure.setdefault(row["figure"], []).append(dict(row))
+    return [row for rows in by_figure.values() for row in thinned(rows)]
+
+
 def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
-    """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last look."""
+    """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last evaluation."""
     files = subject.artifact.table("images")
     rows = subject.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
     last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
@@ -88,7 +91,7 @@ def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
     ]
     note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
     return Gallery(
-        "Before and after", cards, note if card.kept_step else f"{note}; what is kept is the base: this is the last look"
+        "Before and after", cards, note if card.kept_step else f"{note}; what is kept is the base: this is the last evaluation"
     )
 
 
