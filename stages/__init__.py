@@ -17,8 +17,6 @@ evaluate_rm           scorers against people, each other and the truth
 oracle_truth          the truth about the micro world's images, for evaluations alone
 simulate_captions     real pictures of the micro world with captions
 refl                  a generator tuned by the reward's gradient
-raft                  ... by the best of its own images, over and over
-reward_weighted       ... by its own images, each by the weight of its reward
-filter_tune           ... by its best and worst images, the worst marked
+finetune              a generator tuned on chosen images: RAFT, reward weighting, filtering
 compare_generators    tuned generators against their base
 """
