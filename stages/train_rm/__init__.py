@@ -107,8 +107,8 @@ class TrainRmConfig(Config):
     epochs: int = setting(10, ge=1, le=10_000, meaning="Passes over the pairs.", source=CODE + "scripts/train_one_node.sh")
     freeze: Literal["published", "layers"] = setting(
         "published",
-        meaning="What freeze_rate freezes of an ImageReward. published: exactly what the released code does, with one parameter of"
-        " the next layer. layers: embeddings and whole layers.",
+        meaning="What freeze_rate freezes of an ImageReward. published: exactly what the released code does, with one parameter"
+        " of the next layer. layers: embeddings and whole layers.",
         source=CODE + "src/utils.py",
     )
     freeze_rate: float = setting(
