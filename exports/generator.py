@@ -1,4 +1,4 @@
-"""A tuned generator as a folder for diffusers: low-rank additions or a whole pipeline at its top, and a model card."""
+"""A tuned generator as a folder for diffusers: LoRA weights or a whole pipeline at its top, and a model card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def export_generator(store: Store, record: Record, folder: Path) -> None:
 
 
 def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str]]:
-    """Files to copy, and where to: weights go to the top, where diffusers looks for them."""
+    """Pairs of source and target paths: weights go to the top, where diffusers looks for them."""
     within = f"{WHOLE if card.trained == 'unet' else ADDITIONS}/"
     for file in artifact.manifest.files:
         if file.path.startswith(within):
@@ -47,7 +47,7 @@ def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str
 
 
 def front(card: GeneratorCard) -> dict[str, Any]:
-    """The card's front matter. A base that is on the hub is named by its id; others have none."""
+    """The card's front matter. Only a base on the hub is named."""
     adapter = card.trained != "unet"
     relation = {"base_model": card.base, "base_model_relation": "adapter" if adapter else "finetune"}
     return {
@@ -59,13 +59,13 @@ def front(card: GeneratorCard) -> dict[str, Any]:
 
 
 def on_hub(card: GeneratorCard) -> bool:
-    """Whether the base is the hub's: then its revision is a commit, 40 digits, and not the digest of a folder."""
+    """Whether the base is on the hub: its revision then has 40 digits, a commit, not a digest."""
     return len(card.revision) == 40
 
 
 def summary(card: GeneratorCard, folder: str) -> str:
-    """What it is, and how to load it."""
-    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "low-rank additions (LoRA) to its UNet"
+    """The head of the card: the generator, and how to load it."""
+    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights of its UNet"
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
         f"A text-to-image generator tuned to human preference: {contents}.",
@@ -74,9 +74,9 @@ def summary(card: GeneratorCard, folder: str) -> str:
 
 
 def loading(card: GeneratorCard, folder: str) -> list[str]:
-    """The lines that load it, by the folder's name; `BASE` stands for a base that only somebody's machine has.
+    """The lines of code that load it; `BASE` stands for a base that is a local folder.
 
-    The precision is given, since parts of a pipeline that are stored in several would otherwise not fit together.
+    The precision is given, since parts of a pipeline may be stored in different ones.
     """
     dtype = "dtype=torch.float32)"
     if card.trained == "unet":
@@ -95,16 +95,16 @@ def loading(card: GeneratorCard, folder: str) -> list[str]:
 
 
 def tuned(card: GeneratorCard, record: Record) -> str:
-    """Base, method, steps, the stop rule's verdict, and what to give as negative prompt."""
-    warnings = record.metrics.get("noted")  # under on_trip = "note" it is told and goes on
-    verdict = f"noted, and was told to go on: {plain('; '.join(warnings))}" if warnings else "found nothing"
+    """The part on the tuning: base, method, steps, stop rule, and negative prompt."""
+    warnings = record.metrics.get("noted")  # with on_trip = "note" the run only logs it
+    verdict = f"fired, and was set to go on: {plain('; '.join(warnings))}" if warnings else "did not fire"
     verdict = f"stopped it: {plain(card.stopped_for)}" if card.stopped_for else verdict
-    base_note = "no look was better than the first: these are the base's own weights" if not card.kept_step else ""
+    base_note = "no evaluation was better than the first: these are the base's own weights" if not card.kept_step else ""
     rows = [
         ("base", code(card.base)),
         ("its revision, or the digest of its folder", code(card.revision)),
         ("method", code(card.stage)),
-        ("what was trained", "the UNet" if card.trained == "unet" else "low-rank additions to the UNet"),
+        ("what was trained", "the UNet" if card.trained == "unet" else "LoRA weights of the UNet"),
         ("steps done", f"{card.steps:,}"),
         ("weights of step", f"{card.kept_step:,}{f' ({base_note})' if base_note else ''}"),
         ("the stop rule", verdict),
@@ -115,7 +115,7 @@ def tuned(card: GeneratorCard, record: Record) -> str:
 
 
 def monitors(artifact: Artifact, card: GeneratorCard) -> str:
-    """What held-out prompts and real pairs said before the first step and of the weights that were kept."""
+    """The part on evaluations: before the first step, and with the saved weights."""
     evaluations = MONITORS.read(artifact.table(MONITORS.name)).to_pylist() if MONITORS.name in artifact.manifest.tables else []
     before = {row["measure"]: row for row in evaluations if row["step"] == 0}
     after = {row["measure"]: row for row in evaluations if row["step"] == card.kept_step}
@@ -128,9 +128,9 @@ def monitors(artifact: Artifact, card: GeneratorCard) -> str:
         return ""
     return joined(
         "## Before and after",
-        "On prompts it was not trained on and fixed real pairs. The reward is what it was tuned for, so its rise proves nothing;"
-        " `held_out` and `similarity` are judges that nothing was trained on, and `denoising_loss` tells how far it left what it"
-        " knew. The error is the standard error, over prompts, of the change.",
+        "On held-out prompts and fixed captioned images. The reward is the training objective, so its rise proves nothing;"
+        " `held_out` and `similarity` are scorers that were not trained on, and a higher `denoising_loss` means forgetting."
+        " The error is the standard error, over prompts, of the change.",
         table(("measure", "before", "after", "error"), rows),
     ).rstrip()
 
@@ -140,5 +140,5 @@ def _figure(value: float | None) -> str:
 
 
 def pictures(folder: Path) -> str:
-    """The drawings that are there."""
+    """The plots of the artifact, where they exist."""
     return joined(*(f"![{caption}]({name})" for name, caption in _PICTURES.items() if (folder / name).is_file())).rstrip()

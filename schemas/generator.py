@@ -1,4 +1,4 @@
-"""A tuned generator: what `generator.json` and the weights beside it say, and the course of its tuning."""
+"""A tuned generator: its card `generator.json`, and the tables of its tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KIND = "generator"
 
 TUNING_STEPS = Table(
     "steps",
-    "The course of a tuning, a row a step and figure.",
+    "The course of a tuning, one row per step and figure.",
     (
         Column("step", pa.int64(), "Optimiser steps done."),
         Column(
@@ -30,7 +30,7 @@ TUNING_STEPS = Table(
 )
 MONITORS = Table(
     "monitors",
-    "What held-out prompts and fixed real pairs say of the generator, at every look.",
+    "Evaluations of the generator on held-out prompts and fixed captioned images.",
     (
         Column("step", pa.int64(), "Optimiser steps done."),
         Column("measure", pa.string(), "reward, held_out, similarity, denoising_loss, or a statistic of the images."),
@@ -42,16 +42,16 @@ MONITORS = Table(
 
 @dataclass(frozen=True)
 class GeneratorCard:
-    """What a tuned generator is.
+    """The card of a tuned generator.
 
     Attributes:
         base, revision: the model it was tuned from.
-        stage: how.
+        stage: the stage that tuned it.
         trained: lora or unet.
         steps, kept_step: optimiser steps done; the step whose weights these are.
-        stopped_for: what the stop rule said, or nothing.
+        stopped_for: the reason of the stop rule, or an empty string.
         trained_on: content ids by kind.
-        negative_prompt: what its training marked as bad, to be given as negative prompt.
+        negative_prompt: the text that its training used for bad images, to be given as negative prompt.
     """
 
     base: str

@@ -1,4 +1,4 @@
-"""What people said: ratings, agreement, ties, contradictions; and the pairs made of it."""
+"""Annotations (ratings, agreement, ties, contradictions), splits, and pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RATINGS = ("overall", "alignment", "fidelity")
 
 
 def judgements(subject: Subject) -> Sequence[Block]:
-    """Histograms of ratings, how far people agree, and what contradicts itself."""
+    """Histograms of ratings, agreement of annotators, and contradictions."""
     artifact = subject.artifact
     ratings = [
         {"rating": name, "value": row["value"], "images": row["images"]}
@@ -99,7 +99,7 @@ def splits(subject: Subject) -> Sequence[Block]:
 
 
 def pairs(subject: Subject) -> Sequence[Block]:
-    """What could be a pair and what became one, by split and by gap of ranks, and whether a prompt leaks between splits."""
+    """Candidate pairs and kept pairs, by split and by rank gap, and prompts that leak between splits."""
     artifact, metrics = subject.artifact, subject.record.metrics
     rejected = sum((metrics.get("rejected_for") or {}).values())
     counts = [

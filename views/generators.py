@@ -1,4 +1,4 @@
-"""Tuned generators, and how they stand beside their base."""
+"""Tuned generators, and their comparison with the base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROMPTS = 12
 
 
 def tuned(subject: Subject) -> Sequence[Block]:
-    """What held-out prompts said at every look, why it stopped, and images before and after."""
+    """Evaluations on held-out prompts, why the run ended, and images before and after."""
     card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
     evaluations = subject.ask(
         "SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors")
@@ -37,14 +37,14 @@ def tuned(subject: Subject) -> Sequence[Block]:
     return [
         Text(f"{subject.record.node} of {card.base}, {card.trained}. {end_sentence} {weights_sentence}", headline=True),
         Text(
-            "reward: of the reward model that it is tuned for. held_out: a judge of other annotations, which nothing is trained"
-            " on. similarity: CLIP's, of prompt and image. denoising_loss: on real pictures, rising as the generator forgets."
+            "reward: by the reward model that it is tuned with. held_out: by another reward model, not used"
+            " in training. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images; rises with forgetting."
         ),
         Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), changes),
         Chart(
-            "Monitors at every look",
-            "each measure on held-out prompts over the steps: the reward that is trained for, judges that nothing is trained on,"
-            " the denoising loss on real pairs, and statistics of the images",
+            "Evaluations",
+            "each measure on held-out prompts over the steps: the reward that is trained for, scorers that are not trained on,"
+            " the denoising loss on captioned images, and statistics of the images",
             "line",
             evaluations,
             "step",
@@ -65,7 +65,7 @@ def tuned(subject: Subject) -> Sequence[Block]:
 
 
 def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
-    """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last look."""
+    """Images of the same prompts and seeds, before and after tuning; after: the saved weights, or the last evaluation's."""
     files = subject.artifact.table("images")
     rows = subject.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
     last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
@@ -88,7 +88,9 @@ def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
     ]
     note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
     return Gallery(
-        "Before and after", cards, note if card.kept_step else f"{note}; what is kept is the base: this is the last look"
+        "Before and after",
+        cards,
+        note if card.kept_step else f"{note}; the saved weights are the base's: these are of the last evaluation",
     )
 
 
@@ -123,7 +125,7 @@ def comparison(subject: Subject) -> Sequence[Block]:
 
 
 def _side_by_side(subject: Subject) -> Gallery:
-    """Images of the same prompt and noise, each with what one judge says of it."""
+    """Images of the same prompt and noise, each with its score by one scorer."""
     files, scores = subject.artifact.table("images"), subject.artifact.table("worths")
     judges = [row["judge"] for row in subject.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=scores)]
     judge = next((name for name in judges if name == "reward-model"), judges[0])

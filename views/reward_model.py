@@ -1,4 +1,4 @@
-"""Reward models, their trials, scores, and what all that is worth."""
+"""Reward models, sweeps, scores and evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTS = 400  # of a curve
 
 
 def reward_model(subject: Subject) -> Sequence[Block]:
-    """The score card, and loss and accuracy as they went."""
+    """The score card, and loss and accuracy over the training."""
     card = read_json(subject.artifact.file("score_card.json"))
     rows = [(name, value) for name, value in card.get("metrics", {}).items()]
     rows += [(name, card[name]) for name in ("mean", "std", "normalised_on") if name in card]
@@ -48,7 +48,7 @@ def sweep(subject: Subject) -> Sequence[Block]:
 
 
 def scores(subject: Subject) -> Sequence[Block]:
-    """Mean and spread by scorer and generator."""
+    """Mean and standard deviation by scorer and generator."""
     rows = subject.ask(
         "SELECT scorer::VARCHAR AS scorer, generator::VARCHAR AS generator, count(*) AS images, avg(score) AS mean,"
         " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL",
@@ -59,7 +59,7 @@ def scores(subject: Subject) -> Sequence[Block]:
 
 
 def evaluation(subject: Subject) -> Sequence[Block]:
-    """Table 3 with its intervals, where the reward model errs and is sure of it, and its best and worst images."""
+    """Table 3 with intervals, calibration, the most confident mistakes, and the best and worst images."""
     metrics = subject.record.metrics
     accuracy = subject.ask(
         "SELECT scorer, value AS accuracy, low, high, count AS pairs FROM scorers WHERE figure = 'accuracy' ORDER BY value DESC",
@@ -120,14 +120,14 @@ def evaluation(subject: Subject) -> Sequence[Block]:
 
 
 def _galleries(subject: Subject) -> list[Block]:
-    """Images by their scores, where images, scores and pairs are at hand."""
+    """Galleries of images by score, where images, scores and pairs are related."""
     scores_, pairs = subject.related("scores"), subject.related("pairs")
     images = subject.related("images")
     if scores_ is None or pairs is None or images is None:
         return []
     name = main_scorer(subject, scores_.table("scorer_cards"))
     split = str(subject.record.config.get("split", "test"))
-    # A pair stands once for each annotator: what most of them prefer is what people prefer.
+    # A pair has one row per annotator; the majority decides.
     mistaken = subject.ask(
         f"""WITH votes AS (SELECT prompt_id, least(better, worse) AS one, greatest(better, worse) AS other, count(*) AS people,
                 count(*) FILTER (better < worse) AS for_one FROM pairs WHERE split::VARCHAR = {text(split)} GROUP BY ALL),

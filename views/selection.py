@@ -1,4 +1,4 @@
-"""The pool, its vectors, and the prompts selected of it."""
+"""The prompt pool and its vectors, and the selected prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pool(subject: Subject) -> Sequence[Block]:
 
 
 def selected(subject: Subject) -> Sequence[Block]:
-    """Where the selected prompts lie in the pool, how well they stand for it, and the first of them."""
+    """A map of the selected prompts in the pool, their coverage of it, and the first of them."""
     files = subject.artifact.table("selected_prompts")
     blocks: list[Block] = []
     metrics = subject.record.metrics
@@ -54,7 +54,7 @@ def selected(subject: Subject) -> Sequence[Block]:
 
 
 def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart:
-    """Vectors in the plane of their two widest directions: of the selected prompts and of the others a sample each.
+    """A scatter plot of samples of the selected and of the other prompts, in the plane of the vectors' two principal directions.
 
     Args:
         picked: source rows of the selected prompts.

@@ -1,4 +1,4 @@
-"""Several rankings of the same images become one."""
+"""Combining several rankings of the same images into one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from scipy.stats import rankdata
 from irpipe.pipeline.hashing import row_id
 from irpipe.stages.build_pairs.expand import Rankings
 
-# Fitted strengths nearer than this are a tie: the fit itself stops at about a tenth of it.
+# Fitted strengths closer than this are a tie: the fit itself stops at about a tenth of it.
 _SAME_STRENGTH = 1e-4
 
 
 def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[int, int], int]]:
     """One ranking for each set of images of a prompt.
 
-    A set that only one record ranked is kept as it is. Records that ranked other images do not join.
+    A set that only one record ranked is kept as it is. Only records of the same set of images are combined.
 
     Returns:
         the rankings, and for `majority` the sign of each pair of an aggregate by its two row numbers:
-        1 the first is better, -1 the second, 0 as many for either, and no entry for pairs nobody untied.
+        1 the first is better, -1 the second, 0 as many votes for either, and no entry for pairs that all tied.
     """
     groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
     for rows in rankings.records():
@@ -68,7 +68,7 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
 
 
 def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """(annotators, images) ranks without gaps, averaged over ties, in one order of images."""
+    """(annotators, images) ranks, averaged over ties, in one order of images."""
     order = {int(image): index for index, image in enumerate(images.tolist())}
     votes = np.empty((len(members), len(images)))
     for row, rows in enumerate(members):
@@ -86,7 +86,7 @@ def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
 
 
 def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Ranks by fitted strength (Bradley and Terry 1952), fitted by choix with a little regularisation."""
+    """Ranks (images,) by strengths fitted to votes (annotators, images) (Bradley and Terry 1952; choix, lightly regularised)."""
     import choix
 
     wins = [pair for row in votes for pair in _ordered_pairs(row)]
@@ -101,7 +101,7 @@ def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Ranks without gaps, the least value first."""
+    """(n,) ranks without gaps of (n,) values, the least value first."""
     ranks: NDArray[np.int32] = rankdata(values, method="dense").astype(np.int32)
     return ranks
 

@@ -62,7 +62,7 @@ def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path
 def gather(
     config: LoadAnnotationsConfig, path: Path, kind: str, rejections: Rejections, context: Context
 ) -> tuple[list[Record], int]:
-    """All usable records, and how many were read."""
+    """All usable records, and the number read."""
     records: list[Record] = []
     identities: set[tuple[str, str | None]] = set()
     read = 0
@@ -152,7 +152,7 @@ def _add(columns: Columns, **values: Any) -> None:
 
 
 def write_contradictions(records: Sequence[Record], kind: str, out: Path) -> dict[str, Any]:
-    """Pairs whose overall ratings say the opposite of their ranks: a table, and how many of how many."""
+    """Write the table of pairs whose overall ratings contradict their ranks. Returns counts."""
     columns: Columns = {column.name: [] for column in CONTRADICTIONS.columns}
     compared = 0
     affected: Counter[str] = Counter()
