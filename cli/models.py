@@ -40,8 +40,7 @@ def score(
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Score images for a prompt with a reward model, or another scorer: higher is better; scores of different prompts do not
-    compare.
+    """Score images for a prompt with a reward model or another scorer. Higher is better, within one prompt.
 
     Example: irpipe score --model train-rm --prompt "a red circle" images/ --json
     """
@@ -56,19 +55,17 @@ def score(
     loaded_scorer = open_scorer(scorer, model, device)
     rows = [row for text in prompt for row in scored(loaded_scorer, text, files)]
     if json_:
-        card = loaded_scorer.card
-        meaning = (
-            {"mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning} if card else {}
-        )
-        print_json({"scorer": scorer, "scores": rows, **meaning})
-        return
-    print_table(
-        ("rank", "score", "raw", "image", "prompt"),
-        [
-            (row["rank"], f"{row['score']:.4f}", f"{row['raw']:.4f}", row["image"], row["prompt"])
-            for row in sorted(rows, key=lambda row: (prompt.index(row["prompt"]), row["rank"]))
-        ],
-    )
+        print_json({"scorer": scorer, "scores": rows, **_meaning(loaded_scorer.card)})
+    else:
+        rows.sort(key=lambda row: (prompt.index(row["prompt"]), row["rank"]))
+        cells = [(row["rank"], f"{row['score']:.4f}", f"{row['raw']:.4f}", row["image"], row["prompt"]) for row in rows]
+        print_table(("rank", "score", "raw", "image", "prompt"), cells)
+
+
+def _meaning(card: Any) -> dict[str, Any]:
+    """The meaning of normalised scores, from a scorer's card; empty without one."""
+    names = ("mean", "std", "normalised_on", "meaning")
+    return {name: getattr(card, name) for name in names} if card is not None else {}
 
 
 def open_scorer(name: str, model: str | None, device: str) -> Any:

@@ -102,6 +102,7 @@ def annotate(person: Annotator, images: Sequence[Impression], contradicts: bool,
 
 
 def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
+    """Ratings from 1 to 7 of utilities (k,)."""
     return [int(value) for value in np.clip(np.rint(1 + 6 * worth - strictness), 1, 7)]
 
 

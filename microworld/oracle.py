@@ -153,7 +153,7 @@ def look(image: Image) -> View:
 
 
 def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
-    """Connected patches of one colour that are large enough, each as the shape that covers it best; the largest first."""
+    """Things in an image (32, 32, 3) on a ground (3,): large patches of one colour, each as its best shape; largest first."""
     to_palette = np.square(image[:, :, None] - _PALETTE).sum(axis=-1)
     to_ground = np.square(image - ground).sum(axis=-1)
     colour_of = to_palette.argmin(axis=-1)
@@ -172,7 +172,7 @@ def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
 
 
 def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> Seen:
-    """The shape that overlaps a patch best, by intersection over union of soft coverages."""
+    """The shape that overlaps a patch (32, 32) best, by intersection over union of soft coverages."""
     core = np.median(image[patch], axis=0)
     contrast = core - ground
     neighbourhood = ndimage.binary_dilation(patch)

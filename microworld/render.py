@@ -119,6 +119,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[Image, list[Placed],
 
 
 def _jittered(name: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(3,) the RGB of a colour with noise."""
     return np.array(RGB[name]) + rng.normal(0, COLOUR_JITTER, 3)
 
 

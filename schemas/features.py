@@ -82,7 +82,7 @@ class FeatureFile:
         return pq.read_table(self._folder / f"{FEATURES.name}.parquet", partitioning=None)
 
     def rows_of(self, images: NDArray[np.uint64]) -> tuple[NDArray[np.int64], dict[int, str]]:
-        """The row of each image (-1 without one), and why some have none, by id."""
+        """The row (n,) of each image (n,) (-1 without one), and why some have none, by id."""
         ids = self._table["image_id"].to_numpy()
         rows = self._table["row"].fill_null(-1).to_numpy()
         order = np.argsort(ids)
@@ -99,7 +99,7 @@ class FeatureFile:
         return result, faults
 
     def read(self, rows: NDArray[np.int64]) -> Any:
-        """A tensor (len(rows), tokens, width), bfloat16 or float32."""
+        """A tensor (n, tokens, width) of rows (n,), bfloat16 or float32."""
         import torch
 
         card = self.card

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from irpipe.pipeline.store import Artifact
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.views.pictures import CaptionedImage, prompt_texts, text, thumbnails
@@ -16,52 +17,42 @@ _PROMPTS = 12
 def tuned(subject: Subject) -> Sequence[Block]:
     """Evaluations on held-out prompts, why the run ended, and images before and after."""
     card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
-    evaluations = subject.ask(
-        "SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors")
-    )
-    steps = subject.ask("SELECT step, figure, value FROM steps ORDER BY figure, step", steps=artifact.table("steps"))
-    end_sentence = (
-        f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
-    )
-    weights_sentence = (
-        f"The weights kept are those of step {card.kept_step:,}" + ("" if card.kept_step else ", the base as it was") + "."
-    )
     changes = [
         (name, value["before"], value["after"], value["error"])
         for name, value in metrics.items()
         if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
     ]
-    by_figure: dict[str, list[dict[str, Any]]] = {}
-    for row in steps:
-        by_figure.setdefault(row["figure"], []).append(row)
+    end = f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
+    weights = f"The weights kept are those of step {card.kept_step:,}{'' if card.kept_step else ', the base as it was'}."
+    measures = "measure", "before", "kept", "standard error of the change"
     return [
-        Text(f"{subject.record.node} of {card.base}, {card.trained}. {end_sentence} {weights_sentence}", headline=True),
+        Text(f"{subject.record.node} of {card.base}, {card.trained}. {end} {weights}", headline=True),
         Text(
             "reward: by the reward model that it is tuned with. held_out: by another reward model, not used"
             " in training. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images; rises with forgetting."
         ),
-        Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), changes),
-        Chart(
-            "Evaluations",
-            "each measure on held-out prompts over the steps: the reward that is trained for, scorers that are not trained on,"
-            " the denoising loss on captioned images, and statistics of the images",
-            "line",
-            evaluations,
-            "step",
-            "value",
-            panel="measure",
-        ),
-        Chart(
-            "The course of training",
-            "figures of the training steps",
-            "line",
-            [row for rows in by_figure.values() for row in thinned(rows)],
-            "step",
-            "value",
-            panel="figure",
-        ),
+        Grid("Held-out measures before and after", measures, changes),
+        _evaluations(subject, artifact),
+        _training_steps(subject, artifact),
         _before_and_after(subject, card),
     ]
+
+
+def _evaluations(subject: Subject, artifact: Artifact) -> Chart:
+    rows = subject.ask("SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors"))
+    alt = (
+        "each measure on held-out prompts over the steps: the reward that is trained for, scorers that are not trained on,"
+        " the denoising loss on captioned images, and statistics of the images"
+    )
+    return Chart("Evaluations", alt, "line", rows, "step", "value", panel="measure")
+
+
+def _training_steps(subject: Subject, artifact: Artifact) -> Chart:
+    by_figure: dict[str, list[dict[str, Any]]] = {}
+    for row in subject.ask("SELECT step, figure, value FROM steps ORDER BY figure, step", steps=artifact.table("steps")):
+        by_figure.setdefault(row["figure"], []).append(row)
+    rows = [row for figures in by_figure.values() for row in thinned(figures)]
+    return Chart("The course of training", "figures of the training steps", "line", rows, "step", "value", panel="figure")
 
 
 def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:

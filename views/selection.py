@@ -57,7 +57,7 @@ def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> C
     """A scatter plot of samples of the selected and of the other prompts, in the plane of the vectors' two principal directions.
 
     Args:
-        picked: source rows of the selected prompts.
+        picked: (m,) source rows of the selected prompts.
     """
     source_rows = PROMPTS.read(embeddings.table("prompts"), ["source_row"])["source_row"].to_numpy()
     is_picked = np.isin(source_rows, picked)
@@ -94,6 +94,7 @@ def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> C
 
 
 def _some(indices: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random sample (m,) of indices (n,), sorted; all where there are at most `most`."""
     return indices if len(indices) <= most else np.sort(rng.choice(indices, most, replace=False))
 
 

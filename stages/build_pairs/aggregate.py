@@ -26,23 +26,16 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         the rankings, and for `majority` the sign of each pair of an aggregate by its two row numbers:
         1 the first is better, -1 the second, 0 as many votes for either, and no entry for pairs that all tied.
     """
-    groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
-    for rows in rankings.records():
-        image_set = frozenset(rankings.images[rows].tolist())
-        groups.setdefault((int(rankings.prompts[rows.start]), image_set), []).append(rows)
     parts: list[dict[str, NDArray[Any]]] = []
     names: list[str | None] = []
     signs: dict[tuple[int, int], int] = {}
     first_row = 0
-    for (prompt, _), members in groups.items():
+    for prompt, members in _image_sets(rankings):
         first = members[0]
         images = rankings.images[first]
         if len(members) == 1:
-            ranking, ranks, annotator = (
-                int(rankings.rankings[first.start]),
-                rankings.ranks[first],
-                rankings.annotator(first.start),
-            )
+            ranking, ranks = int(rankings.rankings[first.start]), rankings.ranks[first]
+            annotator = rankings.annotator(first.start)
         else:
             votes = _votes(rankings, members, images)
             ranking = row_id("aggregate", method, sorted(int(rankings.rankings[rows.start]) for rows in members))
@@ -61,10 +54,17 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         )
         names += [annotator] * count
         first_row += count
-    columns = {
-        name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks", "choices")
-    }
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Rankings.of(**columns, names=names), signs
+
+
+def _image_sets(rankings: Rankings) -> list[tuple[int, list[slice]]]:
+    """For each set of images of a prompt, the prompt and the rows of the records that rank it."""
+    groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
+    for rows in rankings.records():
+        image_set = frozenset(rankings.images[rows].tolist())
+        groups.setdefault((int(rankings.prompts[rows.start]), image_set), []).append(rows)
+    return [(prompt, members) for (prompt, _), members in groups.items()]
 
 
 def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -78,6 +78,7 @@ def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint
 
 
 def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
+    """The aggregate's ranks (images,) from votes (annotators, images)."""
     if method == "borda":
         return dense(votes.sum(axis=0))
     if method == "bradley-terry":
@@ -107,12 +108,14 @@ def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def _ordered_pairs(row: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """The untied pairs (better, worse) of one annotator's ranks (images,)."""
     for first, second in combinations(range(len(row)), 2):
         if row[first] != row[second]:
             yield (first, second) if row[first] < row[second] else (second, first)
 
 
 def _majority(votes: NDArray[np.float64], start: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """The majority's sign of every pair of rows, from votes (annotators, images); the first image is row `start`."""
     for first, second in combinations(range(votes.shape[1]), 2):
         opinions = np.sign(votes[:, second] - votes[:, first])
         if opinions.any():

@@ -169,6 +169,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
         ) from None
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
+        """Vectors (n, d) of n texts."""
         with torch.inference_mode():
             vectors = encoder.encode(
                 texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=False

@@ -185,7 +185,7 @@ def group_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerDa
 
 
 def calibration_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> list[dict[str, Any]]:
-    """Rows of `calibration`, for scorers whose differences are log odds."""
+    """Rows of the table `calibration`, from columns (p,) of pairs, for scorers whose differences are log odds."""
     rows = []
     for name, scorer in scorers.items():
         if scorer.log_odds:

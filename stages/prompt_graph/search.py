@@ -132,6 +132,7 @@ class _Products:
         self._done = self._reported = 0
 
     def __call__(self, queries: NDArray[np.float32], points: NDArray[np.float32], metric: int) -> NDArray[np.float32]:  # noqa: ARG002 (faiss names it)
+        """(q, p) inner products of queries (q, d) and points (p, d)."""
         self._done += 1
         self._tell(self._done * self._queries // (self._lists + 1))
         return queries @ points.T

@@ -50,9 +50,7 @@ def cut(
     for index, label in enumerate(labels.tolist()):
         members.setdefault(label, []).append(index)
     order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[index])) for index in members[label]))
-    sizes = [0, 0, 0]
-    for label, split in fixed.items():
-        sizes[split] += len(members[label])
+    sizes = [sum(len(members[label]) for label, split in fixed.items() if split == number) for number in range(len(SPLITS))]
     quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
     splits = np.empty(len(texts), dtype=np.int8)
     free = [label for label in order if label not in fixed]
