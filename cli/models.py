@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The scorer's model: a folder, a published ImageReward.pt, a shipped model's name, hub-id@revision, or, for"
+        " reward models, an artifact's id or a stage such as train-rm.",
+    ),
+]
+
+
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     prompt: Annotated[
         list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt that the images are scored for. May be repeated.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The scorer's model: a folder, a published ImageReward.pt, a shipped model's name, hub-id@revision, or of reward"
-            " models also an artifact's id or a stage such as train-rm.",
-        ),
-    ] = None,
+    model: ModelOption = None,
     scorer: Annotated[
         str,
         typer.Option(

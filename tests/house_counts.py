@@ -44,7 +44,7 @@ def _functions(node: ast.AST, file: str, outer: str, outer_doc: str) -> Iterator
         elif isinstance(child, ast.FunctionDef):
             doc = ast.get_docstring(child) or ""
             if child.name in ("__init__", "__call__"):
-                doc += outer_doc  # a class tells what it is made of
+                doc += outer_doc  # the class's docstring describes them
             lines = (child.end_lineno or child.lineno) - child.lineno + 1
             yield Function(file, f"{outer}{child.name}", lines, _has_arrays(child), _SHAPE.search(doc) is not None)
             yield from _functions(child, file, f"{outer}{child.name}.", "")
