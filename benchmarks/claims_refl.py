@@ -42,47 +42,46 @@ from irpipe.schemas.splits import PROMPT_SPLITS
 REWARD_MODEL = (
     "simulate-annotations.annotators_per_prompt=8",
     "train-rm.batch_pairs=1024",
-    "train-rm.learning_rate=1e-3",
+    "train-rm.optimizer.learning_rate=1e-3",
     "train-rm.epochs=6",
-    "train-rm.grain=0.1",
-    "train-rm.average=0.997",
+    "train-rm.noise_std=0.1",
+    "train-rm.optimizer.ema_decay=0.997",
     "train-rm.freeze_rate=0.7",
-    "train-rm.frozen_part=recomputed",
-    "train-rm.seed=1",
+    "train-rm.training.seed=1",
 )
 TURNS = 2  # images of each test prompt
 ASPECTS = ("utility", "alignment", "fidelity")
-LOOKS = ("monitor_every=10", "monitor_prompts=32", "monitor_images=2", "kept_images=32")
-POOL = ("steps=120", "pool_prompts=120", "images_per_prompt=8", *LOOKS)  # 960 images, as many as ReFL's rollouts
-REFL = ("steps=80", "refresh_every=80", "rollouts=960", *LOOKS)
-# Batch 2 at a high learning rate, no accumulation, no pre-training loss, nothing clipped or averaged, no stop rule: 400 rollouts.
+EVALUATION = ("evaluation.every=10", "evaluation.prompts=32", "evaluation.images=2", "evaluation.kept_images=32")
+POOL = ("steps=120", "pool_prompts=120", "images_per_prompt=8", *EVALUATION)  # 960 images, as many as ReFL's rollouts
+REFL = ("steps=80", "refresh_every=80", "rollouts=960", *EVALUATION)
+# Batch 2 at a high learning rate, no accumulation, no pre-training loss, nothing clipped, no EMA, no stop rule: 400 rollouts.
 FAILING = {
-    "learning_rate": "1e-4",
+    "optimizer.learning_rate": "1e-4",
     "batch_size": "2",
-    "micro_batch": "2",
-    "pretraining": "0.0",
-    "max_slope": "none",
-    "max_grad_norm": "0.0",
-    "average": "0.0",
-    "copies": "0",
+    "training.micro_batch_size": "2",
+    "pretraining.weight": "0.0",
+    "clip_reward_gradient": "none",
+    "optimizer.max_grad_norm": "0.0",
+    "optimizer.ema_decay": "0.0",
+    "noise_samples": "0",
     "refresh_every": "1",
-    "warmup_steps": "0",
-    "on_trip": "note",
+    "optimizer.warmup_steps": "0",
+    "evaluation.early_stopping": "log",
     "steps": "200",
-    "monitor_every": "50",
-    "monitor_prompts": "32",
-    "monitor_images": "2",
-    "kept_images": "32",
+    "evaluation.every": "50",
+    "evaluation.prompts": "32",
+    "evaluation.images": "2",
+    "evaluation.kept_images": "32",
 }
 MENDED: Mapping[str, Mapping[str, str]] = {
     "batch 2, lr 1e-4, nothing else": {},
-    "... lr 3e-5": {"learning_rate": "3e-5"},
-    "... with the pre-training loss": {"pretraining": "2.0", "pretraining_batch": "4"},
-    "... accumulated to 32": {"batch_size": "32", "steps": "13", "monitor_every": "5"},
-    "... slopes clipped": {"max_slope": "median"},
-    "... gradients clipped": {"max_grad_norm": "1.0"},
-    "... low-rank additions": {"trained": "lora", "lora_layers": "attention+convolutions", "learning_rate": "1e-3"},
-    "... the stop rule": {"on_trip": "stop", "monitor_every": "10"},
+    "... lr 3e-5": {"optimizer.learning_rate": "3e-5"},
+    "... with the pre-training loss": {"pretraining.weight": "2.0", "pretraining.batch_size": "4"},
+    "... accumulated to 32": {"batch_size": "32", "steps": "13", "evaluation.every": "5"},
+    "... reward gradients clipped": {"clip_reward_gradient": "median"},
+    "... gradients clipped": {"optimizer.max_grad_norm": "1.0"},
+    "... LoRA": {"trainable": "lora", "lora.layers": "attention+convolutions", "optimizer.learning_rate": "1e-3"},
+    "... the stop rule": {"evaluation.early_stopping": "stop", "evaluation.every": "10"},
 }
 
 
@@ -99,34 +98,36 @@ class Run:
 
     @property
     def flags(self) -> list[str]:
-        own = dict(one.split("=", 1) for one in (*self.settings, f"seed={self.seed}"))  # the last of a name counts
+        own = dict(one.split("=", 1) for one in (*self.settings, f"training.seed={self.seed}"))  # the last of a name counts
         laid = (*REWARD_MODEL, *self.others, *(f"{self.stage}.{name}={value}" for name, value in own.items()))
         return [part for setting in laid for part in ("--set", setting)]
 
 
 def runs() -> list[Run]:
     """Every run, the ones that decide first."""
-    small = ("micro_batch=2",)
+    small = ("training.micro_batch_size=2",)
     clean = ("simulate-captions.wrong_captions=0.0", "simulate-captions.damaged=0.0")
     found = [Run("main", "refl, micro-batches of 2", "refl", (*REFL, *small), seed) for seed in (1, 2, 3)]
     found += [
-        Run("controls", "the pre-training loss alone", "refl", (*REFL, "reward=1e-9")),
-        Run("controls", "no pre-training loss", "refl", (*REFL, "pretraining=0.0", "on_trip=note")),
-        Run("controls", "rollouts new in every step, as published", "refl", ("steps=30", "refresh_every=1", *LOOKS)),
-        Run("controls", "the paper's lambda of 0.001", "refl", (*REFL, "reward=1e-3")),
-        Run("controls", "the picture's own reward, no grain", "refl", (*REFL, "copies=0")),
-        Run("controls", "slopes not clipped", "refl", (*REFL, "max_slope=none")),
-        Run("controls", "clean real pairs", "refl", REFL, others=clean),
-        Run("controls", "clean real pairs, the pre-training loss alone", "refl", (*REFL, "reward=1e-9"), others=clean),
+        Run("controls", "the pre-training loss alone", "refl", (*REFL, "reward_weight=1e-9")),
+        Run("controls", "no pre-training loss", "refl", (*REFL, "pretraining.weight=0.0", "evaluation.early_stopping=log")),
+        Run("controls", "rollouts new in every step, as published", "refl", ("steps=30", "refresh_every=1", *EVALUATION)),
+        Run("controls", "the paper's lambda of 0.001", "refl", (*REFL, "reward_weight=1e-3")),
+        Run("controls", "the image's own reward, no noisy copies", "refl", (*REFL, "noise_samples=0")),
+        Run("controls", "reward gradients not clipped", "refl", (*REFL, "clip_reward_gradient=none")),
+        Run("controls", "clean captioned images", "refl", REFL, others=clean),
+        Run(
+            "controls", "clean captioned images, the pre-training loss alone", "refl", (*REFL, "reward_weight=1e-9"), others=clean
+        ),
         Run("rivals", "raft, one pool", "raft", POOL),
         Run("rivals", "raft, three pools", "raft", (*POOL, "pool_prompts=40", "pool_every=40")),
         Run("rivals", "reward-weighted", "reward-weighted", POOL),
         Run("rivals", "reward-weighted within prompts", "reward-weighted", (*POOL, "scale=prompt")),
         Run("rivals", "filter-tune", "filter-tune", POOL),
     ]
-    hacked = (*REFL, "pretraining=0.0", "learning_rate=1e-4", "monitor_every=5")
+    hacked = (*REFL, "pretraining.weight=0.0", "optimizer.learning_rate=1e-4", "evaluation.every=5")
     found += [
-        Run("hacking", "let on", "refl", (*hacked, "on_trip=note")),
+        Run("hacking", "let on", "refl", (*hacked, "evaluation.early_stopping=log")),
         Run("hacking", "stopped by the rule", "refl", hacked),
     ]
     for name, change in MENDED.items():

@@ -33,10 +33,10 @@ NOISES = (0.05, 0.2)  # besides the recipe's 0.1
 SETTINGS = (
     "simulate-annotations.annotators_per_prompt=8",
     "train-rm.batch_pairs=1024",
-    "train-rm.learning_rate=1e-3",
+    "train-rm.optimizer.learning_rate=1e-3",
     "train-rm.epochs=6",
-    "train-rm.grain=0.1",
-    "train-rm.average=0.997",
+    "train-rm.noise_std=0.1",
+    "train-rm.optimizer.ema_decay=0.997",
     "train-rm.freeze_rate=0.0",
     "score-images.split=test",
     "score-images.scorers=['reward-model','random']",
@@ -44,17 +44,17 @@ SETTINGS = (
 INGREDIENTS_SIZE = "train-rm.max_prompts=400"
 INGREDIENTS = {
     "everything": (),
-    "head: random instead of matching": ("train-rm.head=random",),
+    "head: random instead of itm": ("train-rm.head=random",),
     "head: as published": ("train-rm.head=published", "train-rm.collapse_after=0"),
-    "head: matching, scale not fitted": ("train-rm.fit_scale=false",),
-    "no augmentation": ("train-rm.shift=0", "train-rm.mirror=false", "train-rm.grain=0.0"),
-    "no shift": ("train-rm.shift=0",),
-    "no mirror": ("train-rm.mirror=false",),
-    "no grain": ("train-rm.grain=0.0",),
-    "no running average": ("train-rm.average=0.0",),
-    "two people a prompt": ("simulate-annotations.annotators_per_prompt=2", "train-rm.batch_pairs=256"),
-    "lower layers frozen, 0.7 as published": ("train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed"),
-    "the published learning rate, 1e-5": ("train-rm.learning_rate=1e-5", "train-rm.collapse_after=0"),
+    "head: itm, scale not fitted": ("train-rm.fit_scale=false",),
+    "no augmentation": ("train-rm.random_shift=0", "train-rm.horizontal_flip=false", "train-rm.noise_std=0.0"),
+    "no shift": ("train-rm.random_shift=0",),
+    "no flip": ("train-rm.horizontal_flip=false",),
+    "no noise": ("train-rm.noise_std=0.0",),
+    "no EMA": ("train-rm.optimizer.ema_decay=0.0",),
+    "two people per prompt": ("simulate-annotations.annotators_per_prompt=2", "train-rm.batch_pairs=256"),
+    "lower layers frozen, 0.7 as published": ("train-rm.freeze_rate=0.7",),
+    "the published learning rate, 1e-5": ("train-rm.optimizer.learning_rate=1e-5", "train-rm.collapse_after=0"),
 }
 
 
@@ -98,7 +98,7 @@ def points(seeds: Sequence[int]) -> Iterator[tuple[str, str, int, tuple[str, ...
         for size in SIZES:
             yield "size", str(size or "all"), seed, (f"train-rm.max_prompts={size}",) if size else ()
     for seed in seeds:
-        yield "frozen", "all", seed, ("train-rm.freeze_rate=0.7", "train-rm.frozen_part=recomputed")
+        yield "frozen", "all", seed, ("train-rm.freeze_rate=0.7",)
     for seed in seeds[:1]:
         for noise in NOISES:
             yield "noise", str(noise), seed, (f"simulate-annotations.noise={noise}",)
@@ -109,7 +109,7 @@ def points(seeds: Sequence[int]) -> Iterator[tuple[str, str, int, tuple[str, ...
 
 def measure(folder: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     """Train and evaluate under some settings."""
-    laid = (*SETTINGS, *settings, f"train-rm.seed={seed}")
+    laid = (*SETTINGS, *settings, f"train-rm.training.seed={seed}")
     flags = [part for setting in laid for part in ("--set", setting)]
     events = irpipe(folder, "run", "evaluate-rm", "--json", *flags)
     done = json.loads(events.splitlines()[-1])

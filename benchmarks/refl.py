@@ -1,4 +1,4 @@
-"""ReFL's step against a plain transcription of the released one, at the micro world's size, without the loss on real pairs.
+"""ReFL's step against a plain transcription of the released one, at the micro world's size, without the pre-training loss.
 
 The transcription encodes the texts in every step, draws one late step for the whole batch, rolls out every sample, and takes the
 gradient through network, decoder, preprocessing and reward in one graph; T, window, batch and optimiser are the same. Each way
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,8 @@ from accelerate import Accelerator
 
 from benchmarks.common import peak_in_child, show
 from irpipe import microworld
-from irpipe.models.imagereward import ImageReward
+from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.tuning.denoiser import Denoiser, load_denoiser
-from irpipe.models.tuning.reward import RewardSlope
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.refl import ReflConfig
@@ -48,7 +48,6 @@ def main(folder: Path, size: Size) -> None:
     ways: dict[str, Callable[[Path, Size], tuple[float, dict[str, float]]]] = {
         "transcription": _plain,
         "ours": _ours,
-        "ours, four late steps a rollout": _sharing,
         "ours, rollouts used again": _again,
     }
     best: dict[str, float] = {}
@@ -75,7 +74,7 @@ def _plain(_: Path, size: Size) -> tuple[float, dict[str, float]]:
     denoiser.vae.to(memory_format=torch.contiguous_format)
     unet, vae, pipeline = denoiser.unet, denoiser.vae, denoiser.pipeline
     adam = torch.optim.AdamW(unet.parameters(), 1e-5, weight_decay=1e-2)
-    scheduler = denoiser.course(LAST + 1, "ddpm").scheduler
+    scheduler = denoiser.noise_schedule(LAST + 1, "ddpm").scheduler
     texts = [PROMPTS[number % len(PROMPTS)] for number in range(size.batch)]
 
     def step(late: int) -> None:
@@ -103,25 +102,21 @@ def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, f
     denoiser, reward = _loaded()
     config = ReflConfig(
         model="micro-generator",
-        held_out_model="x",
-        similarity_model="x",
-        trained="unet",
+        trainable="unet",
         batch_size=size.batch,
-        dtype="float32",
-        sample_batch=64,
+        training={"dtype": "float32", "sample_batch_size": 64},
         **settings,
     )
     folder.mkdir(exist_ok=True)
-    objective = ReflObjective(
-        config,
-        denoiser,
-        denoiser.course(config.num_steps, "ddpm"),
-        denoiser.encode(PROMPTS),
-        reward.encode_texts(PROMPTS),
-        RewardSlope(reward, denoiser, config.phi, config.margin, 0, 0.0),
-        Accelerator(cpu=True),
-        Context(folder, Watcher().progress, print, {}),
+    session: Any = SimpleNamespace(
+        stage="refl",
+        accelerator=Accelerator(cpu=True),
+        context=Context(folder, Watcher().progress, print, {}),
+        denoiser=denoiser,
+        reward=reward,
+        prompts=dict(enumerate(PROMPTS)),
     )
+    objective = ReflObjective(config, session)
     adam = torch.optim.AdamW(denoiser.unet.parameters(), 1e-5, weight_decay=1e-2)
     spent = dict.fromkeys(("rollouts", "losses", "backward", "optimiser"), 0.0)
     number = 0
@@ -129,7 +124,7 @@ def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, f
     def step(_: int) -> None:
         nonlocal number
         marks = [time.perf_counter()]
-        objective.prepare(number, range(size.batch), lambda: None)
+        objective.prepare(number, lambda: None)
         marks.append(time.perf_counter())
         losses, _ = objective.losses(number, range(size.batch))
         marks.append(time.perf_counter())
@@ -138,7 +133,7 @@ def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, f
         torch.nn.utils.clip_grad_norm_(denoiser.unet.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
-        objective.finish()
+        objective.finish(number)
         marks.append(time.perf_counter())
         number += 1
         for name, before, after in zip(spent, marks, marks[1:], strict=False):
@@ -147,10 +142,6 @@ def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, f
     seconds = _seconds(step, size.steps)
     whole = sum(spent.values())
     return seconds, {f"{name}_share": value / whole for name, value in spent.items()}
-
-
-def _sharing(folder: Path, size: Size) -> tuple[float, dict[str, float]]:
-    return _ours(folder, size, late_steps=4)
 
 
 def _again(folder: Path, size: Size) -> tuple[float, dict[str, float]]:

@@ -1,8 +1,8 @@
 """train-rm against the published training step, score-images against bare forward passes, and the memory of 210,000 pairs.
 
 The published step encodes both images of every pair on their own, each with its own copy of the padded text; train-rm encodes
-each image once, and with the frozen part kept begins behind the frozen blocks. All run on one network with random weights. With
-an NVIDIA GPU the steps are also run at the published size, ours in bfloat16.
+each image once. Both run on one network with random weights. With an NVIDIA GPU the steps are also run at the published size,
+ours in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,33 +26,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import peak_in_child, quiet_context, show, timed
 from irpipe.microworld.grammar import describe, sample_scene
-from irpipe.models.imagereward import (
-    PUBLISHED_TEXT,
-    PUBLISHED_VISION,
-    ImageReward,
-    Preprocessing,
-    configs,
-    initialise_head,
-    load_tokenizer,
-)
 from irpipe.models.noise import SeededDropout
 from irpipe.models.pictures import decode_all
-from irpipe.models.reward.start import init_reward_model
-from irpipe.models.scorers import RewardModelScorer, squares
-from irpipe.models.training import make_accelerator
+from irpipe.models.reward.blip_weights import PUBLISHED_TEXT, PUBLISHED_VISION, configs
+from irpipe.models.reward.imagereward import ImageReward
+from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.reward.start import init_reward_model, initialise_head
+from irpipe.models.scorers.reward import RewardModelScorer, squares
+from irpipe.models.training.accelerator import make_accelerator
+from irpipe.models.training.loop import Trainer
+from irpipe.models.weights import load_tokenizer
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
-from irpipe.schemas.features import DATA, FEATURES, FeatureFile
 from irpipe.schemas.images import ImageReader, ImageShards, image_row
 from irpipe.schemas.pairs import PAIRS
-from irpipe.stages.encode_images import EncodeImagesConfig
-from irpipe.stages.encode_images.run import batches, card_of
 from irpipe.stages.score_images import ScoreImagesConfig
 from irpipe.stages.score_images.shards import score_all
 from irpipe.stages.train_rm import TrainRmConfig
+from irpipe.stages.train_rm.batches import pixels_of, scores_of
 from irpipe.stages.train_rm.data import PairRows, group, read_pairs, steps_of_epoch
-from irpipe.stages.train_rm.loop import Texts, Trainer
-from irpipe.stages.train_rm.run import freeze
+from irpipe.stages.train_rm.objective import PairwiseObjective
+from irpipe.stages.train_rm.run import make_task
 
 VISION = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6}
 TEXT = {
@@ -190,7 +184,7 @@ class EncodedPairs:
     def of(cls, model: ImageReward, pairs: PairRows, pictures: Tensor, texts: Mapping[int, str]) -> EncodedPairs:
         row = {int(image): place for place, image in enumerate(pairs.images)}
         better, worse = (torch.tensor([row[int(image)] for image in ends]) for ends in (pairs.better, pairs.worse))
-        ids, mask = model.tokenise([texts[int(prompt)] for prompt in pairs.prompt_id], length=35)
+        ids, mask = tokens(model, [texts[int(prompt)] for prompt in pairs.prompt_id])
         pixels = model.preprocess.normalised(pictures.to(model.device).permute(0, 3, 1, 2).float() / 255)
         return cls(pixels, better, worse, ids, mask)
 
@@ -201,11 +195,18 @@ def published_step(model: ImageReward, adam: torch.optim.Optimizer, pairs: Encod
     for first in range(0, count, micro_batch):
         part = slice(first, min(first + micro_batch, count))
         ids, mask = pairs.ids[part], pairs.mask[part]
-        rewards = torch.stack([model(pairs.pixels[ends[part]], ids, mask) for ends in (pairs.better, pairs.worse)], dim=1)
+        encoded = {"input_ids": ids, "attention_mask": mask}
+        rewards = torch.stack([model(pairs.pixels[ends[part]], encoded) for ends in (pairs.better, pairs.worse)], dim=1)
         target = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
         (F.cross_entropy(rewards, target) * len(rewards) / count).backward()
     adam.step()
     adam.zero_grad()
+
+
+def tokens(model: ImageReward, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask padded to 35 tokens, as published; (n, 35) each."""
+    batch = model.tokenizer(list(texts), padding="max_length", max_length=35, truncation=True, return_tensors="pt")
+    return batch.input_ids.to(model.device), batch.attention_mask.to(model.device)
 
 
 def plain_dropouts(model: nn.Module) -> None:
@@ -247,19 +248,18 @@ def steps(
     size = vision["image_size"]
     pictures = torch.from_numpy(np.stack(list(clouds(PROMPTS * K, size))))
 
-    def ready() -> tuple[ImageReward, int]:
+    def ready() -> ImageReward:
         model = random_model(vision, text)
-        return model.to(device), freeze(model, "published", FREEZE_RATE)
+        model.freeze(FREEZE_RATE)
+        return model.to(device)
 
-    published, micro_batch = of_published(ready()[0], pairs, pictures, texts)
-    contestants = [published]
-    for kept in (False, True):
-        model, blocks = ready()
-        read: Callable[[Any], Tensor] = kept_features(model, pictures, folder) if kept else lambda rows: pictures[rows]
-        trainer = trainer_of(model, blocks, pairs, texts, read, kept, device, dtype, folder / "work")
-        what = f"train-rm, frozen part {'kept' if kept else 'recomputed'}"
-        show(what, scores_differ_from_the_published_by=f"{disagreement(trainer, pictures, texts):.1e} of their spread")
-        contestants.append(of_ours(what, trainer, ours))
+    published, micro_batch = of_published(ready(), pairs, pictures, texts)
+    trainer = trainer_of(ready(), pairs, texts, pictures, device, dtype, folder / "work")
+    show(
+        "train-rm",
+        scores_differ_from_the_published_by=f"{disagreement(trainer, pictures, texts):.1e} of their standard deviation",
+    )
+    contestants = [published, of_ours("train-rm", trainer, ours)]
     for _ in range(rounds):
         for one in contestants:
             one.seconds = min(one.seconds, timed(lambda one=one: (one.work(), wait(device)))[0])
@@ -292,48 +292,35 @@ def of_published(model: ImageReward, pairs: PairRows, pictures: Tensor, texts: M
 
 
 def trainer_of(
-    model: ImageReward,
-    blocks: int,
-    pairs: PairRows,
-    texts: Mapping[int, str],
-    read: Callable[[Any], Tensor],
-    kept: bool,
-    device: str,
-    dtype: str,
-    work: Path,
+    model: ImageReward, pairs: PairRows, texts: Mapping[int, str], pictures: Tensor, device: str, dtype: str, work: Path
 ) -> Trainer:
-    config = TrainRmConfig(
-        model="random",
-        freeze_rate=FREEZE_RATE,
-        frozen_part="kept" if kept else "recomputed",
-        dtype=dtype,
-        device=device,
-    )
-    groups = group(pairs, pairs.images)
-    tokens = Texts.of(model, dict(texts), False)
-    return Trainer(
-        config,
-        model,
-        blocks,
-        groups,
-        groups,
-        tokens,
-        read,
-        kept,
-        make_accelerator("train-rm", config.device, config.dtype),
-        quiet_context(work),
-    )
+    """train-rm's training on all pairs; a validation split it never gets to."""
+    config = TrainRmConfig(model="random", freeze_rate=FREEZE_RATE, training={"dtype": dtype, "device": device})
+    accelerator = make_accelerator("train-rm", config.training, "", {})
+    twice = PairRows(*(np.tile(getattr(pairs, name), 2) for name in PairRows.__dataclass_fields__))
+    both = replace(twice, split=np.repeat(["train", "validation"], len(pairs)))
+    objective, evaluator = make_task(config, model, both, pairs.images, texts, lambda rows: pictures[rows], accelerator)
+    training = config.training_config(len(objective.steps))
+    return Trainer(training, dict(model.named_parameters()), [objective], evaluator, accelerator, quiet_context(work))
+
+
+def task(trainer: Trainer) -> PairwiseObjective:
+    """What train-rm trains by."""
+    objective = trainer.objectives[0]
+    assert isinstance(objective, PairwiseObjective)
+    return objective
 
 
 def of_ours(name: str, trainer: Trainer, steps: int) -> Contestant:
     """Reading the batch and the step; in a run the next batch is read meanwhile."""
-    before = mark_memory(trainer.model)
+    before = mark_memory(task(trainer).model)
     number = 0
 
     def step() -> None:
         nonlocal number
-        trainer._step(number, trainer._batches(trainer.train, trainer.steps[number].tolist()))
-        number = (number + 1) % trainer.total
+        task(trainer).prepare(number, lambda: None)
+        trainer._learn(number, [task(trainer).parts(number)])
+        number = (number + 1) % trainer.config.steps
 
     with FlopCounterMode(display=False) as counter:
         step()
@@ -342,33 +329,19 @@ def of_ours(name: str, trainer: Trainer, steps: int) -> Contestant:
     return Contestant(name, work, steps * PAIRS_A_STEP, flops, gigabytes_since(before))
 
 
-def kept_features(model: ImageReward, pictures: Tensor, folder: Path) -> Callable[[Any], Tensor]:
-    """A way to read what encode-images keeps of pictures, from its file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = EncodeImagesConfig(model="random", freeze_rate=FREEZE_RATE)
-    card = card_of(model, "random", config)
-    card.write(folder)
-    with (folder / DATA).open("wb") as file:
-        for states in batches(model, pictures.numpy(), card, config):
-            file.write(states)
-    ids = ranked(PROMPTS).images
-    FEATURES.write(folder, {"image_id": ids, "prompt_id": ids // K, "row": np.arange(len(ids)), "fault": [None] * len(ids)})
-    features = FeatureFile(folder)
-    rows, _ = features.rows_of(ids)
-    return lambda places: features.read(rows[places])
-
-
 def disagreement(trainer: Trainer, pictures: Tensor, texts: Mapping[int, str]) -> float:
-    """By how much the trainer's scores of a prompt's images differ from plain forward passes, against their spread."""
-    model = trainer.model.eval()
-    batch = trainer._batch(trainer.train, [0])
-    ids, mask = model.tokenise([texts[batch.prompts[0]]] * K, length=35)
-    rows = trainer.train.image_rows[:K]
+    """By how much our scores of a prompt's images differ from plain forward passes, in their standard deviations."""
+    objective = task(trainer)
+    model = objective.model.eval()
+    (batch,) = objective.reader.batches(objective.groups, [0])
+    ids, mask = tokens(model, [texts[batch.prompts[0]]] * K)
+    rows = objective.groups.image_rows[:K]
+    pixels = model.preprocess.normalised(pictures[rows].to(model.device).permute(0, 3, 1, 2).float() / 255)
     with torch.no_grad():
-        plain = model(model.preprocess.normalised(pictures[rows].to(model.device).permute(0, 3, 1, 2).float() / 255), ids, mask)
+        plain = model(pixels, {"input_ids": ids, "attention_mask": mask})
         with trainer.accelerator.autocast():
-            ours = trainer._scores(batch, None, trainer.texts.length(batch.prompts))
-    return float((plain - ours.float()).abs().max() / plain.std())
+            ours = scores_of(model, batch, pixels_of(batch, model.device))
+    return float((plain - ours).abs().max() / plain.std())
 
 
 def wait(device: str) -> None:
@@ -413,7 +386,7 @@ def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], fol
         part = range(first, min(first + config.batch_size, count))
         blank = np.zeros((scorer.image_size, scorer.image_size, 3), np.uint8)
         pixels = squares([blank] * len(part), model.preprocess, model.device, torch.float32)
-        batches.append((pixels, *scorer.model.tokenise([texts[int(prompts[place])] for place in part])))
+        batches.append((pixels, scorer.model.encode_texts([texts[int(prompts[index])] for index in part])))
 
     def bare() -> None:
         with torch.no_grad():

@@ -17,25 +17,28 @@ import numpy as np
 
 from benchmarks.common import quiet_context, show
 from irpipe.microworld.grammar import describe, sample_scene
+from irpipe.pipeline.cpus import set_threads
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.vectors import embed_in_shards
 
-FULL, TINY = (40, 256), (8, 16)  # shards, and prompts of each
+FULL, TINY = (24, 128), (8, 16)  # shards, and prompts of each
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # the default of GNU OpenMP
 ROWS = {"idle": (0, 2), "beside two busy processes": (2, 2), "one core by affinity": (0, 1)}
 
 
 def main(folder: Path, size: tuple[int, int]) -> None:
     for number, (row, (others, cores)) in enumerate(ROWS.items()):
         rates = {}
-        for processes, threads in ((1, 2), (2, 1), (1, 1)):
-            work = folder / f"{number}-{processes}-{threads}"
+        for processes, threads, more in ((1, 2, {}), (1, 2, SPINNING), (2, 1, {}), (1, 1, {})):
+            name = f"{processes} x {threads}{' spinning' if more else ''}"
+            work = folder / f"{number} {name}"
             command = [sys.executable, "-m", "benchmarks.threads", str(work), str(processes), str(cores), *map(str, size)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **more}
             with busy(others):
                 done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            rates[f"{processes} x {threads}"] = f"{float(done.stdout.split()[-1]):,.0f}/s"
+            rates[name] = f"{float(done.stdout.split()[-1]):,.0f}/s"
         show(row, **rates)
 
 
@@ -79,5 +82,6 @@ def rate(work: Path, processes: int, shards: int, shard_size: int) -> float:
 
 
 if __name__ == "__main__":
+    set_threads()
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[3])]))
     print(rate(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4]), int(sys.argv[5])))

@@ -139,14 +139,8 @@ def status(json_: JsonOption = False) -> None:
 def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
     state = row["state"]
     if row["process"]:
-        progress = row["progress"]
-        line = (
-            tick_line(
-                progress["what"], progress["done"], progress["total"], progress["unit"], progress["seconds"], progress["note"]
-            )
-            if progress
-            else ""
-        )
+        fields = row["progress"] or {}
+        line = tick_line(**{name: value for name, value in fields.items() if name not in ("time", "event")}) if fields else ""
         state = f"running (process {row['process']}){f': {line}' if line else ''}"
     elif row["why"] and row["why"] != [state]:
         state = f"{state}: {'; '.join(row['why'])}"

@@ -1,4 +1,4 @@
-"""A tuned generator as a folder for diffusers: LoRA weights or a whole pipeline at its top, and a model card."""
+"""A tuned generator as a folder for diffusers: LoRA or a whole pipeline at its top, and a model card."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from irpipe.pipeline.export import new_folder, write_lineage
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.registry import MODELS, declared
 from irpipe.pipeline.store import Artifact, Store
-from irpipe.schemas.generator import ADDITIONS, CARD, MONITORS, WHOLE, GeneratorCard
+from irpipe.schemas.curves import CURVES
+from irpipe.schemas.generator import CARD, LORA, PIPELINE, GeneratorCard
 
-_PICTURES = {"before_after.png": "The same prompts and noise, before and after", "curves.png": "The course of the tuning"}
+_PICTURES = {"before_after.png": "The same prompts and noise, before and after", "curves.png": "Curves of the tuning"}
 
 
 def export_generator(store: Store, record: Record, folder: Path) -> None:
@@ -32,13 +33,13 @@ def export_generator(store: Store, record: Record, folder: Path) -> None:
     with new_folder(folder) as draft:
         copy_weights(artifact, draft, dict(files_of(artifact, card)))
         write_lineage(store, record, draft)
-        parts = (summary(card, folder.name), tuned(card, record), monitors(artifact, card), pictures(draft))
+        parts = (summary(card, folder.name), tuned(card, record), evaluations(artifact, card), pictures(draft))
         write_card(draft, front(card), parts, Origin.of(store, record))
 
 
 def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str]]:
     """Pairs of source and target paths: weights go to the top, where diffusers looks for them."""
-    within = f"{WHOLE if card.trained == 'unet' else ADDITIONS}/"
+    within = f"{PIPELINE if card.trained == 'unet' else LORA}/"
     for file in artifact.manifest.files:
         if file.path.startswith(within):
             yield file.path, file.path.removeprefix(within)
@@ -65,7 +66,7 @@ def on_hub(card: GeneratorCard) -> bool:
 
 def summary(card: GeneratorCard, folder: str) -> str:
     """The head of the card: the generator, and how to load it."""
-    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights of its UNet"
+    contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights for its UNet"
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
         f"A text-to-image generator tuned to human preference: {contents}.",
@@ -96,15 +97,15 @@ def loading(card: GeneratorCard, folder: str) -> list[str]:
 
 def tuned(card: GeneratorCard, record: Record) -> str:
     """The part on the tuning: base, method, steps, stop rule, and negative prompt."""
-    warnings = record.metrics.get("noted")  # with on_trip = "note" the run only logs it
-    verdict = f"fired, and was set to go on: {plain('; '.join(warnings))}" if warnings else "did not fire"
+    fired = record.metrics.get("stop_rule")  # with early_stopping = "log" the training goes on
+    verdict = f"fired, and was only logged: {plain('; '.join(fired))}" if fired else "did not fire"
     verdict = f"stopped it: {plain(card.stopped_for)}" if card.stopped_for else verdict
     base_note = "no evaluation was better than the first: these are the base's own weights" if not card.kept_step else ""
     rows = [
         ("base", code(card.base)),
         ("its revision, or the digest of its folder", code(card.revision)),
         ("method", code(card.stage)),
-        ("what was trained", "the UNet" if card.trained == "unet" else "LoRA weights of the UNet"),
+        ("what was trained", "the UNet" if card.trained == "unet" else "LoRA in the UNet"),
         ("steps done", f"{card.steps:,}"),
         ("weights of step", f"{card.kept_step:,}{f' ({base_note})' if base_note else ''}"),
         ("the stop rule", verdict),
@@ -114,24 +115,24 @@ def tuned(card: GeneratorCard, record: Record) -> str:
     return joined("## What it is", table(("", ""), rows)).rstrip()
 
 
-def monitors(artifact: Artifact, card: GeneratorCard) -> str:
+def evaluations(artifact: Artifact, card: GeneratorCard) -> str:
     """The part on evaluations: before the first step, and with the saved weights."""
-    evaluations = MONITORS.read(artifact.table(MONITORS.name)).to_pylist() if MONITORS.name in artifact.manifest.tables else []
-    before = {row["measure"]: row for row in evaluations if row["step"] == 0}
-    after = {row["measure"]: row for row in evaluations if row["step"] == card.kept_step}
-    rows = [
-        (code(name), _figure(before[name]["value"]), _figure(row["value"]), _figure(row["error"]))
-        for name, row in after.items()
-        if name in before
+    rows = CURVES.read(artifact.table(CURVES.name)).to_pylist() if CURVES.name in artifact.manifest.tables else []
+    rows = [row for row in rows if row["split"] == "validation"]
+    before = {row["figure"]: row["value"] for row in rows if row["step"] == 0}
+    after = {row["figure"]: row["value"] for row in rows if row["step"] == card.kept_step}
+    measures = [
+        (code(name), _figure(value), _figure(after.get(name)), _figure(after.get(f"{name}_error")))
+        for name, value in before.items()
     ]
-    if not rows:
+    if not measures:
         return ""
     return joined(
         "## Before and after",
-        "On held-out prompts and fixed captioned images. The reward is the training objective, so its rise proves nothing;"
-        " `held_out` and `similarity` are scorers that were not trained on, and a higher `denoising_loss` means forgetting."
-        " The error is the standard error, over prompts, of the change.",
-        table(("measure", "before", "after", "error"), rows),
+        "On prompts it was not trained on and fixed captioned images. The reward is what it was tuned for, so its rise proves"
+        " nothing; nothing was trained on `held_out` and `similarity`, and `denoising_loss` rises as the generator forgets. The"
+        " error is the standard error, over prompts, of the change.",
+        table(("measure", "before", "after", "error"), measures),
     ).rstrip()
 
 

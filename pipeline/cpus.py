@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 _OPENMP = "OMP_NUM_THREADS"  # read by torch, MKL and OpenBLAS when they are loaded
+# How long a thread of GNU OpenMP, which torch brings, holds its core while it waits for the others: 1 ms and more by default.
+# On a machine with other work the thread that is waited for then gets no core: two threads were ten times slower than one.
+_SPINNING = ("GOMP_SPINCOUNT", "1000")
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -54,7 +57,7 @@ def set_threads(count: int | None = None) -> int:
     """Fix how many threads the libraries compute with that this process, or one that it starts, has not loaded yet.
 
     Without this they take every core of the machine, also where a quota gives this process fewer; each operation then waits
-    for threads that do not run.
+    for threads that do not run. Threads that wait give their core to other work.
 
     Args:
         count: the number; None for the one that the environment gives (OMP_NUM_THREADS), or else every usable processor.
@@ -65,6 +68,8 @@ def set_threads(count: int | None = None) -> int:
     if count is None:
         count = threads()
     os.environ[_OPENMP] = str(count)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(*_SPINNING)
     return count
 
 

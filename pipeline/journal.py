@@ -42,9 +42,10 @@ class Journal(Watcher):
         with self._watcher.progress(what, total, unit) as bar, super().progress(what, total, unit) as log:
             yield _Both(bar, log)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
         """Write the progress; the watcher has its own bar."""
-        self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note)
+        earlier = {"resumed": resumed} if resumed else {}
+        self.keep("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 1), note=note, **earlier)
 
     def keep(self, event: str, **fields: Any) -> None:
         """Write an event without passing it on."""
@@ -84,6 +85,15 @@ class _Both:
     def advance(self, amount: int, note: str = "") -> None:
         self._bar.advance(amount, note)
         self._log.advance(amount, note)
+
+    def resume(self, amount: int) -> None:
+        self._bar.resume(amount)
+        self._log.resume(amount)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        with self._bar.aside(), self._log.aside():
+            yield
 
 
 def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -132,7 +142,7 @@ def as_line(entry: dict[str, Any]) -> str:
         case "message":
             text = str(entry["text"]).strip()
         case "progress":
-            text = tick_line(entry["what"], entry["done"], entry["total"], entry["unit"], entry["seconds"], entry.get("note", ""))
+            text = tick_line(**{"note": "", **fields})
         case "started":
             text = f"started, since {'; '.join(entry['reasons'])}, by process {entry['pid']}: {' '.join(entry['command'])}"
         case "ended":

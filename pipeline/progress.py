@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -14,9 +14,44 @@ _LINE_SECONDS = 5.0  # how often a run without a terminal, or with --json, repor
 
 
 class Progress(Protocol):
-    """A bar of one piece of work. A note (the loss, say) is shown with it."""
+    """A bar of one piece of work."""
 
-    def advance(self, amount: int, note: str = "") -> None: ...
+    def advance(self, amount: int, note: str = "") -> None:
+        """So many units are done. A note (the loss, say) is shown with the bar."""
+
+    def resume(self, amount: int) -> None:
+        """So many units were done by an earlier attempt: they count as done, and not towards the rate."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Time within the block is spent on something else than these units, and does not count towards the rate."""
+        ...
+
+
+class Pace:
+    """How much is done, and in how many seconds of its own."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._aside = 0.0
+        self.done = self.resumed = 0
+
+    def spent(self, now: float) -> float:
+        """Seconds of the work itself until now, by the monotonic clock."""
+        return now - self._started - self._aside
+
+    def resume(self, amount: int) -> None:
+        """See `Progress`."""
+        self.done += amount
+        self.resumed += amount
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """See `Progress`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._aside += time.monotonic() - began
 
 
 class Watcher:
@@ -33,22 +68,22 @@ class Watcher:
         """Work of ``total`` units begins; it ends when the block is left."""
         yield _Ticker(self, what, total, unit)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
-        """Work goes on: called at most every few seconds."""
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
+        """Work goes on: called at most every few seconds. `resumed` of what is done was done by an earlier attempt."""
 
 
-class _Ticker:
+class _Ticker(Pace):
     def __init__(self, watcher: Watcher, what: str, total: int | None, unit: str) -> None:
+        super().__init__()
         self._watcher, self._what, self._total, self._unit = watcher, what, total, unit
-        self._started = self._last_tick = time.monotonic()
-        self._done = 0
+        self._last_tick = self._started
 
     def advance(self, amount: int, note: str = "") -> None:
-        self._done += amount
+        self.done += amount
         now = time.monotonic()
         if now - self._last_tick >= _LINE_SECONDS:
             self._last_tick = now
-            self._watcher.tick(self._what, self._done, self._total, self._unit, now - self._started, note)
+            self._watcher.tick(self._what, self.done, self._total, self._unit, self.spent(now), note, self.resumed)
 
 
 class LineWatcher(Watcher):
@@ -57,8 +92,8 @@ class LineWatcher(Watcher):
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
-        self.say(f"  {tick_line(what, done, total, unit, seconds, note)}")
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
+        self.say(f"  {tick_line(what, done, total, unit, seconds, note, resumed)}")
 
 
 class TerminalWatcher(Watcher):
@@ -75,7 +110,7 @@ class TerminalWatcher(Watcher):
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str) -> Iterator[Progress]:
         from rich.console import RenderableType
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
         from rich.text import Text
 
@@ -89,23 +124,21 @@ class TerminalWatcher(Watcher):
                 if self.note:
                     yield Text(f"    {self.note}", no_wrap=True, overflow="ellipsis")
 
-        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
         with BarsWithNote(*columns, console=self._console, transient=True) as bars:
             yield _Bar(bars, bars.add_task(what, total=total, text=""), total, unit)
 
 
-class _Bar:
+class _Bar(Pace):
     def __init__(self, bars: Any, task: Any, total: int | None, unit: str) -> None:
+        super().__init__()
         self._bars, self._task, self._total, self._unit = bars, task, total, unit
-        self._started = time.monotonic()
-        self._done = 0
 
-    def advance(self, amount_done: int, note: str = "") -> None:
-        self._done += amount_done
-        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+    def advance(self, amount: int, note: str = "") -> None:
+        self.done += amount
         self._bars.note = note
-        text = f"{portion(self._done, self._total, self._unit)}, {amount(rate, self._unit)}/s"
-        self._bars.update(self._task, advance=amount_done, text=text)
+        text = standing(self.done, self._total, self._unit, self.spent(time.monotonic()), self.resumed)
+        self._bars.update(self._task, completed=self.done, text=text)
 
 
 class JsonWatcher(Watcher):
@@ -120,8 +153,8 @@ class JsonWatcher(Watcher):
     def say(self, text: str) -> None:
         self.event("message", text=text)
 
-    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> None:
-        extra = {"note": note} if note else {}
+    def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
+        extra: dict[str, Any] = ({"resumed": resumed} if resumed else {}) | ({"note": note} if note else {})
         self.event("progress", what=what, done=done, total=total, unit=unit, seconds=round(seconds, 3), **extra)
 
 
@@ -134,11 +167,16 @@ def watcher_for(*, json_lines: bool, quiet: bool) -> Watcher:
     return TerminalWatcher() if sys.stderr.isatty() else LineWatcher()
 
 
-def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> str:
+def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> str:
     """``generating: 578 of 1,318 images, 18.1 images/s, 41 s left``."""
-    rate = done / max(seconds, 1e-9)
+    return f"{what}: {standing(done, total, unit, seconds, resumed)}{f'; {note}' if note else ''}"
+
+
+def standing(done: int, total: int | None, unit: str, seconds: float, resumed: int) -> str:
+    """``578 of 1,318 images, 18.1 images/s, 41 s left``: the rate is of what this attempt did."""
+    rate = (done - resumed) / max(seconds, 1e-9)
     remaining = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return f"{what}: {portion(done, total, unit)}, {amount(rate, unit)}/s{remaining}{f'; {note}' if note else ''}"
+    return f"{portion(done, total, unit)}, {amount(rate, unit)}/s{remaining}"
 
 
 def duration(seconds: float) -> str:

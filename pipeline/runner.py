@@ -29,7 +29,8 @@ from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
-from irpipe.pipeline.settings import given_names, shown_config
+from irpipe.pipeline.settings import Config, given_names, shown_config
+from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
 
@@ -208,7 +209,7 @@ class Runner:
         try:
             with together(self._num_processes(step), self._command(step)):
                 report = stage.load_run()(step.node.config, inputs, out, context)
-                workers = {"processes": count(), "threads": threads()}
+                workers = _workers(step.node.config)
             _check(step.name, report)
             self._check_unchanged(step)
             make_record = partial(self._record, step, key, report, started, clock, code, workers)
@@ -318,6 +319,13 @@ class Runner:
 def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
     """The artifacts that a run reads."""
     return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
+
+
+def _workers(config: Config) -> dict[str, int]:
+    """How many processes worked on a run, and with how many threads each computed. Call it while they work together."""
+    if isinstance(config, MapConfig) and config.num_processes > 1:
+        return {"processes": config.num_processes, "threads": 1}
+    return {"processes": count(), "threads": threads()}
 
 
 def error_line(error: BaseException) -> str:

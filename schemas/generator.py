@@ -1,4 +1,4 @@
-"""A tuned generator: its card `generator.json`, and the tables of its tuning."""
+"""A tuned generator: its card `generator.json`, and the places of the weights beside it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import read_json
-from irpipe.schemas.table import Column, Table
 
-CARD, ADDITIONS, WHOLE = "generator.json", "lora", "pipeline"
+CARD, LORA, PIPELINE = "generator.json", "lora", "pipeline"
 KIND = "generator"
-
-TUNING_STEPS = Table(
-    "steps",
-    "The course of a tuning, one row per step and figure.",
-    (
-        Column("step", pa.int64(), "Optimiser steps done."),
-        Column(
-            "figure",
-            pa.string(),
-            "reward, reward_loss, pretraining_loss, pool_loss, gradient_norm, slope, slope_median, slope_largest, ...",
-        ),
-        Column("value", pa.float64(), "Its value, a mean over the step's samples where it is one of samples."),
-    ),
-)
-MONITORS = Table(
-    "monitors",
-    "Evaluations of the generator on held-out prompts and fixed captioned images.",
-    (
-        Column("step", pa.int64(), "Optimiser steps done."),
-        Column("measure", pa.string(), "reward, held_out, similarity, denoising_loss, or a statistic of the images."),
-        Column("value", pa.float64(), "Mean over the monitored images, or the loss."),
-        Column("error", pa.float64(), "Standard error over prompts of its change since step 0.", nullable=True),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +24,7 @@ class GeneratorCard:
         steps, kept_step: optimiser steps done; the step whose weights these are.
         stopped_for: the reason of the stop rule, or an empty string.
         trained_on: content ids by kind.
-        negative_prompt: the text that its training used for bad images, to be given as negative prompt.
+        negative_prompt: the text that the training put before the prompts of bad images, to be given as negative prompt.
     """
 
     base: str

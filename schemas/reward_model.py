@@ -1,4 +1,4 @@
-"""A trained reward model: the files of `irpipe.models.reward`, and the course of its training."""
+"""A trained reward model: the files of `irpipe.models.reward`, and the pairs that could not be trained on."""
 
 from __future__ import annotations
 
@@ -55,19 +55,6 @@ class ScoreCard:
             raise InputError(f"{folder / CARD} is no reward model's: {error}") from None
 
 
-CURVES = Table(
-    "curves",
-    "The course of a training: means since the last row (train), or over the whole split (validation).",
-    (
-        Column("step", pa.int64(), "Optimiser steps done."),
-        Column("epoch", pa.float32(), "Passes over the training pairs done."),
-        Column("split", pa.string(), "train or validation."),
-        Column("loss", pa.float64(), "Mean over pairs of -log sigmoid(better - worse), by weight."),
-        Column("accuracy", pa.float64(), "Share of pairs whose better image scores higher, by weight."),
-        Column("spread", pa.float64(), "Standard deviation of raw scores within a prompt, mean over prompts."),
-        Column("learning_rate", pa.float64(), "At that step."),
-    ),
-)
 REJECTED_TRAINING_PAIRS = Table(
     "rejected",
     "Pairs that could not be trained on.",

@@ -12,7 +12,6 @@ ORDER = (
     "load-annotations",
     "split-prompts",
     "build-pairs",
-    "encode-images",
     "train-rm",
     "sweep-rm",
     "score-images",

@@ -10,7 +10,19 @@ from typing import NamedTuple
 
 from tests.conftest import REPOSITORY
 
-FOLDERS = ("cli", "exports", "microworld", "models", "pipeline", "recipes", "report", "schemas", "stages", "views")
+FOLDERS = (
+    "cli",
+    "exports",
+    "microworld",
+    "microworld/build",
+    "models",
+    "pipeline",
+    "recipes",
+    "report",
+    "schemas",
+    "stages",
+    "views",
+)
 _ARRAY = re.compile(r"\b(NDArray|Tensor)\b")
 _SHAPE = re.compile(r"\((?:\.\.\.|[a-z0-9][\w ]*(?: [+*-] \w+)*),|\[(?:n|m|k), ")
 
@@ -26,8 +38,9 @@ class Function(NamedTuple):
 
 
 def files(folder: str) -> list[Path]:
-    """The Python files of a folder."""
-    return sorted((REPOSITORY / folder).rglob("*.py"))
+    """The Python files of a folder, without those of another one of `FOLDERS` in it."""
+    within = [REPOSITORY / other for other in FOLDERS if other.startswith(f"{folder}/")]
+    return sorted(path for path in (REPOSITORY / folder).rglob("*.py") if not any(path.is_relative_to(other) for other in within))
 
 
 def functions(folder: str) -> Iterator[Function]:

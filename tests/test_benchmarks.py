@@ -19,17 +19,17 @@ ROWS = {
     "embed": ["32 prompts"],
     "graph": ["exact, one set of 200", "inverted file, 300", "inverted file, 600", "law: n^1.5"],
     "generate": ["micro generator, CPU, float32"],
+    "threads": ["idle", "beside two busy processes", "one core by affinity"],
     "images": ["written", "plain copy of the shards", "read by id, all", "read by id, 1 of 100"],
     "oracle": ["oracle, clean images", "oracle, damaged images", "annotators, 7 images a record"],
     "reward_model": [
         "420 pairs, 140 images",
         "32 wide: the published step",
-        "32 wide: train-rm, frozen part recomputed",
-        "32 wide: train-rm, frozen part kept",
+        "32 wide: train-rm",
         "score-images, micro world, 32 px PNGs",
         "score-images, 32 wide, 64 px PNGs",
     ],
-    "refl": ["transcription", "ours, four late steps a rollout / transcription", "ours, rollouts used again / transcription"],
+    "refl": ["transcription", "ours / transcription", "ours, rollouts used again / transcription"],
     "report": ["status, 2 artifacts", "report, 240 images"],
 }
 

@@ -274,7 +274,7 @@ path = "train.json"
 format = "imagereward-json"
 [import-images]
 image_root = "images"
-[encode-images.reads]
+[train-rm.reads]
 images = "import-images"
 [score-images.reads]
 images = "import-images"

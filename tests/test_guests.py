@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from irpipe.pipeline.stage import registered
+from irpipe.pipeline.registry import declared
 from tests.guests import PACKAGE, POINTS
 from tests.paired import RECIPE
 
@@ -35,9 +35,9 @@ def site(world, tmp_path, monkeypatch):
     folder = tmp_path / "guest-site"
     install_package(folder)
     monkeypatch.syspath_prepend(str(folder))
-    registered.cache_clear()
+    declared.cache_clear()
     yield folder
-    registered.cache_clear()
+    declared.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
         del sys.modules[name]
 

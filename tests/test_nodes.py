@@ -186,6 +186,11 @@ class TestGrids:
             "loud[voice.times=1, text=c]:C! loud[voice.times=2, text=c]:C!C!"
         )
 
+    def test_settings_of_groups_need_no_quotes(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\ngrid.voice.times = [1, 2]\n[song]\nreads.word = "word"\n')
+        assert song(choir) == "word[voice.times=1]:hello word[voice.times=2]:hellohello"
+        assert song(choir, "word.grid.voice.times=[3]") == "word[voice.times=3]:hellohellohello"
+
     def test_its_name_alone_is_no_node(self, choir):
         choir.recipe(self.RECIPE)
         assert "loud is a grid of 4 nodes" in choir.run("loud", status=2).err

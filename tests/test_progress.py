@@ -38,6 +38,20 @@ def test_a_pipe_gets_lines_with_rate_and_time_left(monkeypatch, capsys):
     ]
 
 
+def test_what_was_done_before_and_other_work_between_count_towards_no_rate(monkeypatch, capsys):
+    """60 steps, 20 of an earlier attempt: 1,000 seconds of rollouts, then a step per second."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with LineWatcher().progress("training", 60, "steps") as bar:
+        bar.resume(20)
+        with bar.aside():
+            now[0] += 1000
+        for _ in range(10):
+            now[0] += 1
+            bar.advance(1)
+    assert capsys.readouterr().err.splitlines()[-1] == "  training: 26 of 60 steps, 1 steps/s, 34 s left"
+
+
 def test_a_program_gets_events_even_while_stdout_is_redirected(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     watcher = JsonWatcher()

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from irpipe.models.generators import Sampling
-from irpipe.models.tuning.loop import Tuner
-from irpipe.models.tuning.monitors import Monitor
+from irpipe.models.training.loop import Trainer
+from irpipe.models.tuning.evaluation import GeneratorEvaluator
+from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.generator import GeneratorCard
@@ -34,7 +35,7 @@ class TestStage:
     def test_writes_what_plain_diffusers_loads(self, world):
         from diffusers import StableDiffusionPipeline
 
-        done = world.last("refl", "refl.on_trip=note")
+        done = world.last("refl", "refl.evaluation.early_stopping=log")
         folder = Path(done["path"])
         card = GeneratorCard.read(folder)
         assert (card.base, card.trained, card.steps) == ("micro-generator", "lora", 4)
@@ -55,17 +56,18 @@ class TestStage:
         np.testing.assert_allclose(images, after, atol=1e-4)
         rows = world.rows("SELECT DISTINCT generator FROM refl.images ORDER BY generator")
         assert [row["generator"] for row in rows] == ["refl step 0", "refl step 2", "refl step 4"]
-        assert {"reward", "held_out", "similarity", "denoising_loss", "brightness", "diversity"} <= {
-            row["measure"] for row in world.rows("SELECT DISTINCT measure FROM refl.monitors")
+        figures = world.rows("SELECT DISTINCT figure FROM refl.curves WHERE split = 'validation'")
+        assert {"reward", "held_out", "similarity", "denoising_loss", "brightness", "diversity", "reward_error"} <= {
+            row["figure"] for row in figures
         }
         assert (folder / "before_after.png").is_file() and (folder / "curves.png").is_file()
-        assert world.run("refl", "refl.on_trip=note").err.count("reused") > 5
+        assert world.run("refl", "refl.evaluation.early_stopping=log").err.count("reused") > 5
 
     def test_a_whole_network_is_a_pipeline_of_its_own(self, world):
         from diffusers import StableDiffusionPipeline
 
-        laid = ("refl.trained=unet", "refl.learning_rate=1e-4", "refl.steps=2", "refl.on_trip=note")
-        text = RECIPE.replace("rank = 4\n", "", 1)
+        laid = ("refl.trainable=unet", "refl.optimizer.learning_rate=1e-4", "refl.steps=2", "refl.evaluation.early_stopping=log")
+        text = RECIPE.replace("lora.rank = 4\n", "", 1)
         world.recipe(text)
         folder = Path(world.last("refl", *laid)["path"])
         tuned = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=torch.float32).unet.state_dict()
@@ -75,43 +77,53 @@ class TestStage:
             text = path.read_text(encoding="utf-8")
             assert str(MICRO.folder) not in text and "_name_or_path" not in text, "the same tuning has the same id elsewhere"
 
-    @pytest.mark.parametrize("setting", ["refl.dtype=bfloat16", "refl.checkpoint_activations=true", "refl.updates=sequential"])
+    @pytest.mark.parametrize(
+        "setting", ["refl.training.dtype=bfloat16", "refl.training.checkpoint_activations=true", "refl.updates=sequential"]
+    )
     def test_other_ways_to_get_there(self, world, setting):
         assert world.last("refl", setting, "refl.steps=2")["metrics"]["steps"] == 2
 
     def test_more_images_of_a_held_out_prompt_are_judged_and_two_are_kept(self, world):
         first = "SELECT image_digest FROM refl.images WHERE generator = 'refl step 0' ORDER BY image_id"
-        judged = "SELECT value FROM refl.monitors WHERE step = 0 AND measure IN ('reward', 'held_out') ORDER BY measure"
+        judged = "SELECT value FROM refl.curves WHERE step = 0 AND figure IN ('reward', 'held_out') ORDER BY figure"
         world.last("refl", "refl.steps=1")
         two = world.rows(first), world.rows(judged)
-        world.last("refl", "refl.steps=1", "refl.monitor_images=4")
+        world.last("refl", "refl.steps=1", "refl.evaluation.images=4")
         four = world.rows(first), world.rows(judged)
         assert two[0] and two[0] == four[0]
         assert len(two[1]) == 2 and all(one != other for one, other in zip(two[1], four[1], strict=True))
 
     def test_recomputed_activations_are_the_same_training(self, world):
         plain = world.last("refl", "refl.steps=2")
-        first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        first = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
         key = plain["key"]
         (world.root / "artifacts" / "keys" / key[:2] / f"{key}.json").unlink()
-        world.last("refl", "refl.steps=2", "refl.checkpoint_activations=true", "refl.micro_batch=2")
-        second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        world.last("refl", "refl.steps=2", "refl.training.checkpoint_activations=true", "refl.training.micro_batch_size=2")
+        second = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
         for one, other in zip(first, second, strict=True):
             assert other["value"] == pytest.approx(one["value"], rel=1e-3, abs=1e-5), one
 
     def test_guidance_and_another_size(self, world):
-        laid = ("refl.guidance_scale=2.0", "refl.monitor_guidance=2.0", "refl.width=40", "refl.height=48", "refl.steps=2")
+        laid = (
+            "refl.guidance_scale=2.0",
+            "refl.evaluation.guidance_scale=2.0",
+            "refl.width=40",
+            "refl.height=48",
+            "refl.steps=2",
+        )
         done = world.last("refl", *laid)
         sizes = world.rows("SELECT DISTINCT width, height FROM refl.images")
         assert sizes == [{"width": 40, "height": 48}] and done["metrics"]["steps"] == 2
 
     def test_without_the_pretraining_loss_is_told(self, world):
-        text = RECIPE.replace('pretraining_batch = 4\nupdates = "together"\n', "pretraining = 0.0\n", 1)
+        text = RECIPE.replace("pretraining.batch_size = 4\n", "pretraining.weight = 0.0\n", 1).replace(
+            'updates = "together"\n', "", 1
+        )
         world.recipe(text)
         done = world.run("refl", "refl.steps=2")
         assert "without the pre-training loss" in done.err
         record = world.store.newest("micro", "refl")
-        assert record.metrics["pretraining_loss"] == "left out" and record.config["pretraining"] == 0
+        assert record.metrics["pretraining_loss"] == "off" and record.config["pretraining.weight"] == 0
 
     def test_training_prompts_are_of_the_train_split_alone(self, world):
         done = world.last("refl", "refl.steps=2")
@@ -120,7 +132,7 @@ class TestStage:
         assert done["metrics"]["prompts"] == counts["train"]
         reasons = world.rows("SELECT reason, count(*) AS n FROM refl.rejected GROUP BY reason")
         assert {row["reason"]: row["n"] for row in reasons} == {
-            "only looked at": counts["validation"],
+            "only evaluated on": counts["validation"],
             "kept for evaluation": counts["test"],
         }
 
@@ -134,33 +146,31 @@ class TestStage:
         told = world.run("refl", "refl.exclude=['captions.txt']", status=2).err
         assert "evaluation prompts are" in told
 
-    def test_the_trained_reward_is_no_held_out_judge(self, world):
+    def test_the_trained_reward_is_no_held_out_scorer(self, world):
         folder = world.store.open(world.store.newest("micro", "train-rm").content_id).path
-        told = world.run("refl", f"refl.held_out_model={folder}", status=2).err
-        assert "the held-out judge is the reward model that is tuned for" in told
+        told = world.run("refl", f"refl.evaluation.held_out_model={folder}", status=2).err
+        assert "the held-out scorer is the reward model that is tuned for" in told
 
     def test_images_that_a_safety_checker_blackened_are_excluded_and_counted(self, world, tmp_path):
         folder = stable_diffusion(tmp_path / "sd", blackens=True)
-        laid = (f"refl.model={folder}", "refl.steps=2", "refl.on_trip=note")
+        laid = (f"refl.model={folder}", "refl.steps=2", "refl.evaluation.early_stopping=log")
         done = world.last("refl", *laid)
         assert done["metrics"]["blackened_share"] == 1.0
-        rows = world.rows("SELECT value FROM refl.steps WHERE figure = 'gradient_norm'")
-        quiet = world.rows("SELECT value FROM refl.steps WHERE figure = 'pretraining_loss'")
+        rows = world.rows("SELECT value FROM refl.curves WHERE figure = 'gradient_norm'")
+        quiet = world.rows("SELECT value FROM refl.curves WHERE figure = 'pretraining_loss'")
         assert len(rows) == 2 and all(row["value"] > 0 for row in quiet)
 
     def test_a_loss_that_is_not_finite_keeps_the_last_good_state(self, world, monkeypatch):
-        from irpipe.models.tuning import reward
-
-        plain, calls = reward.RewardSlope.at, []
+        plain, calls = RewardGradients.at, []
 
         def spoilt(self, *given):
-            slope = plain(self, *given)
+            reward = plain(self, *given)
             calls.append(1)
-            if len(calls) > 4:  # the proof, and three steps
-                slope.losses[0] = float("nan")
-            return slope
+            if len(calls) > 4:  # the check before the first step, and three steps
+                reward.losses[0] = float("nan")
+            return reward
 
-        monkeypatch.setattr(reward.RewardSlope, "at", spoilt)
+        monkeypatch.setattr(RewardGradients, "at", spoilt)
         told = world.run("refl", status=2).err
         assert "reward_loss is not finite in step 4" in told and "the last good state is kept" in told
         monkeypatch.undo()
@@ -168,35 +178,29 @@ class TestStage:
         assert "goes on after step 2 of 4" in world.run("refl").err
 
     def test_out_of_memory_says_which_setting_helps(self, world, monkeypatch):
-        from irpipe.models.tuning import reward
-
         def full(self, *given):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-        monkeypatch.setattr(ReflObjective, "prove", lambda self, parameters: None)
-        monkeypatch.setattr(reward.RewardSlope, "at", full)
+        monkeypatch.setattr(ReflObjective, "check_gradient", lambda self, parameters: None)
+        monkeypatch.setattr(RewardGradients, "at", full)
         told = world.run("refl", status=2).err
-        assert "out of memory with 6 samples a backward pass" in told and "refl.micro_batch=3" in told
-
-    def test_adamw8bit_without_its_library(self, world, monkeypatch):
-        monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-        assert "pip install bitsandbytes" in world.run("refl", "refl.optimizer=adamw8bit", status=2).err
+        assert "out of memory with 6 samples per backward pass" in told and "refl.training.micro_batch_size=3" in told
 
     def test_changed_settings_are_a_new_key_and_the_abandoned_work_is_named(self, world, monkeypatch):
-        from irpipe.models.tuning import loop
+        plain = Trainer._step
 
-        plain = loop.Tuner._step
-
-        def killed(self, step):
-            if step == 3:
+        def killed(self, parts):
+            if self.state.step == 3:
                 raise KeyboardInterrupt
-            plain(self, step)
+            plain(self, parts)
 
-        monkeypatch.setattr(loop.Tuner, "_step", killed)
+        monkeypatch.setattr(Trainer, "_step", killed)
         world.run("refl", status=130)
         monkeypatch.undo()
         monkeypatch.chdir(world.root)
-        assert "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.learning_rate=2e-3").out
+        assert (
+            "leaves 1 unfinished run of other settings" in world("plan", "refl", "--set", "refl.optimizer.learning_rate=2e-3").out
+        )
 
 
 def disturbed(real, number):
@@ -213,16 +217,21 @@ def disturbed(real, number):
 
 class TestInterrupted:
     def test_ctrl_c_and_sigterm_keep_every_whole_step(self, world, monkeypatch):
-        """Four times on the way: while rollouts are drawn, within a step, in the middle of a look, and behind it."""
-        laid = ("refl.steps=5", "refl.monitor_every=2", "refl.average=0.9", "refl.checkpoint_minutes=1000")
+        """Four times on the way: while rollouts are sampled, within a step, in the middle of an evaluation, and after it."""
+        laid = (
+            "refl.steps=5",
+            "refl.evaluation.every=2",
+            "refl.optimizer.ema_decay=0.9",
+            "refl.training.checkpoint_minutes=1000",
+        )
         whole = world.last("refl", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         told = []
         for owner, name, number in (
             (ReflObjective, "prepare", 2),
-            (Tuner, "_learn", 1),
-            (Monitor, "look", 1),
-            (Tuner, "_judge", 1),
+            (Trainer, "_learn", 1),
+            (GeneratorEvaluator, "evaluate", 1),
+            (Trainer, "_mind", 1),
         ):
             with monkeypatch.context() as patched:
                 patched.setattr(owner, name, disturbed(getattr(owner, name), number))
@@ -234,10 +243,10 @@ class TestInterrupted:
         assert world.store.newest("micro", "refl").content_id == whole["content_id"]
 
     @pytest.mark.parametrize(
-        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.monitor_every=2", "refl.average=0.9")]
+        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.evaluation.every=2", "refl.optimizer.ema_decay=0.9")]
     )
     def test_killed_and_resumed_has_the_same_weights(self, world, settings):
-        laid = ("refl.steps=8", "refl.checkpoint_minutes=0", *(settings or ("refl.monitor_every=100",)))
+        laid = ("refl.steps=8", "refl.training.checkpoint_minutes=0", *(settings or ("refl.evaluation.every=100",)))
         whole = world.last("refl", *laid)
         path = world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json"
         path.unlink()
@@ -263,9 +272,9 @@ class TestInterrupted:
 class TestProcesses:
     @pytest.mark.slow
     def test_two_processes_agree_with_one(self, world):
-        laid = ("refl.steps=2", "refl.monitor_every=100")
+        laid = ("refl.steps=2", "refl.evaluation.every=100")
         one = world.last("refl", *laid)
-        first = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        first = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
         path = world.root / "artifacts" / "keys" / one["key"][:2] / f"{one['key']}.json"
         path.unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
@@ -273,7 +282,7 @@ class TestProcesses:
         subprocess.run(
             command, cwd=world.root, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-        second = world.rows("SELECT * FROM refl.steps ORDER BY step, figure")
+        second = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
         for this, other in zip(first, second, strict=True):
             assert other["value"] == pytest.approx(this["value"], rel=2e-3, abs=1e-5), this
 
@@ -281,5 +290,5 @@ class TestProcesses:
 def test_declared_defaults_are_the_papers():
     config = ReflConfig()
     assert (config.num_steps, config.first_late_step, config.last_late_step) == (40, 30, 39)
-    assert (config.learning_rate, config.reward, config.batch_size, config.steps) == (1e-5, 1e-3, 64, 100)
-    assert (config.phi, config.margin, config.refresh_every, config.pretraining) == ("margin", 2.0, 1, 1.0)
+    assert (config.optimizer.learning_rate, config.reward_weight, config.batch_size, config.steps) == (1e-5, 1e-3, 64, 100)
+    assert (config.phi, config.margin, config.refresh_every, config.pretraining.weight) == ("margin", 2.0, 1, 1.0)

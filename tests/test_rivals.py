@@ -1,4 +1,4 @@
-"""What ReFL is held against, and how: pools of a generator's own images, real pairs, and table 4."""
+"""What ReFL is held against, and how: pools of a generator's own images, captioned images, and table 4."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from irpipe.models.tuning.pairs import decoded, fitted, local_pairs
+from irpipe.models.tuning.captions import decoded, fitted, local_captions
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators.table import compare, interval, won
@@ -55,8 +55,8 @@ class TestStages:
         card = GeneratorCard.read(Path(done["path"]))
         assert card.stage == stage and card.negative_prompt == ("Weird image. " if stage == "filter-tune" else "")
         table = stage.replace("-", "_")
-        figures = {row["figure"] for row in world.rows(f"SELECT DISTINCT figure FROM {table}.steps")}
-        assert {"pool_loss", "pretraining_loss", "gradient_norm"} == figures
+        query = f"SELECT DISTINCT figure FROM {table}.curves WHERE split = 'train'"
+        assert {"pool_loss", "pretraining_loss", "gradient_norm", "learning_rate"} == {row["figure"] for row in world.rows(query)}
 
     def test_nothing_that_stands_out(self, world):
         told = world.run("filter-tune", "filter-tune.alpha=3.0", status=2).err
@@ -66,7 +66,7 @@ class TestStages:
         assert "there would be one pool" in world.run("raft", "raft.pool_every=4", status=2).err
 
     def test_killed_and_resumed_has_the_same_weights(self, world):
-        laid = ("raft.steps=8", "raft.pool_every=3", "raft.monitor_every=100", "raft.checkpoint_minutes=0")
+        laid = ("raft.steps=8", "raft.pool_every=3", "raft.evaluation.every=100", "raft.training.checkpoint_minutes=0")
         whole = world.last("raft", *laid)
         (world.root / "artifacts" / "keys" / whole["key"][:2] / f"{whole['key']}.json").unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
@@ -107,7 +107,7 @@ class TestComparing:
         assert joined["n"] == images * 4
 
     def test_a_generator_that_was_not_tuned_is_the_base(self, world):
-        world.recipe(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 1e-12"))
+        world.recipe(RECIPE.replace("optimizer.learning_rate = 1e-3", "optimizer.learning_rate = 1e-12"))
         world.run("compare-generators", "compare-generators.scorers=['reward-model']")
         (row,) = world.rows("SELECT gain, win_rate FROM comparison WHERE judge = 'oracle' AND generator = 'refl'")
         assert row == {"gain": 0.0, "win_rate": 0.5}
@@ -144,12 +144,12 @@ class TestLocalPairs:
         self.picture(tmp_path / "a.png"), self.picture(tmp_path / "b.png", (0, 255, 0))
         rows = [{"file_name": "b.png", "text": "green"}, {"file_name": "a.png", "text": "red"}]
         (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = local_pairs(tmp_path, 10)
+        found = local_captions(tmp_path, 10)
         assert found.captions == ["green", "red"]
         assert [image.convert("RGB").getpixel((0, 0)) for image in decoded(found.open())] == [(0, 255, 0), (255, 0, 0)]
         (tmp_path / "metadata.jsonl").unlink()
         (tmp_path / "metadata.csv").write_text("file_name,text\na.png,red\n")
-        assert local_pairs(tmp_path, 10).captions == ["red"]
+        assert local_captions(tmp_path, 10).captions == ["red"]
 
     def test_parquet_as_datasets_saves_it(self, tmp_path):
         self.picture(tmp_path / "a.png")
@@ -157,19 +157,19 @@ class TestLocalPairs:
         images = pa.array([{"bytes": data, "path": "a.png"}] * 2, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
         pq.write_table(pa.table({"image": images, "text": ["one", "two"]}), tmp_path / "x.parquet")
         for path in (tmp_path, tmp_path / "x.parquet"):
-            found = local_pairs(path, 10)
+            found = local_captions(path, 10)
             assert found.captions == ["one", "two"] and len(list(decoded(found.open()))) == 2
-        assert local_pairs(tmp_path, 1).captions == ["one"]
+        assert local_captions(tmp_path, 1).captions == ["one"]
 
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            (None, "holds no real pairs"),
+            (None, "holds no captioned images"),
             ([{"file_name": "../secret.png", "text": "x"}], "lies outside of the data set"),
             ([{"file_name": "none.png", "text": "x"}], "there is no"),
             ([{"file_name": "a.png"}], "row 0 has no caption"),
             ([{"text": "x"}], "a row names no picture"),
-            ([], "there are no real pairs"),
+            ([], "there are no captioned images"),
         ],
     )
     def test_broken_data_sets(self, tmp_path, lines, message):
@@ -179,7 +179,7 @@ class TestLocalPairs:
         if lines is not None:
             (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         with pytest.raises(InputError, match=message):
-            local_pairs(folder, 10)
+            local_captions(folder, 10)
 
     def test_pictures_cover_the_frame(self):
         wide = Image.new("RGB", (64, 16), (0, 0, 255))
@@ -193,8 +193,8 @@ class TestLocalPairs:
             self.picture(folder / f"{number}.png", (20 * number, 0, 0), (40, 32))
             rows.append({"file_name": f"{number}.png", "text": "a red circle"})
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        done = world.last("refl", "refl.pretraining_data=real", "refl.steps=2", "refl.on_trip=note")
-        assert done["metrics"]["real_pairs"] == 4
+        done = world.last("refl", "refl.pretraining_data=real", "refl.steps=2", "refl.evaluation.early_stopping=log")
+        assert done["metrics"]["captioned_images"] == 4
         shutil.copyfile(folder / "0.png", folder / "x.png")
-        told = world.run("refl", "refl.pretraining_data=real", "refl.monitor_pairs=12", status=2).err
-        assert "there are 12 real pairs, and 12 are only looked at" in told
+        told = world.run("refl", "refl.pretraining_data=real", "refl.evaluation.captioned_images=12", status=2).err
+        assert "there are 12 captioned images, and 12 are only evaluated on" in told

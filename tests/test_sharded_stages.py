@@ -112,6 +112,8 @@ def test_several_processes_make_the_same(sharded, stage):
     made.clear()
     done = project("run", stage, "--force", "--json", "--set", f"{stage}.num_processes=2")
     assert done.events[-1]["content_id"] == one and not made, "none was made in this process"
+    record = project.store.lookup(done.events[-1]["key"])
+    assert (record.processes, record.threads) == (2, 1)
 
 
 def test_an_executor_without_effect_is_an_error(sharded):

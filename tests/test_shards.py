@@ -312,3 +312,16 @@ class TestProcessors:
         assert threads() == 3 and set_threads() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
         monkeypatch.delenv("OMP_NUM_THREADS")
         assert set_threads() == usable_cpus() == threads()
+
+    def test_threads_that_wait_give_way_unless_somebody_says_otherwise(self, monkeypatch):
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+        set_threads()
+        assert "GOMP_SPINCOUNT" not in os.environ
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        set_threads()
+        assert os.environ["GOMP_SPINCOUNT"] == "1000"
+        monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+        set_threads()
+        assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,22 @@ import torch
 from accelerate import Accelerator
 
 from irpipe.models.imagereward import ImageReward
-from irpipe.models.tuning.denoiser import load_denoiser, roll, rows_of
-from irpipe.models.tuning.monitors import DENOISING, HELD_OUT, REWARD, SIMILARITY, Look, StopRule, diversity, image_statistics
-from irpipe.models.tuning.reward import RewardSlope, reward_loss
+from irpipe.models.tuning.config import EvaluationSettings
+from irpipe.models.tuning.denoiser import load_denoiser, rows_of, sample
+from irpipe.models.tuning.evaluation import (
+    DENOISING,
+    HELD_OUT,
+    REWARD,
+    SIMILARITY,
+    Evaluation,
+    StopRule,
+    diversity,
+    image_statistics,
+)
+from irpipe.models.tuning.reward_gradient import reward_loss
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe_file import load_recipe
 from irpipe.pipeline.stage import Context, Model
-from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 
@@ -35,46 +45,33 @@ def denoiser_of(model=MICRO, **more):
 
 
 def objective_of(world, tmp_path, denoiser=None, **settings) -> ReflObjective:
-    config = load_recipe(world.root, [f"refl.{name}={value}" for name, value in settings.items()]).config("refl")
+    """ReFL's objective on three prompts; settings of groups are given as `optimizer__learning_rate`."""
+    laid = [f"refl.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    config = load_recipe(world.root, laid).config("refl")
     denoiser = denoiser or denoiser_of(guidance_scale=config.guidance_scale)
     denoiser.unet.requires_grad_(True)
-    reward = reward_model(world).requires_grad_(False)
-    texts = reward.encode_texts(PROMPTS)
-    slope = RewardSlope(reward, denoiser, config.phi, config.margin, config.copies, config.grain)
-    return ReflObjective(
-        config,
-        denoiser,
-        denoiser.course(config.num_steps, config.scheduler),
-        denoiser.encode(PROMPTS),
-        texts,
-        slope,
-        Accelerator(cpu=True),
-        Context(tmp_path, Watcher().progress, print, {}),
+    session = SimpleNamespace(
+        stage="refl",
+        accelerator=Accelerator(cpu=True),
+        context=Context(tmp_path, Watcher().progress, print, {}),
+        denoiser=denoiser,
+        reward=reward_model(world).requires_grad_(False),
+        prompts=dict(enumerate(PROMPTS)),
     )
-
-
-def gradients(objective, micro_batch) -> dict[str, torch.Tensor]:
-    unet = objective.denoiser.unet
-    unet.zero_grad()
-    places = range(objective.batch_size)
-    objective.prepare(0, places, lambda: None)
-    for start in range(0, len(places), micro_batch):
-        losses, _ = objective.losses(0, places[start : start + micro_batch])
-        (losses.sum() / objective.batch_size).backward()
-    return {name: value.grad.clone() for name, value in unet.named_parameters() if value.grad is not None}
+    return ReflObjective(config, session)
 
 
 class TestDenoiser:
     @pytest.mark.parametrize("guidance", [1.0, 4.0])
     @pytest.mark.parametrize("kind", [stable_diffusion, stable_diffusion_xl])
-    def test_rolling_to_the_end_is_what_plain_diffusers_samples(self, kind, guidance, tmp_path):
+    def test_sampling_to_the_end_is_what_plain_diffusers_samples(self, kind, guidance, tmp_path):
         from diffusers import DDPMScheduler, DiffusionPipeline
 
         folder = kind(tmp_path / "sd")
         denoiser = denoiser_of(Model("x", "r", folder), guidance_scale=guidance)
-        course = denoiser.course(6, "ddpm")
+        schedule = denoiser.noise_schedule(6, "ddpm")
         conditions = rows_of(denoiser.encode(PROMPTS), range(3), torch.device("cpu"))
-        latents = roll(denoiser, course, conditions, [1, 2, 3], stop=6, keep_from=4, guidance=guidance)
+        latents = sample(denoiser, schedule, conditions, [1, 2, 3], stop=6, keep_from=4, guidance=guidance)
         assert latents.shape == (3, 3, 4, 8, 8)
         with torch.no_grad():
             ours = denoiser.decode(latents[:, -1])
@@ -91,25 +88,25 @@ class TestDenoiser:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-    def test_the_clean_picture_is_the_schedulers(self, kind, tmp_path):
+    def test_predicted_x0_is_the_schedulers(self, kind, tmp_path):
         folder = stable_diffusion(tmp_path / "sd")
         told = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(told | {"prediction_type": kind}))
         denoiser = denoiser_of(Model("x", "r", folder))
-        course = denoiser.course(8, "ddim")
+        schedule = denoiser.noise_schedule(8, "ddim")
         latents, answer = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-        for timestep in course.timesteps:
-            expected = course.scheduler.step(answer, timestep, latents).pred_original_sample
-            torch.testing.assert_close(denoiser.clean(latents, timestep.expand(2), answer, course), expected)
+        for timestep in schedule.timesteps:
+            expected = schedule.scheduler.step(answer, timestep, latents).pred_original_sample
+            torch.testing.assert_close(denoiser.predicted_x0(latents, timestep.expand(2), answer, schedule), expected)
 
     def test_noise_and_target_undo_each_other(self, tmp_path):
         denoiser = denoiser_of()
-        course = denoiser.course(1000, "ddpm")
+        schedule = denoiser.noise_schedule(1000, "ddpm")
         clean, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([5, 500, 999])
-        noised = denoiser.noised(clean, noise, times, course)
-        torch.testing.assert_close(noised, course.scheduler.add_noise(clean, noise, times))
+        noised = denoiser.noised(clean, noise, times, schedule)
+        torch.testing.assert_close(noised, schedule.scheduler.add_noise(clean, noise, times))
         for denoiser.kind in ("epsilon", "v_prediction", "sample"):
-            back = denoiser.clean(noised, times, denoiser.target(clean, noise, times, course), course)
+            back = denoiser.predicted_x0(noised, times, denoiser.target(clean, noise, times, schedule), schedule)
             torch.testing.assert_close(back, clean, rtol=1e-2, atol=2e-3)
 
     def test_an_unknown_scheduler_is_named(self, tmp_path):
@@ -132,103 +129,97 @@ class TestDenoiser:
             denoiser_of(width=38, height=32)
 
 
+def norms_of(figures) -> list[float]:
+    """The norms of reward gradients."""
+    return figures["reward_gradient"].values.tolist()
+
+
 class TestObjective:
     def test_network_and_scheduler_get_the_schedules_own_timesteps(self, world, tmp_path):
-        objective = objective_of(
-            world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9, batch_size=24, sample_batch=24
-        )
+        sizes = {"batch_size": 24, "training__sample_batch_size": 24}
+        objective = objective_of(world, tmp_path, num_steps=10, first_late_step=7, last_late_step=9, **sizes)
         asked = []
         unet = objective.denoiser.unet
         unet.register_forward_pre_hook(lambda module, given: asked.append(given[1].clone()))
-        objective.prepare(0, range(24), lambda: None)
-        schedule = objective.course.timesteps
+        objective.prepare(0, lambda: None)
+        schedule = objective.schedule.timesteps
         assert [int(one) for one in asked] == schedule[:9].tolist()
         asked.clear()
         objective.losses(0, range(24))
         assert set(asked[0].tolist()) == set(schedule[7:].tolist())
-        for place, timestep in zip(range(24), asked[0].tolist(), strict=True):
-            _, late = objective._drawn(0, place)
+        for index, timestep in enumerate(asked[0].tolist()):
+            _, late = objective._drawn(0, index)
             assert timestep == schedule[7 + late]
 
     def test_gradients_are_autograds_through_the_whole_graph(self, world, tmp_path):
-        objective = objective_of(world, tmp_path, max_slope="none", batch_size=4)
-        ours = gradients(objective, 4)
-        denoiser, slope = objective.denoiser, objective.slope
+        objective = objective_of(world, tmp_path, clip_reward_gradient="none", batch_size=4)
+        objective.prepare(0, lambda: None)
+        losses, _ = objective.losses(0, range(4))
+        losses.mean().backward()
+        ours = {name: value.grad.clone() for name, value in objective.denoiser.unet.named_parameters() if value.grad is not None}
+        denoiser, reward = objective.denoiser, objective.gradients.model
         denoiser.unet.zero_grad()
-        rows, late = zip(*(objective._drawn(0, place) for place in range(4)), strict=True)
+        rows, late = zip(*(objective._drawn(0, index) for index in range(4)), strict=True)
         latents = objective._rollouts.latents[list(rows), list(late)]
         prompts = [objective._rollouts.prompts[row] for row in rows]
-        times = objective.course.timesteps[[3 + one for one in late]]
-        alpha = objective.course.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        times = objective.schedule.timesteps[[3 + one for one in late]]
+        alpha = objective.schedule.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
         noise = denoiser.unet(latents, times, objective.conditions["prompt_embeds"][prompts]).sample
         clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
         images = (denoiser.vae.decode(clean / denoiser.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
         texts = {name: values[prompts] for name, values in objective.texts.items()}
-        rewards = slope.model.card.normalised(slope.model(slope.model.preprocess(images), texts))
+        rewards = reward.card.normalised(reward(reward.preprocess(images), texts))
         torch.relu(2 - rewards).mean().backward()
         for name, value in denoiser.unet.named_parameters():
             if value.grad is not None:
                 torch.testing.assert_close(ours[name], value.grad, rtol=1e-3, atol=1e-5)
 
-    @pytest.mark.parametrize("settings", [{}, {"late_steps": 2}, {"refresh_every": 2, "rollouts": 3}, {"copies": 2}])
-    def test_micro_batches_of_any_size_give_the_same_gradients(self, world, tmp_path, settings):
-        objective = objective_of(world, tmp_path, **settings)
-        objective.carried = [[0.1] * 5]  # so that slopes are clipped
-        whole = gradients(objective, 6)
-        largest = max(float(value.abs().max()) for value in whole.values())
-        for micro_batch in (1, 4):  # 4 leaves a remainder
-            other = gradients(objective, micro_batch)
-            for name, value in whole.items():
-                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5 * largest)
-
-    def test_slopes_are_no_longer_than_the_median_of_earlier_ones(self, world, tmp_path):
+    def test_reward_gradients_are_clipped_to_the_median_norm_of_earlier_ones(self, world, tmp_path):
         objective = objective_of(world, tmp_path)
-        objective.prepare(0, range(6), lambda: None)
-        _, told = objective.losses(0, range(6))
-        objective.finish()
-        assert objective.carried == [sorted(told["slope"].tolist())]
-        objective.prepare(1, range(6), lambda: None)
-        limit = float(np.sort(told["slope"].numpy())[2])  # torch's median of an even number is the lower one
+        objective.prepare(0, lambda: None)
+        _, figures = objective.losses(0, range(6))
+        objective.finish(0)
+        assert objective.carried == [sorted(norms_of(figures))]
+        objective.prepare(1, lambda: None)
+        limit = float(np.sort(norms_of(figures))[2])  # torch's median of an even number is the lower one
         assert objective._limit == pytest.approx(limit)
-        _, told = objective.losses(1, range(6))
-        objective.carried = [[0.0] * 10 + [1.0, 2.0]]  # slopes behind the bend of phi do not count
-        objective.prepare(1, range(6), lambda: None)
+        _, figures = objective.losses(1, range(6))
+        objective.carried = [[0.0] * 10 + [1.0, 2.0]]  # where phi is flat there is no gradient to count
+        objective.prepare(1, lambda: None)
         assert objective._limit == 1.0
-        assert told["clipped_share"].tolist() == [float(norm > limit) for norm in told["slope"].tolist()]
+        assert figures["clipped_share"].values.tolist() == [float(norm > limit) for norm in norms_of(figures)]
 
     def test_each_phi(self):
         rewards = torch.tensor([-1.0, 1.0, 3.0])
         assert reward_loss(rewards, "margin", 2.0).tolist() == [3.0, 1.0, 0.0]
         assert reward_loss(rewards, "linear", 2.0).tolist() == [1.0, -1.0, -3.0]
-        assert reward_loss(rewards, "as-worded", 2.0).tolist() == [0.0, 1.0, 3.0]
 
     def test_a_reward_model_that_blocks_gradients_is_named_before_anything_is_spent(self, world, tmp_path):
         objective = objective_of(world, tmp_path)
         parameters = list(objective.denoiser.unet.parameters())
-        objective.prove(parameters)
+        objective.check_gradient(parameters)
         with torch.no_grad():
-            objective.slope.model.head_layers[-1].weight.zero_()
-        with pytest.raises(Exception, match="zero behind the decoder: the reward does not depend on the picture"):
-            objective.prove(parameters)
+            objective.gradients.model.head_layers[-1].weight.zero_()
+        with pytest.raises(Exception, match="zero behind the decoder: the reward does not depend on the image"):
+            objective.check_gradient(parameters)
         with torch.no_grad():
-            objective.slope.model.head_layers[-1].weight.fill_(float("inf"))
+            objective.gradients.model.head_layers[-1].weight.fill_(float("inf"))
         with pytest.raises(Exception, match="not finite behind the decoder"):
-            objective.prove(parameters)
+            objective.check_gradient(parameters)
         detached = objective_of(world, tmp_path)
-        detached.slope.model.forward = lambda pixels, ids, mask, normalize: torch.zeros(len(pixels))
+        detached.gradients.model.forward = lambda pixels, texts: torch.zeros(len(pixels))
         with pytest.raises(Exception, match="the reward model or the decoder blocks it"):
-            detached.prove(list(detached.denoiser.unet.parameters()))
+            detached.check_gradient(list(detached.denoiser.unet.parameters()))
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({"first_late_step": 6, "last_late_step": 6}, "the late steps 6 to 6 are none of the steps 0 to 5"),
             ({"first_late_step": 5, "last_late_step": 4}, "the late steps 5 to 4"),
-            ({"late_steps": 4}, "late_steps is more than there are late steps"),
-            ({"batch_size": 7, "late_steps": 2}, "late_steps does not divide batch_size"),
             ({"rollouts": 8}, "rollouts has no effect: refresh_every is 1"),
-            ({"grain": 0.2}, "grain has no effect: copies is 0"),
-            ({"kept_images": 5}, "kept_images is above monitor_prompts"),
+            ({"noise_std": 0.2}, "noise_std has no effect: noise_samples is 0"),
+            ({"evaluation.kept_images": 5}, "evaluation.kept_images is above evaluation.prompts"),
+            ({"evaluation.kept_imges": 5}, "refl.evaluation has no setting 'kept_imges'; did you mean 'kept_images'?"),
         ],
     )
     def test_settings_that_do_not_go_together(self, world, settings, message):
@@ -237,7 +228,7 @@ class TestObjective:
 
 
 class TestStopRule:
-    def look(self, step, reward=0.0, held_out=0.0, similarity=0.0, loss=1.0, **statistics):
+    def evaluation(self, step, reward=0.0, held_out=0.0, similarity=0.0, loss=1.0, **statistics):
         spread = np.linspace(-0.1, 0.1, 20)
         measures = {
             REWARD: reward + spread,
@@ -246,30 +237,30 @@ class TestStopRule:
             DENOISING: loss + spread,
         }
         measures |= {"brightness": np.full(20, statistics.get("brightness", 0.5))}
-        return Look(step, measures, np.zeros((20, 2, 4, 4, 3), dtype=np.uint8))
+        return Evaluation(step, measures, np.zeros((20, 2, 4, 4, 3), dtype=np.uint8))
 
     def rule(self, **settings):
-        rule = StopRule(ReflConfig(**settings))
-        assert rule.fault(self.look(0)) is None
+        rule = StopRule(EvaluationSettings(**settings))
+        assert not rule.fault(self.evaluation(0))
         return rule
 
     def test_a_better_generator_goes_on(self):
         rule = self.rule()
         assert all(
-            rule.fault(self.look(step, 0.1 * step, 0.1 * step, 0.05 * step, 1 + 0.01 * step)) is None for step in (1, 2, 3)
+            not rule.fault(self.evaluation(step, 0.1 * step, 0.1 * step, 0.05 * step, 1 + 0.01 * step)) for step in (1, 2, 3)
         )
 
-    def test_reward_up_while_a_held_out_judge_falls_is_hacking(self):
+    def test_reward_up_while_a_held_out_scorer_falls_is_hacking(self):
         rule = self.rule()
-        assert rule.fault(self.look(1, 0.5, 0.3)) is None
-        assert "while held_out fell from 0.300 to 0.200" in rule.fault(self.look(2, 1.0, 0.2))
-        assert self.rule().fault(self.look(1, -0.5, -0.2)) is None  # both fell: that is noise or forgetting, not hacking
+        assert not rule.fault(self.evaluation(1, 0.5, 0.3))
+        assert "while held_out fell from 0.300 to 0.200" in rule.fault(self.evaluation(2, 1.0, 0.2))
+        assert not self.rule().fault(self.evaluation(1, -0.5, -0.2))  # both fell: that is noise or forgetting, not hacking
 
     def test_forgetting_statistics_and_numbers_that_are_none(self):
-        assert "rose by 20%" in self.rule(max_denoising_rise=0.15).fault(self.look(1, loss=1.2))
-        assert self.rule().fault(self.look(1, loss=1.2)) is None
-        assert "brightness of the images went from 0.5 to 0.2" in self.rule().fault(self.look(1, brightness=0.2))
-        assert "reward is not finite" in self.rule().fault(self.look(1, reward=float("nan")))
+        assert "rose by 20%" in self.rule(max_denoising_rise=0.15).fault(self.evaluation(1, loss=1.2))
+        assert not self.rule().fault(self.evaluation(1, loss=1.2))
+        assert "brightness of the images went from 0.5 to 0.2" in self.rule().fault(self.evaluation(1, brightness=0.2))
+        assert "reward is not finite" in self.rule().fault(self.evaluation(1, reward=float("nan")))
 
     def test_a_reward_that_likes_dark_images_is_stopped(self, world, monkeypatch):
         from irpipe.models.tuning import session
@@ -284,14 +275,19 @@ class TestStopRule:
             return model
 
         monkeypatch.setattr(session, "load_reward_model", dark)
-        laid = ("refl.steps=40", "refl.phi=linear", "refl.learning_rate=3e-3", "refl.max_denoising_rise=10.0")
+        laid = (
+            "refl.steps=40",
+            "refl.phi=linear",
+            "refl.optimizer.learning_rate=3e-3",
+            "refl.evaluation.max_denoising_rise=10.0",
+        )
         done = world.last("refl", *laid)
         metrics = done["metrics"]
         assert metrics["stopped_for"] and metrics["steps"] < 40 and metrics["kept_step"] < metrics["steps"]
-        rows = world.rows("SELECT step, value FROM refl.monitors WHERE measure = 'brightness' ORDER BY step")
+        rows = world.rows("SELECT step, value FROM refl.curves WHERE figure = 'brightness' ORDER BY step")
         assert rows[-1]["value"] < 0.8 * rows[0]["value"]
-        noted = world.last("refl", *laid, "refl.on_trip=note")["metrics"]
-        assert noted["steps"] == noted["kept_step"] == 40 and noted["noted"] and not noted["stopped_for"]
+        logged = world.last("refl", *laid, "refl.evaluation.early_stopping=log")["metrics"]
+        assert logged["steps"] == logged["kept_step"] == 40 and logged["stop_rule"] and not logged["stopped_for"]
 
 
 class TestStatistics:

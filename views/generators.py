@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from irpipe.pipeline.store import Artifact
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.views.pictures import CaptionedImage, prompt_texts, text, thumbnails
@@ -17,6 +16,7 @@ _PROMPTS = 12
 def tuned(subject: Subject) -> Sequence[Block]:
     """Evaluations on held-out prompts, why the run ended, and images before and after."""
     card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
+    curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY figure, step", curves=artifact.table("curves"))
     changes = [
         (name, value["before"], value["after"], value["error"])
         for name, value in metrics.items()
@@ -32,27 +32,32 @@ def tuned(subject: Subject) -> Sequence[Block]:
             " in training. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images; rises with forgetting."
         ),
         Grid("Held-out measures before and after", measures, changes),
-        _evaluations(subject, artifact),
-        _training_steps(subject, artifact),
+        _evaluations(curves),
+        _training(curves),
         _before_and_after(subject, card),
     ]
 
 
-def _evaluations(subject: Subject, artifact: Artifact) -> Chart:
-    rows = subject.ask("SELECT step, measure, value, error FROM monitors ORDER BY step", monitors=artifact.table("monitors"))
+def _evaluations(curves: Sequence[Mapping[str, Any]]) -> Chart:
     alt = (
         "each measure on held-out prompts over the steps: the reward that is trained for, scorers that are not trained on,"
-        " the denoising loss on captioned images, and statistics of the images"
+        " the denoising loss on captioned images, and image statistics"
     )
-    return Chart("Evaluations", alt, "line", rows, "step", "value", panel="measure")
+    return Chart("Evaluations", alt, "line", _panels(curves, "validation"), "step", "value", panel="figure")
 
 
-def _training_steps(subject: Subject, artifact: Artifact) -> Chart:
+def _training(curves: Sequence[Mapping[str, Any]]) -> Chart:
+    alt = "figures of the training steps"
+    return Chart("Training", alt, "line", _panels(curves, "train"), "step", "value", panel="figure")
+
+
+def _panels(curves: Sequence[Mapping[str, Any]], split: str) -> list[dict[str, Any]]:
+    """Curves of a split by figure, without standard errors, each with few enough points to draw."""
     by_figure: dict[str, list[dict[str, Any]]] = {}
-    for row in subject.ask("SELECT step, figure, value FROM steps ORDER BY figure, step", steps=artifact.table("steps")):
-        by_figure.setdefault(row["figure"], []).append(row)
-    rows = [row for figures in by_figure.values() for row in thinned(figures)]
-    return Chart("The course of training", "figures of the training steps", "line", rows, "step", "value", panel="figure")
+    for row in curves:
+        if row["split"] == split and not row["figure"].endswith("_error"):
+            by_figure.setdefault(row["figure"], []).append(dict(row))
+    return [row for rows in by_figure.values() for row in thinned(rows)]
 
 
 def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:

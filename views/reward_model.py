@@ -20,10 +20,10 @@ def reward_model(subject: Subject) -> Sequence[Block]:
     rows = [(name, value) for name, value in card.get("metrics", {}).items()]
     rows += [(name, card[name]) for name in ("mean", "std", "normalised_on") if name in card]
     rows += [(f"trained on: {name}", value) for name, value in card.get("trained_on", {}).items()]
-    curves = subject.ask("SELECT step, split, loss, accuracy FROM curves ORDER BY step", curves=subject.artifact.table("curves"))
+    curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY step", curves=subject.artifact.table("curves"))
     blocks: list[Block] = [Text(f"Scores: {card.get('meaning', '')}."), Grid("Score card", ("figure", "value"), rows)]
     for figure in ("loss", "accuracy"):
-        data = [{"step": row["step"], "split": row["split"], figure: row[figure]} for row in curves if row[figure] is not None]
+        data = [{"step": row["step"], "split": row["split"], figure: row["value"]} for row in curves if row["figure"] == figure]
         if data:
             alt = f"{figure} over the steps of training, on training and validation pairs"
             splits = dict.fromkeys(row["split"] for row in data)

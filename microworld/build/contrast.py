@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from irpipe.microworld.build.data import augmented, corrupted_captions, pictures
-from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
+from irpipe.microworld.build.training import Recipe
+from irpipe.microworld.build.training import train as train_modules
 from irpipe.microworld.grammar import sample_scene
 from irpipe.microworld.render import damage, render, to_pixels
 
@@ -67,21 +68,22 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     )
     vision = CLIPVisionConfig(**shared, image_size=32, patch_size=4)
     model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=_WIDTH))
-    optimizer, recent = torch.optim.AdamW(model.parameters(), weight_decay=1e-2), 0.0
     own = torch.arange(BATCH)
-    for _ in steps("contrast of images and captions", count, optimizer, Schedule(peak=1.5e-3, warmup=100, floor=1e-5)):
+
+    def compute(_step: int) -> tuple[torch.Tensor, float]:
         batch = torch.randint(0, len(images), (BATCH,))
         pixels = (augmented(images[batch]) - IMAGE_MEAN) / IMAGE_STD
-        told = model(input_ids=torch.cat([ids[batch], wrong[batch]]), pixel_values=pixels)
-        similarity = told.logits_per_image  # (BATCH, 2 BATCH)
+        outputs = model(input_ids=torch.cat([ids[batch], wrong[batch]]), pixel_values=pixels)
+        similarity = outputs.logits_per_image  # (BATCH, 2 BATCH)
         loss = 0.5 * (F.cross_entropy(similarity, own) + F.cross_entropy(similarity[:, :BATCH].T, own))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        return loss, (similarity.argmax(dim=1) == own).float().mean().item()
+
+    def clamp() -> None:
         model.logit_scale.data.clamp_(max=math.log(100))
-        recent += ((similarity.argmax(dim=1) == own).float().mean().item() - recent) / 100
-    return model.eval(), recent
+
+    recipe = Recipe(count, peak=1.5e-3, warmup_steps=100, final=1e-5, weight_decay=1e-2)
+    accuracy = train_modules({"clip": model}, recipe, compute, clamp)
+    return model.eval(), accuracy
 
 
 def image_features(model: Any, pixels: np.ndarray[Any, Any]) -> torch.Tensor:

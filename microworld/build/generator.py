@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from irpipe.microworld.build.data import Pictures, pictures
-from irpipe.microworld.build.loop import Average, Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
+from irpipe.microworld.build.training import Recipe, train
 
 PICTURES, WRONG_CAPTIONS, DAMAGED = 32_000, 0.15, 0.2
 VAE_STEPS, VAE_BATCH = 3000, 8  # a small batch and many steps: with a large one colours collapse to a few
@@ -85,19 +85,17 @@ def train_vae(count: int, shown: int) -> Any:
     ).to(memory_format=torch.channels_last)
     vae.quant_conv.bias.data[4:] = -5.0  # begin with little noise in the latent
     images = to_tensor(pictures(shown, seed=6, wrong_captions=0, damaged=0.1).pixels)
-    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0)
-    for _ in steps("autoencoder", count, optimizer, Schedule(peak=3e-3, warmup=30, floor=3e-5)):
+
+    def compute(_step: int) -> tuple[torch.Tensor, float]:
         batch = images[torch.randint(0, len(images), (VAE_BATCH,))].contiguous(memory_format=torch.channels_last)
         latent = vae.encode(batch).latent_dist
         weight = 1 + 8 * (_away_from_background(batch) > 0.2).float()
         error = (vae.decode(latent.sample()).sample - batch) * (weight / weight.mean()).sqrt()
         colour = error - error.mean(dim=1, keepdim=True)
         reconstruction = error.abs().mean() + 2 * error.square().mean() + 2 * colour.abs().mean() + 4 * colour.square().mean()
-        loss = reconstruction + 1e-5 * latent.kl().mean() / 256
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        return reconstruction + 1e-5 * latent.kl().mean() / 256, reconstruction.item()
+
+    train({"autoencoder": vae}, Recipe(count, 3e-3, 30, 3e-5, weight_decay=0.0, adam_beta2=0.98), compute)
     standardise(vae, images[:2000])
     return vae.eval()
 
@@ -133,12 +131,9 @@ def encode(vae: Any, data: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([latent.mean for latent in latents]), torch.cat([latent.std for latent in latents])
 
 
-def train_denoiser(
-    tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
-) -> tuple[Any, Any, float]:
-    """Text encoder and UNet, together, on the plain noise-prediction loss; the weights' running average is kept."""
-    torch.manual_seed(2)
-    text = CLIPTextModel(
+def new_text_encoder(tokenizer: Any) -> Any:
+    """A small CLIP text encoder."""
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=_WIDTH,
@@ -152,7 +147,11 @@ def train_denoiser(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    unet = UNet2DConditionModel(
+
+
+def new_unet() -> Any:
+    """A small UNet with cross attention."""
+    return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -164,12 +163,19 @@ def train_denoiser(
         attention_head_dim=4,
         norm_num_groups=16,
     ).to(memory_format=torch.channels_last)
+
+
+def train_denoiser(
+    tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
+) -> tuple[Any, Any, float]:
+    """Text encoder and UNet, together, on the plain noise-prediction loss; the EMA of the weights is kept."""
+    torch.manual_seed(2)
+    text, unet = new_text_encoder(tokenizer), new_unet()
     noise_schedule = scheduler()
     ids, _ = token_ids(tokenizer, data.captions)
     nothing = token_ids(tokenizer, [""])[0]
-    weights = [*text.parameters(), *unet.parameters()]
-    optimizer, average, recent = torch.optim.AdamW(weights, weight_decay=1e-3), Average(weights, 0.998), 0.0
-    for _ in steps("text encoder and UNet", count, optimizer, Schedule(peak=1.2e-3, warmup=100, floor=2e-5)):
+
+    def compute(_step: int) -> tuple[torch.Tensor, float]:
         batch = torch.randint(0, len(ids), (UNET_BATCH,))
         latents = mean[batch] + spread[batch] * torch.randn_like(mean[batch])
         captions = torch.where(torch.rand(UNET_BATCH, 1) < NO_CAPTION, nothing, ids[batch])
@@ -178,11 +184,8 @@ def train_denoiser(
         noise = torch.randn_like(latents)
         noisy = noise_schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         loss = F.mse_loss(unet(noisy, times, text(captions)[0]).sample, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        average.update()
-        recent += (loss.item() - recent) / 100
-    average.apply()
-    return text.eval(), unet.eval(), recent
+        return loss, loss.item()
+
+    recipe = Recipe(count, 1.2e-3, 100, 2e-5, weight_decay=1e-3, ema_decay=0.998)
+    loss = train({"text": text, "unet": unet}, recipe, compute)
+    return text.eval(), unet.eval(), loss

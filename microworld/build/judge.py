@@ -21,13 +21,12 @@ SETTINGS = (
     "simulate-annotations.seed=7",
     "simulate-annotations.annotators_per_prompt=8",
     "train-rm.batch_pairs=1024",
-    "train-rm.learning_rate=1e-3",
+    "train-rm.optimizer.learning_rate=1e-3",
     "train-rm.epochs=6",
-    "train-rm.grain=0.1",
-    "train-rm.average=0.997",
+    "train-rm.noise_std=0.1",
+    "train-rm.optimizer.ema_decay=0.997",
     "train-rm.freeze_rate=0.7",
-    "train-rm.frozen_part=recomputed",
-    "train-rm.seed=2",
+    "train-rm.training.seed=2",
 )
 
 

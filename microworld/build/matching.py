@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from irpipe.microworld.build.data import augmented, corrupted_captions, pictures
-from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
+from irpipe.microworld.build.training import Recipe
+from irpipe.microworld.build.training import train as train_modules
 from irpipe.microworld.grammar import Scene, corrupt, describe, sample_scene
 from irpipe.microworld.render import render, to_pixels
 
@@ -90,20 +91,12 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
     ids, mask = token_ids(tokenizer, data.captions)
     wrong = [token_ids(tokenizer, corrupted_captions(data.scenes, seed)) for seed in (1, 2, 3)]
     labels = phrase_labels(data.scenes)
-    model, phrases, words = (
-        new_model(tokenizer),
-        torch.nn.Linear(_WIDTH, labels.shape[1]),
-        torch.nn.Linear(_WIDTH, len(tokenizer)),
-    )
-    weights = [*model.parameters(), *phrases.parameters(), *words.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=1e-2)
-    for step in steps("image-text matching", count, optimizer, Schedule(peak=1.5e-3, warmup=100, floor=1e-5)):
+    model, phrases = new_model(tokenizer), torch.nn.Linear(_WIDTH, labels.shape[1])
+    words = torch.nn.Linear(_WIDTH, len(tokenizer))
+
+    def compute(step: int) -> tuple[torch.Tensor, float]:
         batch = torch.randint(0, len(images), (BATCH,))
-        another = torch.rand(BATCH, 1) < 0.2
-        wrong_ids, wrong_mask = (
-            torch.where(another, other[batch.roll(1)], one_off[batch])
-            for other, one_off in zip((ids, mask), wrong[step % len(wrong)], strict=True)
-        )
+        wrong_ids, wrong_mask = wrong_captions(batch, (ids, mask), wrong[step % len(wrong)])
         hidden = (torch.rand(BATCH, MAX_TOKENS) < 0.3) & (ids[batch] > tokenizer.mask_token_id)
         tokens = image_tokens(model, augmented(images[batch].float() / 255))
         states = text_states(
@@ -118,12 +111,19 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
         guessed = F.cross_entropy(words(states[2 * BATCH :][seen]), ids[batch][hidden])
         told = F.binary_cross_entropy_with_logits(phrases(tokens.mean(dim=1)), labels[batch])
         apart = contrast(model, tokens, ids[batch], mask[batch], wrong_ids, wrong_mask)
-        loss = matching + guessed + 0.3 * apart + 10 * told
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        return matching + guessed + 0.3 * apart + 10 * told, matching.item()
+
+    modules = {"blip": model, "phrases": phrases, "words": words}
+    train_modules(modules, Recipe(count, peak=1.5e-3, warmup_steps=100, final=1e-5, weight_decay=1e-2), compute)
     return model.eval(), one_wrong_word_accuracy(model, tokenizer)
+
+
+def wrong_captions(
+    batch: torch.Tensor, right: tuple[torch.Tensor, torch.Tensor], one_off: tuple[torch.Tensor, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Ids and mask of a wrong caption for each picture of a batch: one with a wrong word, or, for a fifth, another picture's."""
+    another = torch.rand(len(batch), 1) < 0.2
+    return [torch.where(another, own[batch.roll(1)], near[batch]) for own, near in zip(right, one_off, strict=True)]
 
 
 def image_tokens(model: Any, images: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
 from irpipe.microworld.build.data import corrupt_within_training
-from irpipe.microworld.build.loop import Schedule, steps
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
+from irpipe.microworld.build.training import Recipe
+from irpipe.microworld.build.training import train as train_modules
 from irpipe.microworld.grammar import Scene, canonical, describe, sample_scene, split_of, turned
 
 STEPS, BATCH = 4000, 128
@@ -41,15 +42,9 @@ def build(folder: Path, scale: float) -> dict[str, float]:
     return {"similarity_error": round(error, 4)}
 
 
-def train(tokenizer: Any, count: int) -> tuple[Any, float]:
-    """Fit cosines of mean-pooled vectors to the likeness of scenes.
-
-    Each scene is held against itself in other words, or against a close relative, and against a stranger. Relatives decide
-    what a near-duplicate is: with strangers alone, two things that swap their colours come out as one scene.
-    """
-    torch.manual_seed(3)
-    rng = np.random.default_rng(3)
-    model = MPNetModel(
+def new_model(tokenizer: Any) -> Any:
+    """A small MPNet without dropout."""
+    return MPNetModel(
         MPNetConfig(
             vocab_size=len(tokenizer),
             hidden_size=_WIDTH,
@@ -64,8 +59,20 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    optimizer, recent = torch.optim.AdamW(model.parameters(), weight_decay=1e-2), 0.0
-    for _ in steps("sentence encoder", count, optimizer, Schedule(peak=2e-3, warmup=50, floor=1e-5)):
+
+
+def train(tokenizer: Any, count: int) -> tuple[Any, float]:
+    """Fit cosines of mean-pooled vectors to the likeness of scenes.
+
+    Each scene is held against itself in other words, or against a close relative, and against a stranger. Relatives decide
+    what a near-duplicate is: with strangers alone, two things that swap their colours come out as one scene.
+    """
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    model = new_model(tokenizer)
+    model.pooler.requires_grad_(False)  # sentences are means of states; AdamW would only decay it
+
+    def compute(_step: int) -> tuple[torch.Tensor, float]:
         scenes = [sample_scene(rng, "train") for _ in range(BATCH)]
         others = [_relative(scene, rng) for scene in scenes]
         strangers = others[1:] + others[:1]
@@ -78,13 +85,11 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
         ours, theirs = vectors.split(BATCH)
         cosines = torch.stack([(ours * theirs).sum(dim=1), (ours * theirs.roll(-1, dims=0)).sum(dim=1)], dim=1)
         error = cosines - wanted
-        loss = error.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent += (error.detach().abs().mean().item() - recent) / 100
-    return model.eval(), recent
+        return error.square().mean(), error.detach().abs().mean().item()
+
+    recipe = Recipe(count, peak=2e-3, warmup_steps=50, final=1e-5, weight_decay=1e-2)
+    error = train_modules({"sentences": model}, recipe, compute)
+    return model.eval(), error
 
 
 def _relative(scene: Scene, rng: np.random.Generator) -> Scene:

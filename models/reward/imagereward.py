@@ -244,29 +244,14 @@ class ImageReward(nn.Module):
         batch = self.tokenizer(list(prompts), padding="longest", max_length=self.max_length, truncation=True, return_tensors="pt")
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
-    def lower(self, pixel_values: Tensor, blocks: int) -> Tensor:
-        """The vision tower's state after its first blocks, (n, 1 + patches, width)."""
-        states: Tensor = self.vision.embeddings(pixel_values)
-        for block in self.vision.encoder.layers[:blocks]:
-            states = block(states)
-        return states
-
-    def upper(self, states: Tensor, blocks: int) -> Tensor:
-        """The image's tokens, (n, 1 + patches, width), from the state after the first blocks."""
-        for block in self.vision.encoder.layers[blocks:]:
-            states = block(states)
-        tokens: Tensor = self.vision.post_layernorm(states)
-        return tokens
-
-    def head_scores(self, tokens: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-        """Raw scores (n,) of image tokens (n, 1 + patches, width), each for its text."""
-        states = self.text(**texts, encoder_hidden_states=tokens).last_hidden_state
-        scores: Tensor = self.head(states[:, 0])[:, 0]
-        return scores
-
     def forward(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
         """Raw scores (n,) of preprocessed images (n, 3, size, size), each for its text, as `encode_texts` made it."""
-        return self.head_scores(self.upper(self.lower(pixels, 0), 0), texts)
+        tokens = self.vision.embeddings(pixels)  # (n, 1 + patches, width)
+        for block in self.vision.encoder.layers:
+            tokens = block(tokens)
+        states = self.text(**texts, encoder_hidden_states=self.vision.post_layernorm(tokens)).last_hidden_state
+        scores: Tensor = self.head(states[:, 0])[:, 0]
+        return scores
 
     def score(self, prompt: str, images: Sequence[Pillow.Image], batch_size: int = 32) -> list[float]:
         """Normalised scores of images for one prompt: higher is better; scores of different prompts do not compare."""

@@ -1,7 +1,7 @@
-"""A latent diffusion model as tuning sees it: texts in, noise predicted, clean latents and pictures out.
+"""A latent diffusion model as tuning sees it: texts in, predicted noise, predicted x0 and images out.
 
-Pipelines differ in what their network is told beside the text; one function for each kind says what (`_TOLD`). Latents are
-always in the autoencoder's scaled space.
+Pipelines differ in what their network takes beside the text; one function per kind makes it (`_CONDITIONING`). Latents are always
+in the autoencoder's scaled space.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
 Conditions = Mapping[str, Tensor]
-"""Encoded texts: tensors with one row a text, by the name under which the pipeline takes them."""
+"""Encoded texts: tensors with one row per text, by the name under which the pipeline takes them."""
 
 SchedulerName = Literal["ddpm", "ddim"]
 _SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
@@ -34,21 +34,21 @@ def _plain(_conditions: Conditions, _size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _sdxl(conditions: Conditions, size: tuple[int, int]) -> dict[str, Any]:
-    """SDXL is told the pooled text, and that the picture is whole and of full size."""
+    """SDXL also takes the pooled text embedding and the size conditioning (original size, no crop)."""
     pooled = conditions["pooled_prompt_embeds"]
     times = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device).expand(len(pooled), 6)
     return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": times}}
 
 
-_TOLD: Mapping[str, Callable[[Conditions, tuple[int, int]], dict[str, Any]]] = {
+_CONDITIONING: Mapping[str, Callable[[Conditions, tuple[int, int]], dict[str, Any]]] = {
     "StableDiffusionPipeline": _plain,
     "StableDiffusionXLPipeline": _sdxl,
 }
 
 
 @dataclass(frozen=True)
-class Course:
-    """The noise levels of a sampling, from the noisiest on.
+class NoiseSchedule:
+    """The noise levels of a sampling, the noisiest first.
 
     Attributes:
         scheduler: of diffusers, with its timesteps set.
@@ -60,9 +60,9 @@ class Course:
 
     @property
     def timesteps(self) -> Tensor:
-        """(steps,) what the network is told."""
-        found: Tensor = self.scheduler.timesteps
-        return found
+        """(steps,) as the network takes them."""
+        timesteps: Tensor = self.scheduler.timesteps
+        return timesteps
 
 
 class Denoiser:
@@ -72,9 +72,9 @@ class Denoiser:
         self.generator = generator
         self.pipeline = generator.pipeline
         kind = type(self.pipeline).__name__
-        if kind not in _TOLD:
-            raise ModelError(f"{name} is a {kind}, which cannot be tuned", expected=f"one of {', '.join(_TOLD)}")
-        self._told = _TOLD[kind]
+        if kind not in _CONDITIONING:
+            raise ModelError(f"{name} is a {kind}, which cannot be tuned", expected=f"one of {', '.join(_CONDITIONING)}")
+        self._conditioning = _CONDITIONING[kind]
         self.unet: Any = getattr(self.pipeline, "unet", None)
         self.vae: Any = getattr(self.pipeline, "vae", None)
         if self.vae is None or self.unet is None:
@@ -102,61 +102,61 @@ class Denoiser:
 
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
         """Encoded texts, on the CPU."""
-        found = self.generator.encode(prompts, batch_size).tensors
-        return {name: value.float().cpu() for name, value in found.items()}
+        encoded = self.generator.encode(prompts, batch_size).tensors
+        return {name: value.float().cpu() for name, value in encoded.items()}
 
-    def course(self, num_steps: int, scheduler: SchedulerName) -> Course:
+    def noise_schedule(self, num_steps: int, scheduler: SchedulerName) -> NoiseSchedule:
         """The noise levels of a sampling of so many steps, spaced as the model's own scheduler says."""
         import diffusers
 
-        # diffusers clips clean samples to -1..1 unless a model's file says otherwise; latents are larger than that.
+        # diffusers clips predicted x0 to -1..1 unless a model's file says otherwise; latents are larger than that.
         made = getattr(diffusers, _SCHEDULERS[scheduler]).from_config(self.pipeline.scheduler.config, clip_sample=False)
         made.set_timesteps(num_steps, device=self.device)
-        return Course(made, made.alphas_cumprod.to(self.device, torch.float32))
+        return NoiseSchedule(made, made.alphas_cumprod.to(self.device, torch.float32))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions, guidance: float = 1.0) -> Tensor:
-        """The network's answer, (n, channels, h, w).
+        """The network's output, (n, channels, h, w).
 
         Args:
             latents: (n, channels, h, w); timesteps: () or (n,).
             conditions: on the network's device.
-            guidance: classifier-free guidance; above 1 every sample is also asked without its text.
+            guidance: classifier-free guidance; above 1 the network also runs without the text.
         """
         if guidance <= 1:
-            return self._ask(latents, timesteps, {name: value for name, value in conditions.items() if _NEGATIVE not in name})
+            return self._run(latents, timesteps, {name: value for name, value in conditions.items() if _NEGATIVE not in name})
         both = {
             name: torch.cat([conditions[_NEGATIVE + name], value]) for name, value in conditions.items() if _NEGATIVE not in name
         }
         times = timesteps.expand(len(latents)).repeat(2)
-        without, with_text = self._ask(latents.repeat(2, 1, 1, 1), times, both).chunk(2)
+        without, with_text = self._run(latents.repeat(2, 1, 1, 1), times, both).chunk(2)
         return without + guidance * (with_text - without)
 
-    def _ask(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def _run(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         dtype = self.unet.dtype
         given = {name: value.to(dtype) for name, value in conditions.items()}
-        told = self._told(given, (self.height, self.width))
-        out: Tensor = self.unet(latents.to(dtype), timesteps, given["prompt_embeds"], **told).sample
+        more = self._conditioning(given, (self.height, self.width))
+        out: Tensor = self.unet(latents.to(dtype), timesteps, given["prompt_embeds"], **more).sample
         return out.float()
 
-    def clean(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, course: Course) -> Tensor:
-        """The clean latents that an answer amounts to (DDPM, equation 15, and its v- and x0-parametrised kin)."""
-        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
+    def predicted_x0(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The clean latents x0 that an output predicts, as `latents` (DDPM, equation 15; alike for v- and x0-prediction)."""
+        alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
         signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
         if self.kind == "epsilon":
             return (latents - noise * predicted) / signal
         return signal * latents - noise * predicted if self.kind == "v_prediction" else predicted
 
-    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor, course: Course) -> Tensor:
-        """What the network should answer for noised latents."""
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The network's right output for noised latents, as `x0`."""
         if self.kind == "epsilon":
             return noise
-        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if self.kind == "v_prediction" else clean
+        alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0 if self.kind == "v_prediction" else x0
 
-    def noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor, course: Course) -> Tensor:
-        """Clean latents under noise of a timestep's level (DDPM, equation 4)."""
-        alpha = course.alphas[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    def noised(self, x0: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """Clean latents x0 with noise of a timestep's level added (DDPM, equation 4), as `x0`."""
+        alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (n, 3, H, W) from 0 to 1; gradients flow."""
@@ -165,10 +165,10 @@ class Denoiser:
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     def moments(self, pictures: Tensor) -> Tensor:
-        """Mean and deviation of the latents of pictures (n, 3, H, W) from 0 to 1: (n, 2, channels, h, w)."""
+        """Mean and standard deviation of the latents of pictures (n, 3, H, W) from 0 to 1: (n, 2, channels, h, w)."""
         with torch.no_grad():
-            found = self.vae.encode((pictures * 2 - 1).to(self.vae.dtype)).latent_dist
-        return torch.stack([found.mean.float(), found.std.float()], dim=1) * self.vae.config.scaling_factor
+            latents = self.vae.encode((pictures * 2 - 1).to(self.vae.dtype)).latent_dist
+        return torch.stack([latents.mean.float(), latents.std.float()], dim=1) * self.vae.config.scaling_factor
 
     def blackened(self, pictures: Tensor) -> list[bool]:
         """Which pictures (n, 3, H, W) the model's own safety checker would blacken; none where it has no checker."""
@@ -213,13 +213,13 @@ def drawn(shape: Sequence[int], seeds: Sequence[int], device: torch.device) -> T
 
 def rows_of(conditions: Conditions, rows: Sequence[int] | Tensor, device: torch.device) -> dict[str, Tensor]:
     """The encodings of some texts, on a device."""
-    places = torch.as_tensor(rows)
-    return {name: value[places].to(device) for name, value in conditions.items()}
+    indices = torch.as_tensor(rows)
+    return {name: value[indices].to(device) for name, value in conditions.items()}
 
 
-def roll(
+def sample(
     denoiser: Denoiser,
-    course: Course,
+    schedule: NoiseSchedule,
     conditions: Conditions,
     seeds: Sequence[int],
     *,
@@ -227,7 +227,7 @@ def roll(
     keep_from: int,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Sample without gradients up to a step, and keep the latents that the last steps begin with.
+    """Sample without gradients up to a step, and keep the latents before the last steps.
 
     Args:
         conditions: (n, ...) on the denoiser's device.
@@ -239,12 +239,14 @@ def roll(
     """
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     latents = torch.stack([torch.randn(denoiser.shape, generator=generator) for generator in generators]).to(denoiser.device)
-    latents = latents * course.scheduler.init_noise_sigma
+    latents = latents * schedule.scheduler.init_noise_sigma
     kept = [latents] if keep_from == 0 else []
     with torch.no_grad():
-        for number, timestep in enumerate(course.timesteps[:stop]):
+        for number, timestep in enumerate(schedule.timesteps[:stop]):
             predicted = denoiser.predict(latents, timestep, conditions, guidance)
-            latents = course.scheduler.step(predicted, timestep, latents, **_drawing(course.scheduler, generators)).prev_sample
+            latents = schedule.scheduler.step(
+                predicted, timestep, latents, **_drawing(schedule.scheduler, generators)
+            ).prev_sample
             if number + 1 >= keep_from:
                 kept.append(latents)
     return torch.stack(kept, dim=1)
@@ -256,12 +258,11 @@ def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any
 
 
 def sampling_memory(batch: int) -> AbstractContextManager[None]:
-    """Running out of memory while sampling names what lowers it."""
-    half = f"sample_batch={batch // 2} (half of it)" if batch > 1 else "a smaller width and height"
-    return memory_errors(f"{batch} images sampled at a time", f"{half}, or dtype=bfloat16; what was done so far is kept")
+    """Running out of memory while sampling names the settings that reduce memory use."""
+    half = f"training.sample_batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
+    return memory_errors(f"{batch} images sampled at a time", f"{half}, or training.dtype=bfloat16; what was done so far is kept")
 
 
 def as_pixels(pictures: Tensor) -> list[Any]:
     """Pictures (n, 3, H, W) from 0 to 1 as arrays (H, W, 3) uint8."""
-    found = (pictures.detach().permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
-    return list(found)
+    return list((pictures.detach().permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8))

@@ -1,7 +1,7 @@
 """Tuning on a generator's own images, chosen by the reward: what RAFT, reward weighting and filtering have in common.
 
-A pool is drawn, scored, and cut down to images with weights; the denoising loss on these is the objective. They differ in how
-they choose, and in how often.
+A pool of images is sampled, scored, and cut down to images with weights; the denoising loss on these is the objective. The three
+differ in how they choose, and in how often.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.scorers.base import score_pictures
-from irpipe.models.training import Checkpoints
+from irpipe.models.training.checkpoints import Checkpoints
+from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, shuffled
+from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import PoolConfig
-from irpipe.models.tuning.denoiser import as_pixels, roll, rows_of, sampling_memory
-from irpipe.models.tuning.loop import Figures, Save, noise_seed, shuffled
-from irpipe.models.tuning.monitors import REWARD
-from irpipe.models.tuning.pairs import RealPairs, denoising_losses
+from irpipe.models.tuning.denoiser import as_pixels, rows_of, sample, sampling_memory
+from irpipe.models.tuning.evaluation import REWARD
+from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import StageError
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """An image that is trained on: its prompt and its number among the prompt's, its weight, and whether it is marked as bad."""
+    """An image that is trained on: its prompt and its index among the prompt's, its weight, and whether it is marked as bad."""
 
     prompt: int
     image: int
@@ -37,26 +38,32 @@ class Chosen:
 
 
 Choose = Callable[[NDArray[np.float64]], Sequence[Chosen]]
-"""From normalised rewards (prompts, images each) to what is trained on."""
+"""From normalised rewards (prompts, images per prompt), NaN where an image was blackened, to what is trained on."""
 
 
-class PoolObjective:
-    """See `irpipe.models.tuning.loop.Objective`."""
+class PoolObjective(SampleObjective):
+    """The denoising loss on chosen images of a pool.
+
+    Args:
+        choose: which of a pool's images are trained on.
+        mark: what the prompts of bad images begin with.
+    """
 
     def __init__(self, config: PoolConfig, session: Session, choose: Choose, mark: str = "") -> None:
-        self.name, self.weight, self.batch_size = "pool_loss", 1.0, config.batch_size
-        self.carried: list[list[float]] = []
+        super().__init__("pool_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
         self._config, self._session, self._choose = config, session, choose
         texts = list(session.prompts.values())
         self._conditions = session.denoiser.encode(texts)
         self._marked = session.denoiser.encode([mark + text for text in texts]) if mark else self._conditions
         self._texts = texts
-        self._course = session.denoiser.course(config.num_steps, "ddpm")
+        self._sampling = session.denoiser.noise_schedule(config.num_steps, "ddpm")
         self._checkpoints = Checkpoints(session.context.work)
         self._pool: dict[str, Any] | None = None
 
-    def prepare(self, step: int, places: Sequence[int], save: Save) -> None:  # noqa: ARG002 # all processes share one pool
-        """Draw a pool where one is due."""
+    # -- pools --------------------------------------------------------------------------------------------------------
+
+    def prepare(self, step: int, save: Save) -> None:
+        """Make a pool where one is due; all processes share it."""
         every = self._config.pool_every or self._config.steps
         first = step // every * every
         if step == first:
@@ -64,83 +71,94 @@ class PoolObjective:
         elif self._pool is not None:
             return
         with self._session.accelerator.main_process_first():
-            self._pool = self._checkpoints.read(f"pool-{first}.pt") or self._draw(first)
+            self._pool = self._checkpoints.read(f"pool-{first}.pt") or self._make(first)
 
-    def _draw(self, step: int) -> dict[str, Any]:
-        """Draw a pool, score it, choose of it, and keep what was chosen."""
-        config, session = self._config, self._session
+    def _make(self, step: int) -> dict[str, Any]:
+        """Sample a pool, score it, choose of it, and keep what was chosen."""
+        config = self._config
         count, each = min(config.pool_prompts, len(self._texts)), config.images_per_prompt
         turn = step // (config.pool_every or config.steps)
-        prompts = [shuffled(len(self._texts), config.seed, "pool", turn * count + number) for number in range(count)]
-        latents, rewards, blackened = [], [], 0
-        judge, device = session.monitor.judges[REWARD], session.denoiser.device
-        with session.context.progress("drawing a pool", count * each, "images") as bar:
-            order = [(number, image) for number in range(count) for image in range(each)]
-            for start in range(0, len(order), config.sample_batch):
-                part = order[start : start + config.sample_batch]
-                rows = [prompts[number] for number, _ in part]
-                seeds = [noise_seed(config.seed, "pool", step, number * each + image) for number, image in part]
-                with sampling_memory(config.sample_batch), torch.no_grad(), session.accelerator.autocast():
-                    found = roll(
+        prompts = [shuffled(len(self._texts), config.training.seed, "pool", turn * count + number) for number in range(count)]
+        latents, scores = self._sample(step, prompts)
+        chosen = self._choose(scores)
+        if not chosen:
+            raise StageError(f"of {count * each:,} images none was chosen", fix="a larger pool_prompts or images_per_prompt")
+        pool = {
+            "latents": torch.stack([latents[one.prompt, one.image] for one in chosen]),
+            "prompts": [prompts[one.prompt] for one in chosen],
+            "weights": [one.weight for one in chosen],
+            "bad": [one.bad for one in chosen],
+            "drawn": count * each,
+            "blackened": int(np.isnan(scores).sum()),
+        }
+        self._checkpoints.write(f"pool-{step}.pt", pool)
+        self._say(scores, chosen)
+        return pool
+
+    def _sample(self, step: int, prompts: Sequence[int]) -> tuple[Tensor, NDArray[np.float64]]:
+        """Latents (prompts, images per prompt, c, h, w) and scores (prompts, images per prompt), NaN for blackened images."""
+        config, session = self._config, self._session
+        each, batch_size = config.images_per_prompt, config.training.sample_batch_size
+        order = [(number, image) for number in range(len(prompts)) for image in range(each)]
+        latents, scores = [], []
+        with session.context.progress("sampling a pool", len(order), "images") as bar:
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                rows = [prompts[number] for number, _ in batch]
+                seeds = [noise_seed(config.training.seed, "pool", step, number * each + image) for number, image in batch]
+                with sampling_memory(batch_size), torch.no_grad(), session.accelerator.autocast():
+                    sampled = sample(
                         session.denoiser,
-                        self._course,
-                        rows_of(self._conditions, rows, device),
+                        self._sampling,
+                        rows_of(self._conditions, rows, session.denoiser.device),
                         seeds,
                         stop=config.num_steps,
                         keep_from=config.num_steps,
                         guidance=config.guidance_scale,
                     )[:, -1]
-                with torch.no_grad():
-                    pictures = session.denoiser.decode(found)
-                scores = score_pictures(judge, [self._texts[row] for row in rows], as_pixels(pictures), normalised=True)
-                black = np.array(session.denoiser.blackened(pictures))
-                scores[black] = np.nan
-                blackened += int(black.sum())
-                rewards.append(scores)
-                latents.append(found.cpu())
-                bar.advance(len(part))
-        score = np.concatenate(rewards).reshape(count, each)
-        chosen = self._choose(score)
-        if not chosen:
-            raise StageError(f"of {count * each:,} images none was chosen", fix="a larger pool_prompts or images_per_prompt")
-        every = torch.cat(latents).view(count, each, *session.denoiser.shape)
-        kept = {
-            "latents": torch.stack([every[one.prompt, one.image] for one in chosen]),
-            "prompts": [prompts[one.prompt] for one in chosen],
-            "weights": [one.weight for one in chosen],
-            "bad": [one.bad for one in chosen],
-            "drawn": count * each,
-            "blackened": blackened,
-        }
-        good = [float(score[one.prompt, one.image]) for one in chosen if not one.bad]
-        self._checkpoints.write(f"pool-{step}.pt", kept)
-        session.context.say(
-            f"  a pool of {count * each:,} images, mean reward {np.nanmean(score):.3f}: {len(chosen):,} are trained on"
+                latents.append(sampled.cpu())
+                scores.append(self._score(sampled, rows))
+                bar.advance(len(batch))
+        shape = (len(prompts), each)
+        return torch.cat(latents).view(*shape, *session.denoiser.shape), np.concatenate(scores).reshape(shape)
+
+    def _score(self, latents: Tensor, rows: Sequence[int]) -> NDArray[np.float64]:
+        """(n,) normalised rewards of latents (n, c, h, w) for prompts by index; NaN for what the safety checker blackens."""
+        session = self._session
+        with torch.no_grad():
+            pictures = session.denoiser.decode(latents)
+        texts = [self._texts[row] for row in rows]
+        scores = score_pictures(session.evaluator.scorers[REWARD], texts, as_pixels(pictures), normalised=True)
+        scores[np.array(session.denoiser.blackened(pictures))] = np.nan
+        return scores
+
+    def _say(self, scores: NDArray[np.float64], chosen: Sequence[Chosen]) -> None:
+        good = [float(scores[one.prompt, one.image]) for one in chosen if not one.bad]
+        blackened = int(np.isnan(scores).sum())
+        self._session.context.say(
+            f"  a pool of {scores.size:,} images, mean reward {np.nanmean(scores):.3f}: {len(chosen):,} are trained on"
             + (f", the good ones of mean reward {np.mean(good):.3f}" if good else "")
             + (f"; {blackened:,} were blackened" if blackened else "")
         )
-        return kept
 
-    def losses(self, step: int, places: Sequence[int]) -> tuple[Tensor, Figures]:
-        """See `Objective`."""
-        assert self._pool is not None
-        config, session = self._config, self._session
-        pool, count = self._pool, len(self._pool["weights"])
-        rows = [shuffled(count, config.seed, "chosen", step * self.batch_size + place) for place in places]
-        seeds = [noise_seed(config.seed, "chosen", step, place) for place in places]
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
+        """See `SampleObjective`."""
+        assert self._pool is not None, "prepared"
+        pool, session, seed = self._pool, self._session, self._config.training.seed
+        rows = [shuffled(len(pool["weights"]), seed, "chosen", step * self.batch_size + index) for index in indices]
+        seeds = [noise_seed(seed, "chosen", step, index) for index in indices]
         kinds = [(self._marked if pool["bad"][row] else self._conditions, pool["prompts"][row]) for row in rows]
         conditions = {name: torch.stack([kind[name][prompt] for kind, prompt in kinds]).numpy() for name in self._conditions}
         latents = pool["latents"][rows]
-        images = RealPairs(torch.stack([latents, torch.zeros_like(latents)], dim=1).numpy(), conditions)
-        found = denoising_losses(session.denoiser, session.course, images, range(len(rows)), seeds)
-        weights = torch.tensor([pool["weights"][row] for row in rows], device=found.device)
-        return found * weights, {self.name: found.detach()}
-
-    def finish(self) -> None:
-        """Nothing."""
+        images = CaptionedImages(torch.stack([latents, torch.zeros_like(latents)], dim=1).numpy(), conditions)
+        losses = denoising_losses(session.denoiser, session.schedule, images, range(len(rows)), seeds)
+        weights = torch.tensor([pool["weights"][row] for row in rows], device=losses.device)
+        return losses * weights, {self.name: Samples(losses)}
 
     @property
     def figures(self) -> dict[str, int]:
-        """Images that were drawn, and blackened of these, in all pools."""
+        """Images that were sampled, and blackened of these, in all pools."""
         pools = [self._checkpoints.read(path.name) for path in sorted(self._session.context.work.glob("pool-*.pt"))]
         return {"images_drawn": sum(pool["drawn"] for pool in pools), "blackened": sum(pool["blackened"] for pool in pools)}

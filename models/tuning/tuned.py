@@ -8,18 +8,18 @@ from pathlib import Path
 from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.loading import load_errors
 from irpipe.pipeline.stage import Model
-from irpipe.schemas.generator import ADDITIONS, WHOLE, GeneratorCard
+from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
 
 
 def load_tuned(base: Model, folder: Path, card: GeneratorCard, sampling: Sampling, device: str) -> ImageGenerator:
-    """A tuned generator as diffusers loads it: the base with its low-rank additions, or a pipeline of its own.
+    """A tuned generator as diffusers loads it: the base with its LoRA, or a pipeline of its own.
 
     Raises:
         ModelError: it cannot be loaded.
     """
     if card.trained == "unet":
-        return load(replace(base, name=card.stage, folder=folder / WHOLE), sampling, device)
+        return load(replace(base, name=card.stage, folder=folder / PIPELINE), sampling, device)
     generator = load(base, sampling, device)
-    with load_errors(Model(card.stage, "", folder), "the tuned generator", f"{ADDITIONS}/pytorch_lora_weights.safetensors"):
-        generator.pipeline.load_lora_weights(folder / ADDITIONS)
+    with load_errors(Model(card.stage, "", folder), "the tuned generator", f"{LORA}/pytorch_lora_weights.safetensors"):
+        generator.pipeline.load_lora_weights(folder / LORA)
     return generator

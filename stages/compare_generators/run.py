@@ -18,7 +18,7 @@ from irpipe.models.loading import pick_device
 from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.models.scorers.reward import RewardModelScorer
-from irpipe.models.tuning.pictures import draw_columns
+from irpipe.models.tuning.plots import draw_columns
 from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows

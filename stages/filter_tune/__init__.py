@@ -1,9 +1,9 @@
 """Tune a generator on the best and the worst of its own images, the worst marked by an identifier (HPS's way).
 
-Reads: the selected prompts and their splits, the reward model, and real pictures with captions.
+Reads: the selected prompts and their splits, the reward model, and captioned images.
 Writes: what `refl` writes; `generator.json` names the identifier, to be given as negative prompt.
 Paper: HPS, sections 6 and 7.2; as ImageReward, appendix E, sets it up for its table 4 ("dataset filtering").
-Deviates: images are the base's own rather than DiffusionDB's, and the judge is ImageReward, as in its table 4.
+Deviates: images are the base's own rather than DiffusionDB's, and ImageReward scores them, as in its table 4.
 Cost: a pool O(pool_prompts * images_per_prompt * num_steps) of the network, then O(batch_size) a step.
 """
 
@@ -36,7 +36,7 @@ STAGE = Stage(
     version=1,
     reads=PoolConfig.shared_reads,
     writes="generator",
-    processes=True,
+    processes=lambda config: int(config.training.processes),
     determinism="numeric",
     extra="tune",
     config=FilterTuneConfig,

@@ -19,8 +19,8 @@ from irpipe.stages.filter_tune import FilterTuneConfig
 def run(config: FilterTuneConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     session = Session.open("filter-tune", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: best_and_worst(rewards, config.alpha), config.identifier)
-    tuner = session.tune(objective)
-    return session.write(tuner, out, objective.figures, config.identifier)
+    trainer = session.train(objective)
+    return session.write(trainer, out, objective.figures, config.identifier)
 
 
 def best_and_worst(rewards: NDArray[np.float64], alpha: float) -> Sequence[Chosen]:

@@ -18,8 +18,8 @@ from irpipe.stages.raft import RaftConfig
 def run(config: RaftConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     session = Session.open("raft", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: best_of_each(rewards, config.best))
-    tuner = session.tune(objective)
-    return session.write(tuner, out, objective.figures)
+    trainer = session.train(objective)
+    return session.write(trainer, out, objective.figures)
 
 
 def best_of_each(rewards: NDArray[np.float64], best: int) -> Sequence[Chosen]:

@@ -18,8 +18,8 @@ from irpipe.stages.reward_weighted import RewardWeightedConfig
 def run(config: RewardWeightedConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     session = Session.open("reward-weighted", config, inputs, context)
     objective = PoolObjective(config, session, lambda rewards: weighted(rewards, config.scale == "prompt"))
-    tuner = session.tune(objective)
-    return session.write(tuner, out, objective.figures)
+    trainer = session.train(objective)
+    return session.write(trainer, out, objective.figures)
 
 
 def weighted(rewards: NDArray[np.float64], by_prompt: bool) -> Sequence[Chosen]:

@@ -12,10 +12,11 @@ import numpy as np
 
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.reward_model import CURVES, SWEEP
+from irpipe.schemas.curves import CURVES, series
+from irpipe.schemas.reward_model import SWEEP
 from irpipe.stages.sweep_rm import SweepRmConfig
 
-_SEED = re.compile(r",? ?\bseed=\d+")
+_SEED = re.compile(r",? ?\btraining\.seed=\d+")
 
 
 def run(config: SweepRmConfig, inputs: Inputs, out: Path, context: Context) -> Report:
@@ -30,15 +31,16 @@ def run(config: SweepRmConfig, inputs: Inputs, out: Path, context: Context) -> R
 
 def sweep_row(node: str, model: Artifact) -> dict[str, Any]:
     """A row of `sweep`: the best validation of one training."""
-    curves = [row for row in CURVES.read(model.table("curves")).to_pylist() if row["split"] == "validation"]
-    best = min(curves, key=lambda row: row["loss"])
+    rows = CURVES.read(model.table("curves")).to_pylist()
+    losses, accuracies = (series(rows, "validation", figure) for figure in ("loss", "accuracy"))
+    best = min(losses, key=lambda step: losses[step])
     return {
         "node": node,
         "point": point_of(node),
-        "validation_loss": best["loss"],
-        "validation_accuracy": best["accuracy"],
-        "best_step": best["step"],
-        "steps": curves[-1]["step"],
+        "validation_loss": losses[best],
+        "validation_accuracy": accuracies[best],
+        "best_step": best,
+        "steps": max(losses),
         "model": model.content_id,
     }
 

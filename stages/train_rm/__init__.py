@@ -1,27 +1,71 @@
 """Train a reward model on preference pairs.
 
-Reads: the pairs, the annotations (for the prompts' texts), and the images, or what the vision tower's frozen part made of them.
+Reads: the pairs, the annotations (for the prompts' texts), and the images.
 Writes: the best model (safetensors, tokenizer, score card), the last one in `last/`, the tables `curves` and `rejected`, a plot.
 Paper: ImageReward, sections 3.1 and 4.1, and the released training code.
 Deviates: by default it starts from a BLIP tuned on COCO's captions, for its matching head, and the head starts as the logit of
     image-text matching (`head = "published"` for the paper's); all pairs of a prompt are in one step, so that each image is
-    encoded once; frozen blocks of the vision tower run without stochastic depth, once an image where their output is kept.
+    encoded once; frozen blocks of the vision tower run without stochastic depth.
 Cost: per epoch O(images) of the vision tower and of the text tower, whatever the number of pairs; disk O(images * size^2);
-    memory O(micro_batch) of activations, and 60 bytes a pair.
+    memory O(micro_batch_size) of activations, and 60 bytes per pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
-
-from pydantic import Strict, model_validator
+from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.published import BLIP
-from irpipe.pipeline.stage import Config, Stage, setting
+from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings
+from irpipe.pipeline.stage import Config, Group, Stage, group, setting
 
 CODE = "released code, train/"
+
+
+class RmOptimizer(OptimizerSettings):
+    """AdamW, its learning rate, and the averaged weights."""
+
+    warmup_steps: int = setting(
+        0,
+        ge=0,
+        meaning="Steps over which the learning rate rises linearly to its peak.",
+        source=CODE + "scripts/train_one_node.sh: warmup 0",
+    )
+    schedule: Literal["constant", "cosine"] = setting(
+        "cosine",
+        meaning="The learning rate after the warm-up. constant: its peak. cosine: half a cosine to 0 at the last step.",
+        source=CODE + "scripts/train_one_node.sh",
+    )
+    weight_decay: float = setting(0.0, ge=0, meaning="Decoupled weight decay. 0: plain Adam.", source=CODE + "src/train.py: Adam")
+    max_grad_norm: float = setting(0.0, ge=0, meaning="Clip the gradient norm to this value. 0: no clipping.", source=CODE)
+
+
+class RmEvaluation(Group):
+    """When the validation pairs are evaluated."""
+
+    per_epoch: int = setting(
+        4,
+        ge=1,
+        le=1000,
+        meaning="Evaluations per epoch, evenly spaced, and one before the first step.",
+        source=CODE + "src/train.py",
+    )
+    patience: int = setting(0, ge=0, meaning="Stop after so many evaluations without a lower loss. 0: never.")
+
+
+class RmTraining(TrainingSettings):
+    """How a training is computed: precision, seed, memory, checkpoints and trackers."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", meaning="Precision of the arithmetic. Trained weights stay in float32.", source=CODE + "fp32"
+    )
+    seed: int = setting(1234, ge=0, meaning="Seed of initial weights, order and noise.", source=CODE + "src/train.py")
+    micro_batch_size: int = setting(
+        64,
+        ge=1,
+        role="execution",
+        meaning="About this many images per forward pass; a prompt's images stay together. Lower it if memory runs out.",
+    )
 
 
 class TrainRmConfig(Config):
@@ -40,32 +84,26 @@ class TrainRmConfig(Config):
     )
     fit_scale: bool = setting(
         True,
-        meaning="With the head itm: scale it, by one number, to the least loss on training pairs before the first step. The"
-        " logit of image-text matching is far too sure of itself as a preference.",
+        meaning="With the head itm: scale it, by one number, to the lowest loss on training pairs before the first step. The"
+        " logit of image-text matching is far too confident as a preference.",
     )
     image_size: int | None = setting(
         224,
         ge=8,
         le=1024,
-        meaning="Pixels of the vision tower's square. Unset: the start's own.",
+        meaning="Side of the vision tower's square input, in pixels. Unset: the start's own.",
         source="ImageReward: 224",
     )
     text_dropout: float = setting(
         0.1, ge=0, lt=1, meaning="Dropout of the text tower, in training.", source="released code, med_config.json: 0.1"
     )
-    learning_rate: float = setting(1e-5, gt=0, le=1, meaning="Peak learning rate of Adam.", source="ImageReward 4.1")
-    warmup: float = setting(
-        0.0,
-        ge=0,
-        lt=1,
-        meaning="Share of the steps over which the learning rate rises to its peak; then a cosine to 0.",
-        source=CODE + "scripts/train_one_node.sh",
+    batch_pairs: int = setting(
+        64,
+        ge=1,
+        meaning="Target number of pairs per optimiser step. All pairs of a prompt stay in one step, so a step may hold a few more"
+        " or fewer.",
+        source="ImageReward 4.1",
     )
-    weight_decay: float = setting(
-        0.0, ge=0, meaning="Decoupled weight decay; 0 is plain Adam.", source=CODE + "src/train.py: Adam"
-    )
-    max_grad_norm: float = setting(0.0, ge=0, meaning="Longest gradient; longer ones are scaled down. 0: any.", source=CODE)
-    batch_pairs: int = setting(64, ge=1, meaning="Pairs a step, about: prompts are not cut.", source="ImageReward 4.1")
     epochs: int = setting(10, ge=1, le=10_000, meaning="Passes over the pairs.", source=CODE + "scripts/train_one_node.sh")
     freeze: Literal["published", "layers"] = setting(
         "published",
@@ -77,120 +115,82 @@ class TrainRmConfig(Config):
         0.7,
         ge=0,
         le=1,
-        meaning="Share of both towers' layers that stay, rounded down. 0: none, nor embeddings.",
+        meaning="Share of both towers' layers that are frozen, rounded down, and the embeddings with them. 0: nothing.",
         source="ImageReward 4.1",
     )
-    frozen_part: Literal["auto", "kept", "recomputed"] = setting(
-        "auto",
-        meaning="The vision tower's frozen part. kept: once an image, by encode-images. recomputed: in every step. auto: kept"
-        " where that is possible and pays: something is frozen, images are not augmented, and there are at least 2 epochs.",
+    random_shift: int = setting(
+        0, ge=0, le=64, meaning="Shift a prompt's images by up to so many pixels, at random. The paper does not.", source=CODE
     )
-    shift: int = setting(
-        0, ge=0, le=64, meaning="Move a prompt's images by up to so many pixels. The paper does not.", source=CODE
+    horizontal_flip: bool = setting(
+        False,
+        meaning="Flip the images of every other prompt, at random, unless its text says left or right. The paper does not.",
     )
-    mirror: bool = setting(
-        False, meaning="Mirror the images of every other prompt, and swap left and right in its text. The paper does not."
+    noise_std: float = setting(
+        0.0,
+        ge=0,
+        le=1,
+        meaning="Add noise to pixels from 0 to 1, with a standard deviation drawn per prompt from 0 to this value.",
+        source=CODE,
     )
-    grain: float = setting(0.0, ge=0, le=1, meaning="Noise added to pixels from 0 to 1: up to this deviation.", source=CODE)
     max_prompts: int = setting(
         0,
         ge=0,
         role="neutral",
-        meaning="Train on so many prompts, drawn by id: more hold fewer. 0: all.",
+        meaning="Train on so many prompts, drawn by id: larger numbers contain the smaller ones. 0: all.",
         source="ImageReward, table 2: 1k, 2k, 4k, 8k",
     )
-    average: float = setting(
-        0.0,
-        ge=0,
-        lt=1,
-        role="neutral",
-        meaning="Decay, a step, of a running average of the weights, which is what is validated and kept. 0: none.",
-    )
-    validations: int = setting(4, ge=1, le=1000, meaning="Validations an epoch, and one before.", source=CODE + "src/train.py")
-    keep_by: Literal["loss", "accuracy"] = setting(
-        "loss", meaning="Which validation figure the best model is of.", source=CODE + "src/train.py: lowest loss"
-    )
-    patience: int = setting(0, ge=0, meaning="Stop after so many validations without a better one. 0: never.")
     collapse_after: int = setting(
         200,
         ge=0,
         role="execution",
-        meaning="Stop with an error if by this step the loss is still ln 2 and all images score alike. 0: never, which"
-        " head = published may need.",
+        meaning="Detect collapse early: stop with an error if by this step the loss is still ln 2 and all images score alike."
+        " 0: never, which head = published may need.",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", meaning="Precision of the arithmetic; what is trained stays float32.", source=CODE + "fp32"
-    )
-    seed: int = setting(1234, ge=0, meaning="Seed of head, order, dropout and augmentation.", source=CODE + "src/train.py")
-    micro_batch: int = setting(
-        64, ge=1, role="execution", meaning="Images a forward pass, about: prompts are not cut. Lower it where memory ends."
-    )
-    checkpoint_activations: bool = setting(
-        False, role="execution", meaning="Compute activations again on the way back: less memory, a third more time."
-    )
-    checkpoint_minutes: float = setting(
-        5.0, ge=0, role="execution", meaning="Minutes between checkpoints, besides those at every validation and interrupt."
-    )
-    device: str = setting("auto", role="execution", meaning="Where it trains: auto, cpu, cuda, mps.")
     num_workers: int | None = setting(
         None,
         ge=0,
         le=256,
         role="execution",
-        meaning="Processes that decode images. Unset: as many as may be used, one for few images.",
+        meaning="Processes that decode images. Unset: all that may be used, one for few images.",
     )
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Strict(False)] = setting(
-        (), role="execution", meaning="Where curves go besides, while it runs; each must be installed."
-    )
-    track_to: str = setting("runs", role="execution", meaning="The folder of TensorBoard's files.")
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of pairs (of at least 100) with unusable images that stops the run."
     )
-
-    @model_validator(mode="after")
-    def _kept_is_possible(self) -> TrainRmConfig:
-        if self.frozen_part == "kept" and self.augmented:
-            raise ValueError("frozen_part = kept goes without shift, mirror and grain: they change the images in every step")
-        if self.frozen_part == "kept" and self.freeze_rate == 0:
-            raise ValueError("frozen_part = kept goes with a freeze_rate above 0")
-        return self
-
-    @property
-    def augmented(self) -> bool:
-        """Whether a step sees other pixels than the image's."""
-        return bool(self.shift or self.mirror or self.grain)
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether the frozen part's output is read rather than computed.
-
-        Keeping costs one pass and reading back; computing again costs a pass an epoch and one for each of its validations.
-        """
-        pays = self.freeze_rate > 0 and not self.augmented and self.epochs >= 2
-        return self.frozen_part == "kept" or (self.frozen_part == "auto" and pays)
+    optimizer: RmOptimizer = group(RmOptimizer)
+    evaluation: RmEvaluation = group(RmEvaluation)
+    training: RmTraining = group(RmTraining)
 
     def unused(self) -> dict[str, str]:
-        idle = {} if self.trackers else {"track_to": "no trackers are given"}
+        idle = self.training.unused()
         if self.head in ("published", "random", "kept"):
             idle["fit_scale"] = f"head = {self.head}"
         if not self.freeze_rate:
-            idle |= dict.fromkeys(("freeze", "frozen_part"), "freeze_rate is 0")
-        return idle | ({"num_workers": "the frozen part is kept: nothing is decoded"} if self.reads_features else {})
+            idle["freeze"] = "freeze_rate is 0"
+        return idle
+
+    def training_config(self, steps: int) -> TrainingConfig:
+        """The training of so many steps."""
+        return TrainingConfig(
+            "train-rm",
+            steps,
+            self.optimizer,
+            self.training,
+            report_every=max(1, steps // (self.epochs * _ROWS_PER_EPOCH)),
+            patience=self.evaluation.patience,
+        )
 
 
-def _reads(config: TrainRmConfig) -> Sequence[str]:
-    return ("pairs", "annotations", "image-features" if config.reads_features else "images")
-
+_ROWS_PER_EPOCH = 20  # of the training curves
 
 STAGE = Stage(
     name="train-rm",
     version=1,
-    reads=_reads,
+    reads=("pairs", "annotations", "images"),
     writes="reward-model",
-    processes=True,
+    processes=lambda config: int(config.training.processes),
     determinism="numeric",
     extra="train",
+    plugins=plugins,
     config=TrainRmConfig,
     run="irpipe.stages.train_rm.run:run",
-    plugins=plugins,
 )

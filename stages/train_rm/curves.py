@@ -1,26 +1,26 @@
-"""The course of a training as a plot."""
+"""The curves of a training as a plot."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from irpipe.models.training.curves import Row
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, accuracy and spread of scores over steps; ln 2 and chance as dotted lines."""
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Loss, accuracy and standard deviation of scores over steps; ln 2 and chance as dotted lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, line) in zip(
-        figure.subplots(1, 3), (("loss", math.log(2)), ("accuracy", 0.5), ("spread", None)), strict=True
-    ):
+    lines = (("loss", math.log(2)), ("accuracy", 0.5), ("score_std", None))
+    for axes, (name, line) in zip(figure.subplots(1, 3), lines, strict=True):
         for split in ("train", "validation"):
-            of_split = [row for row in rows if row["split"] == split]
-            axes.plot([row["step"] for row in of_split], [row[name] for row in of_split], label=split)
+            points = [(step, value) for step, of, figure_name, value in rows if (of, figure_name) == (split, name)]
+            axes.plot(*zip(*points, strict=True), label=split)
         if line is not None:
             axes.axhline(line, color="grey", linestyle=":", linewidth=1)
         axes.set_xlabel("step")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.pairs import PAIRS
 
 _MOST_IMAGES = 32  # of a prompt in one step; beyond, each of its rankings stands for itself
-_SWAPPED = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Groups:
     Attributes:
         prompts: (g,) ids.
         image_rows: rows of the images, all groups' one after the other; group i has those from `image_starts[i]`.
-        better, worse: places of a pair's images within its group; group i has the pairs from `pair_starts[i]`.
+        better, worse: indices of a pair's images within its group; group i has the pairs from `pair_starts[i]`.
         weights: of the pairs.
     """
 
@@ -107,18 +105,18 @@ def group(pairs: PairRows, images: NDArray[np.uint64]) -> Groups:
     """Gather pairs by prompt.
 
     Args:
-        images: (n,) all images; a pair's image is told by its row there.
+        images: (n,) all images; a pair's image is given by its row there.
 
-    Cost: O(p log p); memory 60 bytes a pair.
+    Cost: O(p log p); memory 60 bytes per pair.
     """
     sorted_images = np.argsort(images)
     better, worse = (sorted_images[np.searchsorted(images, ids, sorter=sorted_images)] for ids in (pairs.better, pairs.worse))
     unit = split_large(pairs)
     units, first, of_unit = np.unique(unit, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")  # groups stand in the order of their first pair
-    place = np.empty(len(units), dtype=np.int64)
-    place[order] = np.arange(len(units))
-    of_unit = place[of_unit]
+    index = np.empty(len(units), dtype=np.int64)
+    index[order] = np.arange(len(units))
+    of_unit = index[of_unit]
     keys = np.unique(np.stack([np.tile(of_unit, 2), np.concatenate([better, worse])], axis=1), axis=0)
     image_starts = np.searchsorted(keys[:, 0], np.arange(len(units) + 1))
     by_unit = np.argsort(of_unit, kind="stable")
@@ -182,11 +180,6 @@ def share(numbers: Sequence[int], sizes: Mapping[int, int], processes: int) -> l
         parts[least].append(number)
         loads[least] += sizes[number]
     return parts
-
-
-def mirrored(prompt: str) -> str:
-    """A prompt for the mirrored image: left and right change places."""
-    return re.sub(r"\b(left|right)\b", lambda found: _SWAPPED[found[0].lower()], prompt, flags=re.IGNORECASE)
 
 
 def noise_seed(seed: int, step: int, prompt_id: int) -> int:

@@ -15,63 +15,51 @@ from torch import Tensor
 
 from irpipe.models.pictures import decode_all
 from irpipe.models.reward.start import init_reward_model
-from irpipe.models.training import make_accelerator
+from irpipe.models.training.accelerator import make_accelerator
+from irpipe.models.training.loop import Trainer
 from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.settings import shown_config
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.features import FeatureFile
+from irpipe.schemas.curves import write_curves
 from irpipe.schemas.files import read_json
-from irpipe.schemas.reward_model import CURVES, REJECTED_TRAINING_PAIRS, ScoreCard
+from irpipe.schemas.reward_model import REJECTED_TRAINING_PAIRS, ScoreCard
 from irpipe.stages.train_rm import TrainRmConfig
+from irpipe.stages.train_rm.batches import BatchReader
 from irpipe.stages.train_rm.curves import draw_curves
 from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, read_pairs, read_prompts
-from irpipe.stages.train_rm.loop import State, Texts, Trainer
+from irpipe.stages.train_rm.evaluate import PairEvaluator, evaluation_steps
+from irpipe.stages.train_rm.objective import PairwiseObjective
 
 
 def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     pairs = fewer_prompts(read_pairs(inputs["pairs"].table("pairs"), ("train", "validation")), config.max_prompts)
     prompts = read_prompts(inputs["annotations"].table("annotated_prompts"))
     check_splits(pairs, prompts)
-    accelerator = make_accelerator(
-        "train-rm",
-        config.device,
-        config.dtype,
-        config.trackers,
-        config.track_to,
-        f"train-rm {context.work.parent.name[:12]}",
-        shown_config(config),
-    )
-    model, head = init_reward_model(context.models["model"][0], config.head, config.seed, config.image_size)
+    title = f"train-rm {context.work.parent.name[:12]}"
+    accelerator = make_accelerator("train-rm", config.training, title, shown_config(config))
+    model, head = init_reward_model(context.models["model"][0], config.head, config.training.seed, config.image_size)
     model.set_text_dropout(config.text_dropout)
     model.freeze(config.freeze_rate, config.freeze)
-    blocks = int(config.freeze_rate * len(model.vision.encoder.layers))
-    images = pairs.images
-    read, faults = open_images(config, inputs, context, model, blocks, images, accelerator)
+    model.to(accelerator.device)
+    read, faults = open_images(config, inputs, context, model, pairs.images, accelerator)
     kept, rejected = without_faults(pairs, faults, config.max_rejected)
     check_splits(kept, prompts)
     texts = {identity: prompts[identity] for identity in dict.fromkeys(kept.prompt_id.tolist())}
-    trainer = Trainer(
-        config,
-        model,
-        blocks,
-        group(kept.of(kept.split == "train"), images),
-        group(kept.of(kept.split == "validation"), images),
-        Texts.of(model, texts, config.mirror),
-        read,
-        config.reads_features,
-        accelerator,
-        context,
-    )
-    scale = trainer.fit_scale() if head == "itm" and config.fit_scale else None
-    state = trainer.run()
+    objective, evaluator = make_task(config, model, kept, pairs.images, texts, read, accelerator)
+    scale = objective.fit_scale() if head == "itm" and config.fit_scale else None
+    if config.training.checkpoint_activations:
+        model.checkpoint_activations()
+    training = config.training_config(len(objective.steps))
+    trainer = Trainer(training, dict(model.named_parameters()), [objective], evaluator, accelerator, context)
+    trainer.run()
     metrics = {"head": head, "head_scale": scale, "rejected_for": rejected_for(rejected)}
-    metrics |= figures(trainer, state, kept)
+    metrics |= figures(trainer, objective, evaluator, kept)
     card = {"trained_on": trained_on(inputs, kept, context), "metrics": {name: metrics[name] for name in _ON_THE_CARD}}
-    write_models(trainer, card, out)
+    write_models(trainer, evaluator, card, out)
     if accelerator.is_main_process:
-        CURVES.write(out, {column.name: [row[column.name] for row in state.rows] for column in CURVES.columns})
-        draw_curves(state.rows, out / "curves.png")
+        write_curves(trainer.state.rows, out)
+        draw_curves(trainer.state.rows, out / "curves.png")
         REJECTED_TRAINING_PAIRS.write(out, rejected)
     accelerator.end_training()
     return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)
@@ -82,39 +70,49 @@ def open_images(
     inputs: Mapping[str, Artifact],
     context: Context,
     model: Any,
-    blocks: int,
     images: NDArray[np.uint64],
     accelerator: Accelerator,
-) -> tuple[Callable[[Any], Tensor], dict[int, str]]:
+) -> tuple[Callable[[NDArray[np.int64]], Tensor], dict[int, str]]:
     """A way to read images by their row in `images`, and why some cannot be read, by id.
 
     Raises:
         InputError: none of the images is there: pairs and images come from different sources.
     """
-    if config.reads_features:
-        features = FeatureFile(inputs["image-features"].path)
-        features.check(context.models["model"][0].revision, blocks, model.preprocess.image_size)
-        rows, faults = features.rows_of(images)
-
-        def read(places: Any) -> Tensor:
-            return features.read(rows[places])
-
-    else:
-        files = inputs["images"].table("images")
-        with accelerator.main_process_first():
-            pictures, faults = decode_all(files, images, model.preprocess.image_size, context, config.num_workers)
-
-        def read(places: Any) -> Tensor:
-            return torch.from_numpy(pictures.read(places))
-
+    files, size = inputs["images"].table("images"), model.preprocess.image_size
+    with accelerator.main_process_first():
+        pictures, faults = decode_all(files, images, size, context, config.num_workers)
     if len(faults) == len(images):
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
             where="images",
-            fix="let pairs and images come of the same images: irpipe lineage build-pairs, and --set"
-            f" {'encode-images' if config.reads_features else 'train-rm'}.reads.images=import-images or generate-images",
+            fix="pairs and images must come from the same images: irpipe lineage build-pairs, and --set"
+            " train-rm.reads.images=import-images or generate-images",
         )
-    return read, faults
+    return (lambda rows: torch.from_numpy(pictures.read(rows))), faults
+
+
+def make_task(
+    config: TrainRmConfig,
+    model: Any,
+    pairs: PairRows,
+    images: NDArray[np.uint64],
+    prompts: Mapping[int, str],
+    read: Callable[[NDArray[np.int64]], Tensor],
+    accelerator: Accelerator,
+) -> tuple[PairwiseObjective, PairEvaluator]:
+    """What is trained on and what is evaluated on; texts are encoded once.
+
+    Args:
+        images: (n,) all images, by whose rows `read` reads.
+        prompts: texts by id.
+    """
+    texts = {name: values.cpu() for name, values in model.encode_texts(list(prompts.values())).items()}
+    row_of = {identity: row for row, identity in enumerate(prompts)}
+    reader = BatchReader(read, texts, row_of, config.training.micro_batch_size, accelerator)
+    training, validation = (group(pairs.of(pairs.split == split), images) for split in ("train", "validation"))
+    objective = PairwiseObjective(config, model, training, prompts, reader, accelerator)
+    due = evaluation_steps(objective.epochs, config.evaluation.per_epoch)
+    return objective, PairEvaluator(model, validation, reader, due, accelerator)
 
 
 def without_faults(pairs: PairRows, faults: Mapping[int, str], most: float) -> tuple[PairRows, dict[str, list[Any]]]:
@@ -143,6 +141,7 @@ def without_faults(pairs: PairRows, faults: Mapping[int, str], most: float) -> t
 
 
 def rejected_for(rejected: Mapping[str, list[Any]]) -> dict[str, int]:
+    """How many pairs were rejected, by reason."""
     names, counts = np.unique(np.array(rejected["reason"], dtype=object).astype(str), return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
@@ -150,26 +149,25 @@ def rejected_for(rejected: Mapping[str, list[Any]]) -> dict[str, int]:
 _ON_THE_CARD = ("pairs", "prompts", "steps", "best_step", "validation_loss", "validation_accuracy")
 
 
-def figures(trainer: Trainer, state: State, pairs: PairRows) -> dict[str, Any]:
-    """What people want to see of the training."""
-    best = next(row for row in state.rows if row["split"] == "validation" and row["step"] == state.best_step)
-    before = next(row for row in state.rows if row["split"] == "validation")
-    trained = {split: int((pairs.split == split).sum()) for split in ("train", "validation")}
-    ids = trainer.texts.mask[0]
+def figures(trainer: Trainer, objective: PairwiseObjective, evaluator: PairEvaluator, pairs: PairRows) -> dict[str, Any]:
+    """The figures of a training for its record."""
+    state, groups = trainer.state, (objective.groups, evaluator.groups)
+    evaluated = {(step, name): value for step, split, name, value in state.rows if split == "validation"}
+    mask, most = objective.reader.texts["attention_mask"], objective.model.max_length
     metrics: dict[str, Any] = {
-        "pairs": trained,
-        "prompts": {"train": len(trainer.train), "validation": len(trainer.validation)},
-        "images": len(np.unique(np.concatenate([trainer.train.image_rows, trainer.validation.image_rows]))),
+        "pairs": {split: int((pairs.split == split).sum()) for split in ("train", "validation")},
+        "prompts": {"train": len(groups[0]), "validation": len(groups[1])},
+        "images": len(np.unique(np.concatenate([one.image_rows for one in groups]))),
         "trainable_parameters": sum(value.numel() for value in trainer.weights.trained.values()),
         "steps": state.step,
         "best_step": state.best_step,
-        "validation_loss": round(best["loss"], 5),
-        "validation_accuracy": round(best["accuracy"], 5),
-        "validation_accuracy_before": round(before["accuracy"], 5),
-        "cut_prompts": int((ids.sum(dim=1) >= trainer.model.max_length).sum()),
+        "validation_loss": round(evaluated[state.best_step, "loss"], 5),
+        "validation_accuracy": round(evaluated[state.best_step, "accuracy"], 5),
+        "validation_accuracy_before": round(evaluated[0, "accuracy"], 5),
+        "cut_prompts": int((mask.sum(dim=1) >= most).sum()),
     }
-    if len(state.micro_batches) > 1:
-        metrics["micro_batches"] = state.micro_batches  # it went on with another one: equal to rounding, not bit by bit
+    if len(state.micro_batch_sizes) > 1:
+        metrics["micro_batch_sizes"] = state.micro_batch_sizes  # resumed with another one: equal to rounding, not bit by bit
     return metrics
 
 
@@ -183,16 +181,13 @@ def trained_on(inputs: Mapping[str, Artifact], pairs: PairRows, context: Context
     }
 
 
-def write_models(trainer: Trainer, card: Mapping[str, Any], out: Path) -> None:
+def write_models(trainer: Trainer, evaluator: PairEvaluator, card: Mapping[str, Any], out: Path) -> None:
     """The last model, then the best one, each with the normaliser of its own scores. Every process takes part."""
-    trainer.accelerator.wait_for_everyone()  # the first one may still be writing the best weights
-    for folder, weights in ((out / "last", trainer.weights.kept()), (out, trainer.best_weights())):
+    model = evaluator.model
+    for folder, weights in ((out / "last", trainer.weights.evaluated()), (out, trainer.best_weights())):
         trainer.weights.load(weights)
-        sums = trainer.evaluate(trainer.validation)
-        mean = sums.score / sums.images
-        std = max(sums.square / sums.images - mean**2, 0.0) ** 0.5
-        trainer.model.card = replace(
-            ScoreCard(mean, std or 1.0, f"the {int(sums.images):,} images of the validation split"), **card
-        )
+        totals = evaluator.totals()
+        images = f"the {int(totals.images):,} images of the validation split"
+        model.card = replace(ScoreCard(totals.mean_score, totals.std_score or 1.0, images), **card)
         if trainer.accelerator.is_main_process:
-            trainer.model.save_pretrained(folder)
+            model.save_pretrained(folder)

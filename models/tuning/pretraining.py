@@ -1,0 +1,95 @@
+"""The pre-training loss as an objective of a tuning, and what all objectives of tunings share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from irpipe.models.loading import memory_errors
+from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
+from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
+from irpipe.models.tuning.config import TuneConfig
+from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule
+
+
+class SampleObjective(Objective):
+    """An objective that is a mean over a fixed number of samples per step, which are numbered within the step.
+
+    Args:
+        stage: whose settings errors name.
+        batch_size: samples per step, over all processes.
+    """
+
+    def __init__(
+        self, name: str, weight: float, batch_size: int, stage: str, config: TuneConfig, accelerator: Accelerator
+    ) -> None:
+        self.name, self.weight, self.batch_size = name, weight, batch_size
+        self.carried: list[list[float]] = []
+        self.accelerator = accelerator
+        self._stage, self._micro_batch_size = stage, config.training.micro_batch_size
+
+    def parts(self, step: int) -> Sequence[Any]:  # noqa: ARG002 # the same indices in every step
+        """See `Objective`."""
+        return micro_batches(own_share(self.batch_size, self.accelerator), self._micro_batch_size)
+
+    def loss(self, step: int, part: Sequence[int]) -> tuple[Tensor, Figures]:
+        """See `Objective`."""
+        losses, figures = self.losses(step, part)
+        return losses.float().sum() * (1 / self.batch_size), figures
+
+    def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
+        """Losses (n,) of some samples of a step, with a graph, and their figures."""
+        raise NotImplementedError
+
+    def around(self, step: int, part: Sequence[int]) -> AbstractContextManager[None]:  # noqa: ARG002 # of the size alone
+        """Running out of memory names the settings that reduce memory use."""
+        return memory_errors(
+            f"{len(part)} samples per backward pass",
+            f"--set {self._stage}.training.micro_batch_size={max(1, len(part) // 2)} (activations of half the samples),"
+            f" {self._stage}.training.checkpoint_activations=true (of one layer at a time), {self._stage}.trainable=lora (no"
+            " optimiser state of the whole UNet), or a smaller width and height",
+        )
+
+
+class Pretraining(SampleObjective):
+    """The pre-training loss on captioned images: each step takes the next ones of an endless shuffle.
+
+    Source: ImageReward, algorithm 1, L_pre.
+
+    Args:
+        captioned: encoded images and captions; rows: those that are trained on.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        config: TuneConfig,
+        denoiser: Denoiser,
+        schedule: NoiseSchedule,
+        captioned: CaptionedImages,
+        rows: Sequence[int],
+        accelerator: Accelerator,
+    ) -> None:
+        chosen = config.pretraining
+        super().__init__("pretraining_loss", chosen.weight, chosen.batch_size, stage, config, accelerator)
+        self._denoiser, self._schedule = denoiser, schedule
+        self._captioned, self._rows, self._seed = captioned, rows, config.training.seed
+
+    def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
+        """See `SampleObjective`."""
+        count = len(self._rows)
+        rows = [self._rows[shuffled(count, self._seed, self.name, step * self.batch_size + index)] for index in indices]
+        seeds = [noise_seed(self._seed, self.name, step, index) for index in indices]
+        losses = denoising_losses(self._denoiser, self._schedule, self._captioned, rows, seeds)
+        return losses, {self.name: Samples(losses)}
+
+
+def median_above_zero(norms: Sequence[Sequence[float]]) -> float:
+    """The median (the lower one of an even number) of all norms above 0; infinite where there is none."""
+    above = [norm for step in norms for norm in step if norm > 0]
+    return float(torch.tensor(above).median()) if above else float("inf")

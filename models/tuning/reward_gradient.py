@@ -1,0 +1,91 @@
+"""Gradient of the reward with respect to predicted clean latents: decode, preprocess, score, backpropagate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from irpipe.models.tuning.denoiser import Denoiser, drawn
+from irpipe.pipeline.errors import TrainingError
+
+Phi = Literal["margin", "linear"]
+
+
+def reward_loss(rewards: Tensor, phi: Phi, margin: float) -> Tensor:
+    """The loss of each normalised reward r, (n,) to (n,). margin: relu(margin - r), as released. linear: -r."""
+    return torch.relu(margin - rewards) if phi == "margin" else -rewards
+
+
+@dataclass(frozen=True)
+class RewardGradient:
+    """Of some samples: rewards and losses (n,), and the losses' gradients with respect to predicted x0, (n, c, h, w)."""
+
+    rewards: Tensor
+    losses: Tensor
+    gradients: Tensor
+    blackened: list[bool]
+
+    @property
+    def norms(self) -> Tensor:
+        """(n,) of the gradients."""
+        return self.gradients.flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class RewardGradients:
+    """Computes reward gradients. Decoder and reward model are frozen and in evaluation mode.
+
+    Attributes:
+        model: a `RewardModel`.
+        noise_samples: the reward is the mean over so many noisy copies of an image, of standard deviation `noise_std`; 0: of the
+            image itself.
+    """
+
+    model: Any
+    denoiser: Denoiser
+    phi: Phi
+    margin: float
+    noise_samples: int
+    noise_std: float
+
+    def at(self, x0: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> RewardGradient:
+        """Gradients at predicted x0 (n, c, h, w) for their texts, n rows each; seeds (n,) are of the noisy copies.
+
+        Raises:
+            TrainingError: no gradient comes back.
+        """
+        latents = x0.detach().requires_grad_(True)
+        with torch.autocast(latents.device.type, enabled=False):
+            pictures = self.denoiser.decode(latents)
+            rewards = self._rewards(pictures, texts, seeds)
+            losses = reward_loss(rewards, self.phi, self.margin)
+        if not losses.requires_grad:
+            raise no_gradient("the reward model or the decoder blocks it")
+        (gradients,) = torch.autograd.grad(losses.sum(), latents)
+        return RewardGradient(rewards.detach(), losses.detach(), gradients, self.denoiser.blackened(pictures))
+
+    def _rewards(self, pictures: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
+        """(n,) of pictures (n, 3, H, W) from 0 to 1."""
+        if not self.noise_samples:
+            return self._normalised(self.model(self.model.preprocess(pictures), texts))
+        noise = drawn((self.noise_samples, *pictures.shape[1:]), seeds, pictures.device)
+        noisy = (pictures[:, None] + self.noise_std * noise).flatten(0, 1)
+        repeated = {name: value.repeat_interleave(self.noise_samples, dim=0) for name, value in texts.items()}
+        scores = self._normalised(self.model(self.model.preprocess(noisy), repeated))
+        return scores.view(-1, self.noise_samples).mean(dim=1)
+
+    def _normalised(self, raw: Tensor) -> Tensor:
+        scores: Tensor = self.model.card.normalised(raw).float()
+        return scores
+
+
+def no_gradient(why: str) -> TrainingError:
+    """The error of a reward that does not reach what is trained."""
+    return TrainingError(
+        f"no gradient of the reward reaches the trained weights: {why}",
+        fix="another reward model: irpipe run train-rm; or training.dtype=float32",
+    )
