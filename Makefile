@@ -67,6 +67,7 @@ check: $(VENV)/dev ## format, lint, types, layers, licences of dependencies, doc
 	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 	$(BIN)/pip-licenses > /dev/null # fails on what is installed: uninstall a package that pyproject.toml no longer asks for
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pytest -q tests/test_house.py -k "shapes or budgets or places or order"
 	$(MKDOCS)
 
 mutants: $(VENV)/mutants ## whether the tests can fail: 200 small changes, an hour on two cores; MUTANTS="--count 20 --seed 1" for others

@@ -1,4 +1,4 @@
-"""`irpipe`, one file per command group. Nothing heavier than Typer is imported before a command is chosen."""
+"""The command line `irpipe`, one file per command group. Nothing heavier than Typer is imported before a command is chosen."""
 
 from __future__ import annotations
 

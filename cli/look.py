@@ -13,6 +13,7 @@ from irpipe.cli.common import IdArgument, JsonOption, StageArgument, find, open_
 
 if TYPE_CHECKING:
     from irpipe.pipeline.manifest import Record
+    from irpipe.pipeline.store import Artifact
 
 
 class LineageFormat(StrEnum):
@@ -29,7 +30,6 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from irpipe.pipeline.lineage import lineage
-    from irpipe.pipeline.progress import duration, size
     from irpipe.pipeline.text import visible
     from irpipe.pipeline.view import Subject, blocks_or_fault
 
@@ -38,6 +38,24 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
     if json_:
         print_json({"record": asdict(record), "manifest": asdict(artifact.manifest), "path": str(artifact.path)})
         return
+    _print_record(record, artifact)
+    try:
+        from irpipe.report.terminal import print_blocks
+    except ModuleNotFoundError as error:
+        print(f"\nto see its view: pip install 'irpipe[report]' ({error.name} is not installed)")
+        return
+    with store.in_use():
+        blocks, fault = blocks_or_fault(Subject(store, record, lineage(store, record).records))
+        print_blocks(blocks, record.content_id[:12], print_table)
+    if fault:
+        print(f"\n{visible(fault)}")
+
+
+def _print_record(record: Record, artifact: Artifact) -> None:
+    """Print how an artifact was made, its files, tables, settings and metrics."""
+    from irpipe.pipeline.progress import duration, size
+    from irpipe.pipeline.text import visible
+
     print(f"{record.node} {record.content_id}\n  key      {record.key}\n  path     {artifact.path}")
     print(f"  made     {record.ended} in {duration(record.seconds)} on {record.host} ({record.device})")
     print(f"  rows     {', '.join(f'{name} {count:,}' for name, count in record.rows.items())}")
@@ -53,16 +71,6 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
         print(f"  setting  {name} = {visible(value)}")
     for name, value in record.metrics.items():
         print(f"  figure   {visible(name)} = {visible(value)}")
-    try:
-        from irpipe.report.terminal import print_blocks
-    except ModuleNotFoundError as error:
-        print(f"\nto see its view: pip install 'irpipe[report]' ({error.name} is not installed)")
-        return
-    with store.in_use():
-        blocks, fault = blocks_or_fault(Subject(store, record, lineage(store, record).records))
-        print_blocks(blocks, record.content_id[:12], print_table)
-    if fault:
-        print(f"\n{visible(fault)}")
 
 
 def lineage(

@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The scorer's model: a folder, a published ImageReward.pt, a shipped model's name, hub-id@revision, or, for"
+        " reward models, an artifact's id or a stage such as train-rm.",
+    ),
+]
+
+
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     prompt: Annotated[
         list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt that the images are scored for. May be repeated.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The scorer's model: a folder, a published ImageReward.pt, a shipped model's name, hub-id@revision, or of reward"
-            " models also an artifact's id or a stage such as train-rm.",
-        ),
-    ] = None,
+    model: ModelOption = None,
     scorer: Annotated[
         str,
         typer.Option(
@@ -40,8 +43,7 @@ def score(
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Score images for a prompt with a reward model, or another scorer: higher is better; scores of different prompts do not
-    compare.
+    """Score images for a prompt with a reward model or another scorer. Higher is better, within one prompt.
 
     Example: irpipe score --model train-rm --prompt "a red circle" images/ --json
     """
@@ -56,19 +58,17 @@ def score(
     loaded_scorer = open_scorer(scorer, model, device)
     rows = [row for text in prompt for row in scored(loaded_scorer, text, files)]
     if json_:
-        card = loaded_scorer.card
-        meaning = (
-            {"mean": card.mean, "std": card.std, "normalised_on": card.normalised_on, "meaning": card.meaning} if card else {}
-        )
-        print_json({"scorer": scorer, "scores": rows, **meaning})
-        return
-    print_table(
-        ("rank", "score", "raw", "image", "prompt"),
-        [
-            (row["rank"], f"{row['score']:.4f}", f"{row['raw']:.4f}", row["image"], row["prompt"])
-            for row in sorted(rows, key=lambda row: (prompt.index(row["prompt"]), row["rank"]))
-        ],
-    )
+        print_json({"scorer": scorer, "scores": rows, **_meaning(loaded_scorer.card)})
+    else:
+        rows.sort(key=lambda row: (prompt.index(row["prompt"]), row["rank"]))
+        cells = [(row["rank"], f"{row['score']:.4f}", f"{row['raw']:.4f}", row["image"], row["prompt"]) for row in rows]
+        print_table(("rank", "score", "raw", "image", "prompt"), cells)
+
+
+def _meaning(card: Any) -> dict[str, Any]:
+    """The meaning of normalised scores, from a scorer's card; empty without one."""
+    names = ("mean", "std", "normalised_on", "meaning")
+    return {name: getattr(card, name) for name in names} if card is not None else {}
 
 
 def open_scorer(name: str, model: str | None, device: str) -> Any:

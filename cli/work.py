@@ -81,11 +81,10 @@ def run(
     except BaseException as error:  # reported and raised again: a program that reads the events must learn how it ended
         watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
         raise
-    if json_:
-        return
-    for name, value in record.metrics.items():
-        watcher.say(f"  {name}: {value}")
-    print(runner.store.object_path(record.content_id))
+    if not json_:
+        for name, value in record.metrics.items():
+            watcher.say(f"  {name}: {value}")
+        print(runner.store.object_path(record.content_id))
 
 
 def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:

@@ -1,4 +1,4 @@
-"""Write the pages that are made of the code itself (commands, settings, tables); with --check, fail where one is out of date."""
+"""Write the pages made from code (commands, settings, tables, README.md's tree); with --check, fail if one is out of date."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from typing import Any
 from pydantic import BaseModel
 
 import irpipe.schemas
-import irpipe.stages
 from irpipe.pipeline.registry import STAGES
 from irpipe.pipeline.settings import groups_of, role_of, settings_of, source_of
 from irpipe.pipeline.stage import Config, Stage, find_stage, registered
 from irpipe.schemas.table import Table
+from irpipe.stages import ORDER
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+# Folders in the tree of README.md, which stands between these comments.
+TREE = ("stages", "models", "views", "report", "exports", "schemas", "cli", "pipeline", "microworld", "recipes")
+TREE_START, TREE_END = "<!-- the tree, printed by docs/generate.py -->", "<!-- the end of the tree -->"
 PARTS = ("Reads", "Writes", "Paper", "Deviates", "Cost")
 REJECTED = "rejected"  # written by many stages, in a few shapes
 
@@ -42,7 +46,7 @@ Every setting of every stage, from the stages' own declarations; `irpipe cite ST
 `irpipe.toml` under its stage's table, or laid over that by `--set STAGE.SETTING=VALUE`. An unknown setting is an error, and so is
 one that has no effect beside the others.
 
-The role says how a setting counts towards the identity of a run ([Identity](explanation/identity.md)):
+The role says how a setting counts towards the identity of a run ([Identity](hashing.md)):
 
 | role | counts towards the key |
 |---|---|
@@ -85,16 +89,14 @@ def settings() -> str:
 
 def _stages() -> list[Stage]:
     """Our stages, in the order data flows."""
-    names = re.findall(r"^(\w+) {2,}", irpipe.stages.__doc__ or "", re.MULTILINE)
     ours = {name for name, point in registered().items() if point.value.startswith("irpipe.stages.")}
-    in_order = [name.replace("_", "-") for name in names]
-    assert set(in_order) == ours, sorted(set(in_order) ^ ours)
-    return [find_stage(name) for name in in_order]
+    assert set(ORDER) == ours, sorted(set(ORDER) ^ ours)
+    return [find_stage(name) for name in ORDER]
 
 
 def _stage(stage: Stage) -> str:
-    told, parts = _told(stage)
-    lines = [f"## {stage.name}", "", _prose(told), ""]
+    summary, parts = _docstring_parts(stage)
+    lines = [f"## {stage.name}", "", _prose(summary), ""]
     lines += [f"- **{part}:** {_prose(parts[part])}" for part in PARTS if part in parts]
     shapes = _shapes(stage.config)
     rows = [_setting(stage.config, name, shapes[name]) for name in settings_of(stage.config)]
@@ -109,11 +111,11 @@ def _shapes(config: type[BaseModel]) -> dict[str, Any]:
     return shapes
 
 
-def _told(stage: Stage) -> tuple[str, dict[str, str]]:
-    """What a stage's docstring says at first, and in each of its parts."""
-    text = inspect.cleandoc(importlib.import_module(stage.package).__doc__ or "")
-    first, *rest = re.split(rf"^({'|'.join(PARTS)}): ", text, flags=re.MULTILINE)
-    return _joined(first), {part: _joined(said) for part, said in zip(rest[::2], rest[1::2], strict=True)}
+def _docstring_parts(stage: Stage) -> tuple[str, dict[str, str]]:
+    """The summary of a stage's docstring, and each of its parts."""
+    doc = inspect.cleandoc(importlib.import_module(stage.package).__doc__ or "")
+    first, *rest = re.split(rf"^({'|'.join(PARTS)}): ", doc, flags=re.MULTILINE)
+    return _joined(first), {part: _joined(text) for part, text in zip(rest[::2], rest[1::2], strict=True)}
 
 
 def _joined(text: str) -> str:
@@ -123,8 +125,8 @@ def _joined(text: str) -> str:
 def _setting(config: type[Config], name: str, shape: Mapping[str, Any]) -> tuple[str, ...]:
     field = settings_of(config)[name]
     default = "*must be given*" if field.is_required() else _default(field.default)
-    told, source = _prose(field.description or ""), _prose(source_of(config, name) or "")
-    return f"`{name}`", default, told, _values(shape), source, role_of(config, name)
+    meaning, source = _prose(field.description or ""), _prose(source_of(config, name) or "")
+    return f"`{name}`", default, meaning, _values(shape), source, role_of(config, name)
 
 
 def _values(shape: Mapping[str, Any]) -> str:
@@ -164,17 +166,17 @@ def _number(value: float) -> str:
 def tables() -> str:
     """Every table with its columns, those of one module together."""
     writers = _writers()
-    order = {stage.name: place for place, stage in enumerate(_stages())}
+    order = {stage.name: index for index, stage in enumerate(_stages())}
     modules = [(module, _declared(module)) for module in _modules()]
-    found = [(module, declared) for module, declared in modules if declared]
+    with_tables = [(module, declared) for module, declared in modules if declared]
 
-    def place(entry: tuple[str, Sequence[tuple[str, Table]]]) -> tuple[bool, int, str]:
+    def key(entry: tuple[str, Sequence[tuple[str, Table]]]) -> tuple[bool, int, str]:
         module, declared = entry
         stages = [stage for _, table in declared if table.name != REJECTED for stage in writers.get(table.name, ())]
         return not stages, min((order[stage] for stage in stages), default=0), module
 
     parts = [TABLES_HEAD]
-    for module, declared in sorted(found, key=place):
+    for module, declared in sorted(with_tables, key=key):
         title = module.replace("_", " ").capitalize()
         parts.append(f"\n## {title}\n\n{_prose(_joined(_doc(module)))}\n")
         parts += [_table(table, _written_by(constant, table, writers)) for constant, table in declared]
@@ -204,24 +206,24 @@ def _declared(module: str) -> list[tuple[str, Table]]:
 
 def _writers() -> dict[str, list[str]]:
     """Which stages say, under Writes, that they write each table."""
-    said = {stage.name: _told(stage)[1].get("Writes", "") for stage in _stages()}
-    found: dict[str, list[str]] = {}
-    for name, text in said.items():
+    parts = {stage.name: _docstring_parts(stage)[1].get("Writes", "") for stage in _stages()}
+    writers: dict[str, list[str]] = {}
+    for name, text in parts.items():
         same = re.search(r"what `([\w-]+)` writes", text)
-        for table in re.findall(r"`(\w+)`", said[same[1]] if same else text):
-            found.setdefault(table, []).append(name)
-    return found
+        for table in re.findall(r"`(\w+)`", parts[same[1]] if same else text):
+            writers.setdefault(table, []).append(name)
+    return writers
 
 
 def _written_by(constant: str, table: Table, writers: dict[str, list[str]]) -> list[str]:
     if table.name != REJECTED:
         return writers.get(table.name, [])
-    found = []
+    names = []
     for stage in _stages():
         used = _rejects(stage)
         if (constant in used) if used - {"REJECTED"} else constant == "REJECTED" and (used or stage.name in writers[REJECTED]):
-            found.append(stage.name)
-    return found
+            names.append(stage.name)
+    return names
 
 
 def _rejects(stage: Stage) -> set[str]:
@@ -236,8 +238,8 @@ def _table(table: Table, stages: Sequence[str]) -> str:
         (f"`{column.name}`", f"{_kind(column.type)}{', or null' if column.nullable else ''}", _prose(column.doc))
         for column in table.columns
     ]
-    said = f" Written by {', '.join(f'[{stage}](settings.md#{stage})' for stage in stages)}." if stages else ""
-    head = ["", f"### {table.name}", "", f"{_prose(table.doc)}{said}", ""]
+    written_by = f" Written by {', '.join(f'[{stage}](settings.md#{stage})' for stage in stages)}." if stages else ""
+    head = ["", f"### {table.name}", "", f"{_prose(table.doc)}{written_by}", ""]
     return "\n".join([*head, *_grid(("column", "type", "meaning"), rows), ""])
 
 
@@ -255,17 +257,52 @@ def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": commands, "settings.md": settings, "tables.md": tables}
+def readme() -> str:
+    """README.md with the present tree."""
+    before, rest = README.read_text(encoding="utf-8").split(TREE_START)
+    return f"{before}{TREE_START}\n{tree()}\n{TREE_END}{rest.split(TREE_END)[1]}"
+
+
+def tree() -> str:
+    """Every folder and its modules, with the first lines of their docstrings, as an indented block."""
+    entries: list[tuple[str, str]] = []
+    for folder in TREE:
+        entries.append((f"{folder}/", _first_line(README.parent / folder / "__init__.py")))
+        entries += [(f"  {path.stem}{'/' if path.is_dir() else '.py'}", _first_line(path)) for path in _members(folder)]
+    return "\n" + "".join(f"    {name:<24}{line}".rstrip() + "\n" for name, line in entries)
+
+
+def _members(folder: str) -> list[Path]:
+    """Modules and packages of a folder: stages in the order of data, others by name."""
+    if folder == "stages":
+        return [README.parent / folder / name.replace("-", "_") for name in ORDER]
+    paths = [path for path in (README.parent / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    return sorted(path for path in paths if not path.name.startswith("__"))
+
+
+def _first_line(path: Path) -> str:
+    """The first sentence in the first line of a module's docstring, without its full stop."""
+    file = path / "__init__.py" if path.is_dir() else path
+    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return doc.partition("\n")[0].partition(". ")[0].removesuffix(".")
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "cli.md": commands,
+    DOCS / "settings.md": settings,
+    DOCS / "tables.md": tables,
+    README: readme,
+}
 
 
 def main() -> int:
     stale = []
-    for name, make in PAGES.items():
-        text, path = make(), DOCS / name
+    for path, make in PAGES.items():
+        text = make()
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale.append(name)
+            stale.append(path.name)
     if stale:
         print(f"out of date: {', '.join(stale)}; make docs", file=sys.stderr)
     return int(bool(stale))

@@ -1,11 +1,11 @@
-"""Artifacts in the layouts of other tools, each with a card that says what it is and how to make it again.
+"""Exports of artifacts to the layouts of other tools, each with a card that describes and reproduces it.
 
-cards         what all cards say of a run: settings, rows, lineage, licence
+cards         the parts that all cards share: settings, rows, lineage, licence
 dataset       tables as a folder for `datasets.load_dataset`
 generator     a tuned generator as a folder for diffusers
-kinds         which artifact goes to what
-markup        text in Markdown, YAML, TOML and shell, whatever is in it
-reproduction  the recipe under which a run comes out again
+kinds         which artifacts have which layout
+markup        any text, escaped for Markdown, YAML, TOML and shell
+reproduction  a recipe that reproduces a run
 reward_model  a reward model as a folder for `load_reward_model`
 weights       copying weights, never pickled ones
 """

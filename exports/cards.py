@@ -1,4 +1,4 @@
-"""What all cards say of a run: settings, rows, lineage, how to make it again, and whose licences hold."""
+"""The parts that all cards share: settings, rows, lineage, reproduction and licences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40,64}")
 
 @dataclass(frozen=True)
 class Origin:
-    """A run and everything it was made from, upstream first."""
+    """A run and its ancestors, upstream first."""
 
     record: Record
     ancestors: tuple[Record, ...]
@@ -40,14 +40,14 @@ class Origin:
 
 
 def write_card(folder: Path, entries: dict[str, Any], parts: Sequence[str], origin: Origin) -> None:
-    """Write README.md: front matter, the exporter's own parts, and what all cards say."""
+    """Write README.md: front matter, the exporter's own parts, and the parts that all cards share."""
     common = (how_made(origin.record), truth(origin), licence(origin), reproduce(origin), ancestry(origin))
     text = joined(front_matter(entries), *parts, *common)
     (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def how_made(record: Record) -> str:
-    """How it was made: stage, ids, rows, and the settings that somebody gave."""
+    """The part on how it was made: stage, ids, rows, and the given settings."""
     counts = record.rows
     rows = [
         (
@@ -58,8 +58,8 @@ def how_made(record: Record) -> str:
         for name in record.given
     ]
     settings = joined(
-        f"Settings that were given; others had this version's defaults, which {code(f'irpipe cite {record.stage}')} explains:",
-        table(("setting", "value", "digest or revision of what it names"), rows),
+        f"The given settings; others had this version's defaults, which {code(f'irpipe cite {record.stage}')} explains:",
+        table(("setting", "value", "digest or revision of the file or model"), rows),
     )
     return joined(
         "## How it was made",
@@ -73,19 +73,19 @@ def how_made(record: Record) -> str:
 
 
 def _digests(entry: Any) -> str:
-    """The digests and revisions among what an external setting came to, however its role nests them."""
+    """The digests and revisions in the entry of an external setting, also of nested ones."""
     if isinstance(entry, list):
         return ", ".join(text for item in entry if (text := _digests(item)))
     return entry if isinstance(entry, str) and _DIGEST.fullmatch(entry) else ""
 
 
 def truth(origin: Origin) -> str:
-    """A warning on what holds, or was made from, the truth that only evaluations may see."""
+    """A warning on artifacts that hold, or were made from, ground truth."""
     if not any(_knows_truth(run.stage) for run in origin.runs):
         return ""
     return joined(
         "## For evaluation only",
-        "This holds, or was made from, the truth of a simulated world. Train and select nothing by it.",
+        "This holds, or was made from, the ground truth of a simulated world. Do not train or select with it.",
     ).rstrip()
 
 
@@ -97,7 +97,7 @@ def _knows_truth(stage: str) -> bool:
 
 
 def licence(origin: Origin) -> str:
-    """No licence is invented: those of what came from outside hold."""
+    """The part on licences: those of everything from outside apply, irpipe adds none."""
     outside = [
         (code(run.stage), code(name), code(entry["given"]), code(_digests(entry["digest"])))
         for run in origin.runs
@@ -106,15 +106,15 @@ def licence(origin: Origin) -> str:
     return joined(
         "## Licence",
         "irpipe adds no terms of its own. The licences of the inputs apply, of models as of data."
-        + (" From outside came:" if outside else " Nothing came from outside: the inputs were simulated."),
+        + (" External inputs:" if outside else " There are no external inputs: the data were simulated."),
         table(("stage", "setting", "given as", "digest or revision"), outside) if outside else "",
     ).rstrip()
 
 
 def reproduce(origin: Origin) -> str:
-    """The recipe and the command."""
+    """The part on reproduction: the recipe and the command."""
     return joined(
-        "## How to make it again",
+        "## How to reproduce it",
         f"With irpipe {plain(origin.record.packages.get('irpipe', ''))}, in a folder with this `{RECIPE_FILE}`"
         " (paths are relative to it):",
         fenced("toml", recipe_of(origin.runs)),
@@ -123,16 +123,16 @@ def reproduce(origin: Origin) -> str:
 
 
 def ancestry(origin: Origin) -> str:
-    """Every run it was made from, by both ids."""
+    """The part on lineage: every ancestor, by both ids."""
     rows = [(code(run.stage), str(run.stage_version), code(run.key), code(run.content_id)) for run in origin.runs]
     return joined(
         "## Lineage",
         f"Upstream first; the last one is this. `{LINEAGE}/` holds the record of each: all settings, inputs, packages and"
-        " figures, where and when it ran, and by which command.",
+        " metrics, host, time and command.",
         table(("stage", "version", "key", "content id"), rows),
     ).rstrip()
 
 
 def figures(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Figures as rows of a table: name and value."""
+    """Metrics as rows of a table: name and value."""
     return ((code(name), code(value)) for name, value in values.items())

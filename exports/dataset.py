@@ -1,4 +1,4 @@
-"""Tables as a folder for `datasets.load_dataset(FOLDER, TABLE)`: a configuration a table, Parquet by split, a dataset card."""
+"""Tables as a folder for `datasets.load_dataset(FOLDER, TABLE)`: a configuration per table, Parquet by split, a dataset card."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from irpipe.schemas.rejected import REJECTED
 from irpipe.schemas.splits import PROMPT_SPLITS
 from irpipe.schemas.table import Table
 
-# A table without splits is one. It is not called train: nobody said that it may be trained on.
+# The one split of a table without splits. It is not called train: it need not be training data.
 WHOLE, UNASSIGNED = "full", "unassigned"
 _MOST_LISTED = 50  # files
-_RESERVED = {"all"}  # `datasets` means every split by it
+_RESERVED = {"all"}  # `datasets` uses it for all splits together
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 _NO_TABLE = TableEntry((), 0, {})
@@ -59,10 +59,10 @@ class Exported:
 
 
 def export_dataset(store: Store, record: Record, folder: Path) -> None:
-    """An artifact's tables, each a configuration, and a dataset card.
+    """Export an artifact's tables, each as a configuration, and a dataset card.
 
-    Rows are split by the column `split`, or by their prompt's split where the artifact tells those. Dictionary columns become
-    plain ones, which leaves nothing to how a reader takes them. Memory holds one row group and every prompt's split.
+    Rows are split by the column `split`, or by their prompt's split where the artifact has those. Dictionary columns become
+    plain ones, which every reader reads alike. Memory holds one row group and every prompt's split.
 
     Raises:
         StoreError: there are no tables with rows, or the folder exists already.
@@ -92,7 +92,7 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
 
 
 def config_names(names: Iterable[str]) -> dict[str, str]:
-    """A configuration for each table: its name without what has a meaning in paths, patterns and YAML."""
+    """The configuration of each table: its name without characters that have a meaning in paths, patterns and YAML."""
     configs: dict[str, str] = {LINEAGE: LINEAGE}  # the folder beside them
     for name in names:
         configs[name] = _unique(re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "table", configs.values())
@@ -100,7 +100,7 @@ def config_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _unique(name: str, names: Iterable[str]) -> str:
-    """The name, or the name and the first number that makes it one of its own."""
+    """The name, with the first number that makes it unique if it is taken."""
     taken, number, free = set(names), 1, name
     while free in taken:
         number += 1
@@ -109,7 +109,7 @@ def _unique(name: str, names: Iterable[str]) -> str:
 
 
 def prompt_splitter(artifact: Artifact) -> Splitter | None:
-    """Splits rows by their prompt, if the artifact tells the prompts' splits."""
+    """A splitter by prompt, if the artifact holds the prompts' splits."""
     columns = artifact.manifest.tables.get(PROMPT_SPLITS.name, _NO_TABLE).columns
     if columns.get("prompt_id") != "uint64" or not _is_text(columns.get("split", "")):
         return None
@@ -132,7 +132,7 @@ def splitter(columns: Mapping[str, str], by_prompt: Splitter | None) -> Splitter
 
 
 def _is_text(kind: str) -> bool:
-    """Whether a manifest's name of a type is one of text."""
+    """Whether a type, as a manifest names it, is text."""
     return kind.startswith(("string", "dictionary<values=string"))
 
 
@@ -146,14 +146,14 @@ def _not_at_all(rows: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(rows: Any, splits: Any) -> Iterator[tuple[str, Any]]:
-    """Rows by the name in their place of `splits`, in their order; a null is `UNASSIGNED`."""
+    """Rows by their entry in `splits`, in their order; a null is `UNASSIGNED`."""
     names = pc.fill_null(splits, UNASSIGNED)
     for name in pc.unique(names).to_pylist():
         yield name, rows.filter(pc.equal(names, name))
 
 
 def write_table(name: str, config: str, files: Sequence[Path], out: Path, split: Splitter) -> Exported:
-    """Write a table to `CONFIG/SPLIT-NUMBER.parquet`, a number for each of its files. What has no rows has no file."""
+    """Write a table to `CONFIG/SPLIT-NUMBER.parquet`, one number per file. Splits without rows have no file."""
     rows: Counter[str] = Counter()
     split_names: dict[str, str] = {}
     schema = exported_schema(pq.read_schema(files[0]))
@@ -176,7 +176,7 @@ def write_table(name: str, config: str, files: Sequence[Path], out: Path, split:
 
 
 def split_name(value: str, taken: Iterable[str]) -> str:
-    """A split as `datasets` takes its name: of letters, digits and _, its own, and not a word that means something else."""
+    """A name of a split that `datasets` accepts: letters, digits and _, unique, and no reserved word."""
     name = re.sub(r"\W+", "_", value, flags=re.ASCII).strip("_") or UNASSIGNED
     return _unique(f"{name}_" if name in _RESERVED else name, taken)
 
@@ -184,7 +184,7 @@ def split_name(value: str, taken: Iterable[str]) -> str:
 def exported_schema(schema: Any) -> Any:
     """A schema in the plainest types: values instead of dictionaries, bytes of any number instead of a fixed one.
 
-    Every column may be null: `datasets` believes a file's own word on images only then.
+    Every column may be null: only then `datasets` uses a file's metadata on images.
     """
     fields = [pa.field(field.name, _exported_type(field.type), True, field.metadata) for field in schema]
     metadata = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
@@ -213,7 +213,7 @@ def front(exported: Sequence[Exported], record: Record) -> dict[str, Any]:
     try:
         main = kind_of(record).replace("-", "_")
     except IrpipeError:
-        main = ""  # the stage's package is not installed: nobody says which table is meant
+        main = ""  # the stage's package is not installed: the main table is not known
     return {
         "pretty_name": f"{record.stage} of {record.recipe}",
         "tags": ["irpipe", "human-preference", "text-to-image"],
@@ -227,7 +227,7 @@ def front(exported: Sequence[Exported], record: Record) -> dict[str, Any]:
 
 
 def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
-    """What it is, its tables and splits at a glance, and how to load them."""
+    """The head of the card: tables and splits at a glance, and how to load them."""
     splits = [*SPLITS, *sorted({name for item in exported for name in item.rows} - {*SPLITS})]
     columns = [name for name in splits if any(name in item.rows for item in exported)]
     counts = [
@@ -247,13 +247,13 @@ def summary(exported: Sequence[Exported], record: Record, folder: str) -> str:
 
 
 def _variable(config: str) -> str:
-    """A configuration's name as Python may have it."""
+    """A configuration's name as a Python identifier."""
     name = config.replace("-", "_")
     return name if name.isidentifier() and not iskeyword(name) else f"table_{name}"
 
 
 def _first_line(stage: str) -> str:
-    """What a stage does, in its own words."""
+    """The first line of a stage's docstring."""
     try:
         module = importlib.import_module(find_stage(stage).package)
     except (IrpipeError, ImportError):
@@ -262,7 +262,7 @@ def _first_line(stage: str) -> str:
 
 
 def tables(exported: Sequence[Exported]) -> str:
-    """Every table: what it is, and its columns with type and meaning."""
+    """The part on tables: each with its columns, types and meanings."""
     parts = ["## Tables"]
     for item in exported:
         rows = [(code(field.name), code(_type_name(field.type)), plain(_meaning(field))) for field in item.schema]
@@ -276,13 +276,13 @@ def _type_name(kind: Any) -> str:
 
 
 def _meaning(field: Any) -> str:
-    """What the table's own schema says of a column: it travels in the file."""
+    """The meaning of a column, from the file's schema."""
     doc: bytes = (field.metadata or {}).get(b"doc", b"")
     return doc.decode("utf-8", "replace")
 
 
 def _table_doc(item: Exported) -> str:
-    """What the schemas say of a table of this name and these columns; nothing of another package's."""
+    """The meaning of a table with this name and these columns, from our schemas; empty for another package's."""
     for declared in known_tables():
         if declared.name == item.name and [column.name for column in declared.columns] == item.schema.names:
             return declared.doc
@@ -296,7 +296,7 @@ def known_tables() -> Iterator[Table]:
 
 
 def rejections(artifact: Artifact) -> str:
-    """How many rows were dropped, by reason."""
+    """The part on rejected rows, by reason."""
     if "reason" not in artifact.manifest.tables.get(REJECTED.name, _NO_TABLE).columns:
         return ""
     counts: Counter[str] = Counter()
@@ -310,7 +310,7 @@ def rejections(artifact: Artifact) -> str:
 
 
 def leads(store: Store, origin: Origin) -> str:
-    """Where in the lineage the images and texts lie that ids name, where they are still at hand."""
+    """The part on ids: the ancestors that hold the images and texts, where they still exist."""
     rows = []
     for run in origin.ancestors:
         tables = store.open(run.content_id).manifest.tables if store.holds(run.content_id) else {}
@@ -329,7 +329,7 @@ def leads(store: Store, origin: Origin) -> str:
 
 
 def left_out(artifact: Artifact) -> str:
-    """Files of the artifact that are no tables."""
+    """The part on files of the artifact that are no tables."""
     parts = {part for entry in artifact.manifest.tables.values() for part in entry.files}
     files = [file for file in artifact.manifest.files if file.path not in parts]
     if not files:

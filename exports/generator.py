@@ -38,7 +38,7 @@ def export_generator(store: Store, record: Record, folder: Path) -> None:
 
 
 def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str]]:
-    """Files to copy, and where to: weights go to the top, where diffusers looks for them."""
+    """Pairs of source and target paths: weights go to the top, where diffusers looks for them."""
     within = f"{PIPELINE if card.trained == 'unet' else LORA}/"
     for file in artifact.manifest.files:
         if file.path.startswith(within):
@@ -48,7 +48,7 @@ def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str
 
 
 def front(card: GeneratorCard) -> dict[str, Any]:
-    """The card's front matter. A base that is on the hub is named by its id; others have none."""
+    """The card's front matter. Only a base on the hub is named."""
     adapter = card.trained != "unet"
     relation = {"base_model": card.base, "base_model_relation": "adapter" if adapter else "finetune"}
     return {
@@ -60,12 +60,12 @@ def front(card: GeneratorCard) -> dict[str, Any]:
 
 
 def on_hub(card: GeneratorCard) -> bool:
-    """Whether the base is the hub's: then its revision is a commit, 40 digits, and not the digest of a folder."""
+    """Whether the base is on the hub: its revision then has 40 digits, a commit, not a digest."""
     return len(card.revision) == 40
 
 
 def summary(card: GeneratorCard, folder: str) -> str:
-    """What it is, and how to load it."""
+    """The head of the card: the generator, and how to load it."""
     contents = "the whole pipeline, its UNet tuned" if card.trained == "unet" else "LoRA weights for its UNet"
     return joined(
         f"# {plain(card.base)}, tuned by {plain(card.stage)}",
@@ -75,9 +75,9 @@ def summary(card: GeneratorCard, folder: str) -> str:
 
 
 def loading(card: GeneratorCard, folder: str) -> list[str]:
-    """The lines that load it, by the folder's name; `BASE` stands for a base that only somebody's machine has.
+    """The lines of code that load it; `BASE` stands for a base that is a local folder.
 
-    The precision is given, since parts of a pipeline that are stored in several would otherwise not fit together.
+    The precision is given, since parts of a pipeline may be stored in different ones.
     """
     dtype = "dtype=torch.float32)"
     if card.trained == "unet":
@@ -96,7 +96,7 @@ def loading(card: GeneratorCard, folder: str) -> list[str]:
 
 
 def tuned(card: GeneratorCard, record: Record) -> str:
-    """Base, method, steps, the stop rule's verdict, and what to give as negative prompt."""
+    """The part on the tuning: base, method, steps, stop rule, and negative prompt."""
     fired = record.metrics.get("stop_rule")  # with early_stopping = "log" the training goes on
     verdict = f"fired, and was only logged: {plain('; '.join(fired))}" if fired else "did not fire"
     verdict = f"stopped it: {plain(card.stopped_for)}" if card.stopped_for else verdict
@@ -116,23 +116,23 @@ def tuned(card: GeneratorCard, record: Record) -> str:
 
 
 def evaluations(artifact: Artifact, card: GeneratorCard) -> str:
-    """What the evaluations say of the generator before the first step, and of the weights that were kept."""
+    """The part on evaluations: before the first step, and with the saved weights."""
     rows = CURVES.read(artifact.table(CURVES.name)).to_pylist() if CURVES.name in artifact.manifest.tables else []
     rows = [row for row in rows if row["split"] == "validation"]
     before = {row["figure"]: row["value"] for row in rows if row["step"] == 0}
     after = {row["figure"]: row["value"] for row in rows if row["step"] == card.kept_step}
-    shown = [
+    measures = [
         (code(name), _figure(value), _figure(after.get(name)), _figure(after.get(f"{name}_error")))
         for name, value in before.items()
     ]
-    if not shown:
+    if not measures:
         return ""
     return joined(
         "## Before and after",
         "On prompts it was not trained on and fixed captioned images. The reward is what it was tuned for, so its rise proves"
         " nothing; nothing was trained on `held_out` and `similarity`, and `denoising_loss` rises as the generator forgets. The"
         " error is the standard error, over prompts, of the change.",
-        table(("measure", "before", "after", "error"), shown),
+        table(("measure", "before", "after", "error"), measures),
     ).rstrip()
 
 
@@ -141,5 +141,5 @@ def _figure(value: float | None) -> str:
 
 
 def pictures(folder: Path) -> str:
-    """The drawings that are there."""
+    """The plots of the artifact, where they exist."""
     return joined(*(f"![{caption}]({name})" for name, caption in _PICTURES.items() if (folder / name).is_file())).rstrip()

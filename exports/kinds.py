@@ -1,4 +1,4 @@
-"""Which artifacts go to what: by the kind that a stage writes, and by what lies in the artifact."""
+"""Which artifacts have which layout: by the kind that their stage writes, and by their tables."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def is_reward_model(kind: str) -> bool:
 
 
 def has_rows(artifact: Artifact) -> bool:
-    """Whether there is a table with rows in it: `datasets` cannot load one without."""
+    """Whether any table has rows: `datasets` cannot load one without."""
     return any(table.rows for table in artifact.manifest.tables.values())
 
 
 def refuse(store: Store, record: Record, to: str) -> StoreError:
-    """The error for an artifact that has no such layout: which ones have it, and what this one can go to."""
+    """The error for an artifact without a layout: the kinds that have it, and the layouts that this one has."""
     kind = kind_of(record)
     return StoreError(
-        f"{record.stage} writes {kind!r}, which cannot go to {to}",
+        f"{record.stage} writes {kind!r}, which cannot be exported to {to}",
         where=record.content_id[:12],
         expected=f"an artifact of {', '.join(_fitting(store, to)) or 'another kind'}",
         fix=" or ".join(f"--to {way}" for way in _ways(kind, store.open(record.content_id))),
@@ -58,7 +58,7 @@ def _ways(kind: str, artifact: Artifact) -> Iterator[str]:
 
 
 def _fitting(store: Store, to: str) -> list[str]:
-    """Stages whose artifacts have a layout; of datasets, those in the store, since a table is known only once it is there."""
+    """Stages whose artifacts have a layout; for datasets, those with artifacts in the store, since only these show tables."""
     if to == "hf-dataset":
         with_rows = {
             record.stage
@@ -71,7 +71,7 @@ def _fitting(store: Store, to: str) -> list[str]:
 
 
 def _installed() -> Iterator[Stage]:
-    """Stages that can be loaded: another package's broken one is no matter of an export's."""
+    """Stages that can be loaded; another package's broken stage is skipped."""
     for name in registered():
         try:
             yield find_stage(name)

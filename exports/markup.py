@@ -1,4 +1,4 @@
-"""Text in Markdown, YAML and TOML. What comes from data is shown letter by letter and cannot become markup."""
+"""Text in Markdown, YAML and TOML. Text from data is escaped and cannot become markup."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def flow(value: Any) -> str:
 
 
 def front_matter(entries: Mapping[str, Any]) -> str:
-    """The YAML that a card begins with: an entry a line, an item of a list a line."""
+    """The YAML at the start of a card: one line per entry and per item of a list."""
     lines = ["---"]
     for name, value in entries.items():
         if isinstance(value, list | tuple):
@@ -52,7 +52,7 @@ def toml(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any value as Markdown that shows it in one line and means nothing by it."""
+    """Any value as one line of Markdown without markup."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + " ..."
     printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -67,7 +67,7 @@ def code(value: Any) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
+    """A Markdown table; its cells are Markdown already."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

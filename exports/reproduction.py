@@ -1,4 +1,4 @@
-"""The recipe under which a run comes out again, from the records of its lineage."""
+"""A recipe that reproduces a run, from the records of its lineage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")  # TOML's names that need no quotes
 
 
 def recipe_of(runs: Sequence[Record]) -> str:
-    """irpipe.toml with a table for each node of some runs, in their order: what was set, and what reads from where."""
+    """irpipe.toml with a table for each node of some runs, in their order: given settings and wiring."""
     producers = _producers(runs)
     blocks = [f"recipe = {toml(runs[-1].recipe)}"]
     for run in runs:
@@ -32,7 +32,7 @@ def recipe_of(runs: Sequence[Record]) -> str:
 
 
 def table_name(node: str) -> str:
-    """A node's name as a table of irpipe.toml: that of a grid's point becomes a plain one."""
+    """A node's name as a table of irpipe.toml: the name of a grid's point becomes a plain one."""
     return node if _BARE.fullmatch(node) else re.sub(r"[^A-Za-z0-9_-]+", "-", node).strip("-")
 
 
@@ -46,7 +46,7 @@ def _producers(runs: Sequence[Record]) -> Mapping[str, set[str]]:
 
 
 def _wiring(run: Record, producers: Mapping[str, set[str]]) -> dict[str, str | list[str]]:
-    """What a node read from where, of kinds that several nodes of the recipe write."""
+    """The wiring of a node, for kinds that several nodes of the recipe write."""
     read: dict[str, list[str]] = {}
     for slot, entry in run.inputs.items():
         read.setdefault(kind_in(slot), []).append(table_name(entry.node))

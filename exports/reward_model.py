@@ -18,7 +18,7 @@ _CURVES = "curves.png"
 
 
 def export_reward_model(store: Store, record: Record, folder: Path) -> None:
-    """The best model of a training with its tokenizer and score card, and a model card.
+    """Export the best model of a training with its tokenizer and score card, and a model card.
 
     Raises:
         StoreError: the artifact is no reward model, its weights are pickled, or the folder exists already.
@@ -40,13 +40,13 @@ def export_reward_model(store: Store, record: Record, folder: Path) -> None:
 
 
 def files_of(artifact: Artifact) -> list[str]:
-    """Files at the artifact's top that are no tables: the best model. The last one and the course are `--to files`'s."""
+    """The best model: files at the artifact's top that are no tables. `--to files` also copies the last model and the curves."""
     names = [file.path for file in artifact.manifest.files]
     return [name for name in names if "/" not in name and not name.endswith(".parquet")]
 
 
 def summary(folder: str, format_name: str | None) -> str:
-    """What it is, and how to load it."""
+    """The head of the card: the model, and how to load it."""
     lines = [
         "from irpipe.models.reward import load_reward_model",
         "from irpipe.models.scorers.base import score_pictures",
@@ -58,14 +58,14 @@ def summary(folder: str, format_name: str | None) -> str:
     ]
     return joined(
         "# A reward model of human preference",
-        f"It scores how well people would like an image for a prompt. Its format is {code(format_name or 'unknown')}.",
+        f"It scores how much people would prefer an image for a prompt. Its format is {code(format_name or 'unknown')}.",
         fenced("python", "\n".join(["import torch", "", *lines])),
         fenced("sh", f'irpipe score --model {folder} --prompt "a prompt" images/'),
     ).rstrip()
 
 
 def scores(card: ScoreCard) -> str:
-    """What a score means, and how it is normalised."""
+    """The part on the meaning and normalisation of scores."""
     difference = "Differences of raw scores are log odds that people prefer the one image to the other." if card.log_odds else ""
     return joined(
         "## What its scores mean",
@@ -75,18 +75,18 @@ def scores(card: ScoreCard) -> str:
 
 
 def training(card: ScoreCard) -> str:
-    """Accuracy and other figures, and what it was trained on."""
+    """The part on accuracy, other metrics and training data."""
     return joined(
         "## Figures",
         "Accuracy is the share of pairs whose better image scores higher, on prompts of the validation split, by which the"
         " best step was chosen; `irpipe run evaluate-rm` measures it on the test split.",
         table(("figure", "value"), figures(dict(card.metrics))),
         "## What it was trained on",
-        "By content id, with what else the training wrote down:",
+        "Inputs by content id, and the training's other notes:",
         table(("", ""), [(plain(name), code(value)) for name, value in card.trained_on.items()]),
     ).rstrip()
 
 
 def curves(folder: Path) -> str:
-    """The drawing of its training, if it is there."""
+    """The plot of the training, if it exists."""
     return f"![The course of the training]({_CURVES})" if (folder / _CURVES).is_file() else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from irpipe.pipeline.errors import StoreError
 from irpipe.pipeline.store import Artifact
 
-# What frameworks write by pickling: loading such a file runs whatever is in it.
+# Files that frameworks write by pickling: loading one runs the code in it.
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -29,7 +29,7 @@ def copy_weights(artifact: Artifact, folder: Path, files: Mapping[str, str]) -> 
             )
     if not any(name.endswith(".safetensors") for name in files):
         raise StoreError(
-            "the artifact holds no weights where they should lie",
+            "the artifact holds no weights where they are expected",
             where=artifact.content_id[:12],
             expected="safetensors",
             fix="--to files",

@@ -1,1 +1,1 @@
-"""A tiny world with known truth: prompts from a scene grammar, and people whose taste is a formula."""
+"""A tiny world with ground truth: a scene grammar, a renderer, an oracle, and simulated annotators."""

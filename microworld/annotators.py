@@ -1,11 +1,11 @@
-"""People whose taste is a formula: they see what the oracle sees, each with a lean and noise of their own.
+"""Simulated annotators: they know the oracle's utility of each image, each with their own lean and noise.
 
 The noise model: person p sees the worth of an image with alignment a and fidelity f as
 
     utility(a, f, lean_p) + noise_p * e,    e ~ N(0, 1), drawn for every image and record,
 
-ranks by it, and ties what comes out closer than `TIE`. Whoever knows a and f can therefore say how probably p prefers one
-image to another, and so what accuracy on pairs nobody can exceed: `best_accuracy`.
+ranks by it, and ties images closer than `TIE`. From a and f follows the probability that p prefers one
+image to another, and so the highest possible accuracy on pairs: `best_accuracy`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Impression:
-    """What of an image's truth makes its worth, and its problems: see `irpipe.microworld.oracle.Verdict`."""
+    """The part of an image's truth that annotators act on: see `irpipe.microworld.oracle.Verdict`."""
 
     alignment: float
     fidelity: float
@@ -53,12 +53,12 @@ class Impression:
 
     @classmethod
     def of(cls, verdict: Verdict) -> Impression:
-        """The part of a verdict that people act on."""
+        """From a verdict."""
         return cls(verdict.alignment, verdict.fidelity, verdict.extra, verdict.blobs)
 
 
 def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> list[Annotator]:
-    """People who differ in taste, care and strictness.
+    """Annotators who differ in lean, noise and strictness.
 
     Args:
         noise: mean standard deviation of what they see; each has between half and one and a half of it.
@@ -73,7 +73,7 @@ def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> li
 
 
 def worths(person: Annotator, images: Sequence[Impression]) -> NDArray[np.float64]:
-    """(k,) what a person would see without noise."""
+    """(k,) utilities as a person would see them without noise."""
     return np.array([utility(image.alignment, image.fidelity, person.lean) for image in images])
 
 
@@ -102,6 +102,7 @@ def annotate(person: Annotator, images: Sequence[Impression], contradicts: bool,
 
 
 def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
+    """Ratings from 1 to 7 of utilities (k,)."""
     return [int(value) for value in np.clip(np.rint(1 + 6 * worth - strictness), 1, 7)]
 
 

@@ -1,4 +1,4 @@
-"""Scenes of one or two coloured shapes, the sentences people would write for them, and the way back."""
+"""Scenes of one or two coloured shapes, sentences that describe them, and a parser."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def split_of(scene: Scene) -> Split:
 
 
 def canonical(scene: Scene) -> Scene:
-    """One of the two ways to say which thing stands where."""
+    """The scene in one of the two equivalent orders of its things."""
     if scene.relation in ("right of", "below"):
         return turned(scene)
     return scene
 
 
 def turned(scene: Scene) -> Scene:
-    """The same scene, told from its other thing."""
+    """The same scene with its things in the other order."""
     assert scene.relation is not None
     return replace(scene, things=scene.things[::-1], relation=OPPOSITE[scene.relation])
 
@@ -229,7 +229,7 @@ def parse(prompt: str) -> tuple[Scene, tuple[Requirement, ...]]:
 
 
 def prompts(count: int, part: Split | None, paraphrase_share: float, duplicate_share: float, seed: int) -> Iterator[str]:
-    """A pool as people write it: sentences, paraphrases of earlier scenes, and the same again in other case.
+    """A pool of prompts: sentences, paraphrases of earlier scenes, and repetitions in other case.
 
     Args:
         count: how many.

@@ -1,4 +1,4 @@
-"""The truth about an image of the micro world: which of the prompt's words it satisfies, and how far it is from any clean scene.
+"""Ground truth of the micro world's images: the prompt's words that an image satisfies, and its distance from a clean scene.
 
 Analysis by synthesis: the image is explained by a background and at most two shapes of the palette, the explanation is
 painted again, and what the picture holds beyond it is its defects. No model is trained on these scores; stages that are
@@ -59,7 +59,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class View:
-    """What an image holds, whatever the prompt.
+    """The content of an image, independent of the prompt.
 
     Attributes:
         background: its name; None if it bears none.
@@ -96,12 +96,12 @@ class Verdict:
 
     @property
     def utility(self) -> float:
-        """What people would say of it if they saw without noise, from 0 to 1."""
+        """The utility of the image for the average annotator, from 0 to 1."""
         return utility(self.alignment, self.fidelity)
 
 
 def utility(alignment: float, fidelity: float, lean: float = 0.0) -> float:
-    """What an image is worth, from 0 to 1.
+    """The utility of an image, from 0 to 1.
 
     Args:
         lean: how much weight one person moves from fidelity to alignment.
@@ -130,7 +130,7 @@ def judge(prompt: str, image: Image) -> Verdict:
 
 
 def look(image: Image) -> View:
-    """See background and things, and measure what they do not explain."""
+    """Detect background and things, and measure what they do not explain."""
     if image.shape != (SIDE, SIDE, 3):
         raise ValueError(f"the micro world's images are {SIDE} x {SIDE} x 3, not {image.shape}")
     border = np.concatenate(
@@ -153,7 +153,7 @@ def look(image: Image) -> View:
 
 
 def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
-    """Connected patches of one colour that are large enough, each as the shape that covers it best; the largest first."""
+    """Things in an image (32, 32, 3) on a ground (3,): large patches of one colour, each as its best shape; largest first."""
     to_palette = np.square(image[:, :, None] - _PALETTE).sum(axis=-1)
     to_ground = np.square(image - ground).sum(axis=-1)
     colour_of = to_palette.argmin(axis=-1)
@@ -172,7 +172,7 @@ def see_things(image: Image, ground: NDArray[np.float64]) -> list[Seen]:
 
 
 def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> Seen:
-    """The shape that overlaps a patch best, by intersection over union of soft coverages."""
+    """The shape that overlaps a patch (32, 32) best, by intersection over union of soft coverages."""
     core = np.median(image[patch], axis=0)
     contrast = core - ground
     neighbourhood = ndimage.binary_dilation(patch)

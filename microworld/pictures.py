@@ -1,4 +1,4 @@
-"""Encoded images as the oracle takes them."""
+"""Decoding of images for the oracle."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from irpipe.microworld.render import SIDE, Image
 
 
 class NotOfThisWorldError(ValueError):
-    """A prompt or an image that the oracle has no verdict on."""
+    """The oracle has no verdict on this prompt or image."""
 
 
 def decode(data: bytes) -> Image:
     """(32, 32, 3) from 0 to 1.
 
     Raises:
-        NotOfThisWorldError: it is no image, or of another size.
+        NotOfThisWorldError: it is not an image, or of another size.
     """
     try:
         with Pillow.open(io.BytesIO(data)) as image:

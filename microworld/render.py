@@ -1,4 +1,4 @@
-"""From a scene to its perfect picture, and the ways a picture is spoilt."""
+"""Rendering a scene as a perfect picture, and damaging pictures."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def compose(background: NDArray[np.float64], parts: list[tuple[NDArray[np.float6
 
 
 def lay_out(scene: Scene, rng: np.random.Generator) -> list[Placed]:
-    """Where the things of a scene stand: what the prompt leaves open is drawn."""
+    """Positions and sizes of the things of a scene; what the prompt leaves open is drawn at random."""
     radii = [
         RADIUS[thing.size or str(rng.choice(SIZES))] * rng.uniform(1 - SIZE_JITTER, 1 + SIZE_JITTER) for thing in scene.things
     ]
@@ -119,6 +119,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[Image, list[Placed],
 
 
 def _jittered(name: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(3,) the RGB of a colour with noise."""
     return np.array(RGB[name]) + rng.normal(0, COLOUR_JITTER, 3)
 
 

@@ -1,4 +1,4 @@
-"""One root and few leaves. Every message says what is wrong, where, what was expected, and what fixes it."""
+"""Errors, with one root and few leaves. Every message says what is wrong, where, what was expected, and what fixes it."""
 
 from __future__ import annotations
 

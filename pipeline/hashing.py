@@ -119,7 +119,7 @@ def mix_row_ids(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Row ids of rows that are identified by other row ids, column by column.
 
     Args:
-        columns: arrays of one shape. Order matters.
+        columns: (n,) each. Their order matters.
 
     A SHA-256 per row would cost more than everything else in building pairs. The columns are SHA-256 prefixes already,
     so one round of the splitmix64 finaliser (Steele et al. 2014) per column keeps them spread.

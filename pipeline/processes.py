@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -48,30 +48,9 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
     if processes == 1:
         yield
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes))),
-        _PARENT: str(os.getpid()),
-    }
-    before = dict(os.environ)
-    command = [sys.executable, "-m", "irpipe.cli", *arguments]
+    shared, before = _environment(processes), dict(os.environ)
     with tempfile.TemporaryFile("w+") as errors:
-        others = [
-            subprocess.Popen(
-                command,
-                env={**before, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-            )
-            for number in range(1, processes)
-        ]
+        others = [_start(number, arguments, shared, errors) for number in range(1, processes)]
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         over = threading.Event()
         threading.Thread(target=_watch, args=(others, errors, over), daemon=True).start()
@@ -90,6 +69,32 @@ def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
                 other.wait()
             os.environ.clear()
             os.environ.update(before)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """The variables by which the processes of a run find each other, as torchrun sets them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes))),
+        _PARENT: str(os.getpid()),
+    }
+
+
+def _start(number: int, arguments: Sequence[str], shared: Mapping[str, str], errors: IO[str]) -> subprocess.Popen[bytes]:
+    """Start one of the other processes of a run."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "irpipe.cli", *arguments],
+        env={**os.environ, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,
+    )
 
 
 def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str | None:

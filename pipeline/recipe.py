@@ -140,7 +140,7 @@ class Recipe:
         """The overrides that have an effect on some nodes, by name."""
         names = set(nodes)
         reached = names | {like for name in names for like in self._models(name)}
-        return [one for one in self.overridden if {node_of(one), *self.grids.get(node_of(one), ())} & reached]
+        return [item for item in self.overridden if {node_of(item), *self.grids.get(node_of(item), ())} & reached]
 
     # -- settings -----------------------------------------------------------------------------------------------------
 

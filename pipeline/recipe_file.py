@@ -90,7 +90,7 @@ def _axes(grid: Any) -> dict[str, Any]:
     """The lists of a grid by the names of their settings, those of groups as ``group.setting``."""
     axes: dict[str, Any] = {}
     for name, values in grid.items() if isinstance(grid, dict) else ():
-        axes |= {f"{name}.{inner}": of for inner, of in values.items()} if isinstance(values, dict) else {name: values}
+        axes |= {f"{name}.{inner}": points for inner, points in values.items()} if isinstance(values, dict) else {name: values}
     return axes
 
 

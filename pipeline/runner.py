@@ -219,11 +219,15 @@ class Runner:
             self._keep_error(attempt_file, state, error)
             self._say_how_to_go_on(step, key, watcher, error, time.monotonic() - clock)
             raise
-        rows = report.rows
+        self._announce_result(step, record, before, watcher)
+        return record
+
+    def _announce_result(self, step: Step, record: Record, before: Record | None, watcher: Journal) -> None:
+        """Say how many rows were kept and rejected, and whether the same key gave another result before."""
         watcher.event(
             "ended",
             stage=step.name,
-            key=key,
+            key=record.key,
             content_id=record.content_id,
             rows=dict(record.rows),
             metrics=dict(record.metrics),
@@ -232,13 +236,12 @@ class Runner:
         if before is not None and before.content_id != record.content_id:
             watcher.say(f"  the same key gave another result before: {before.content_id[:12]}")
         written = self.store.open(record.content_id).manifest.size
-        reasons = report.metrics.get("rejected_for") or {}
+        reasons = record.metrics.get("rejected_for") or {}
         why = f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})" if reasons else ""
         watcher.say(
-            f"{step.name}: kept {rows.kept:,}, rejected {rows.rejected:,}{why} -> {record.content_id[:12]}"
+            f"{step.name}: kept {record.rows['kept']:,}, rejected {record.rows['rejected']:,}{why} -> {record.content_id[:12]}"
             f" ({size(written)}, {duration(record.seconds)})"
         )
-        return record
 
     def _num_processes(self, step: Step) -> int:
         """The number of processes of a run, this one included; 1 where a launcher or the command has started them."""

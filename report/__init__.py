@@ -1,1 +1,1 @@
-"""A recipe's artifacts as people see them: one self-contained page, or lines and pictures in the terminal."""
+"""Reports of a recipe's artifacts: one self-contained page, or text and pictures in the terminal."""

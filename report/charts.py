@@ -55,25 +55,28 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
             y = {"field": chart.y, "type": "quantitative", "stack": "zero"}
             return spec | {"height": _HEIGHT, "mark": "bar", "encoding": {"x": x, "y": y, **colour, "tooltip": tooltip}}
         case "intervals":
-            category = {"field": chart.x, "type": "nominal", "sort": None, "title": None}
-            value = {"field": chart.y, "type": "quantitative", "scale": {"zero": False}, "axis": {"tickCount": 8}}
-            interval = {"x": {**value, "field": chart.low, "title": chart.y}, "x2": {"field": chart.high}}
-            layers = [
-                {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": category, **interval, "tooltip": tooltip}},
-                {
-                    "mark": {"type": "point", "filled": True, "size": 70},
-                    "encoding": {"y": category, "x": value, "tooltip": tooltip},
-                },
-            ]
-            for number, (name, reference) in enumerate(chart.references.items()):
-                rule: dict[str, Any] = {"data": {"values": [{"value": reference, "is": f"{name}: {reference:.4g}"}]}}
-                position = {"x": {"field": "value", "type": "quantitative"}}
-                label = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4 - 13 * number}}  # none over another
-                layers += [
-                    rule | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": position},
-                    rule | {"mark": {"type": "text", "fontSize": 11}, "encoding": position | label},
-                ]
-            return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": layers}
+            return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": _interval_layers(chart, tooltip)}
+
+
+def _interval_layers(chart: Chart, tooltip: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The layers of intervals: a line and a point for each, and a labelled line for each reference."""
+    category = {"field": chart.x, "type": "nominal", "sort": None, "title": None}
+    value = {"field": chart.y, "type": "quantitative", "scale": {"zero": False}, "axis": {"tickCount": 8}}
+    interval = {"x": {**value, "field": chart.low, "title": chart.y}, "x2": {"field": chart.high}}
+    point = {"type": "point", "filled": True, "size": 70}
+    layers: list[dict[str, Any]] = [
+        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": category, **interval, "tooltip": tooltip}},
+        {"mark": point, "encoding": {"y": category, "x": value, "tooltip": tooltip}},
+    ]
+    for number, (name, reference) in enumerate(chart.references.items()):
+        data: dict[str, Any] = {"data": {"values": [{"value": reference, "is": f"{name}: {reference:.4g}"}]}}
+        position = {"x": {"field": "value", "type": "quantitative"}}
+        label = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -4 - 13 * number}}  # none over another
+        layers += [
+            data | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": position},
+            data | {"mark": {"type": "text", "fontSize": 11}, "encoding": position | label},
+        ]
+    return layers
 
 
 def _channel(data: Sequence[Mapping[str, Any]], name: str, axes: bool) -> dict[str, Any]:

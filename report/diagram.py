@@ -1,4 +1,4 @@
-"""The pipeline as a picture: runs from top to bottom, each below what it was made from."""
+"""The pipeline as a diagram: runs from top to bottom, each below its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MOST_BESIDE = 216, 74, 22, 40, 4
 
 @dataclass(frozen=True)
 class Box:
-    """A run: its place in pixels and the lines that stand in it."""
+    """A run in the diagram: its position in pixels and its lines of text."""
 
     record: Record
     x: int
@@ -36,10 +36,10 @@ class Diagram:
 
 
 def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
-    """A diagram of runs and a line on each.
+    """A diagram of runs, each with a line of text.
 
-    Runs that nothing here depends between stand beside each other, at most `_MOST_BESIDE` in a row. Lines that
-    others imply are left out: they would lie behind boxes. The page's lineage has them all.
+    Independent runs are beside each other, at most `_MOST_BESIDE` in a row. Lines that
+    others imply are left out: they would pass behind boxes. The page's lineage has them all.
     """
     import networkx as nx
 
@@ -79,6 +79,6 @@ def _path(above: Box, below: Box) -> str:
 
 
 def _settings(record: Record) -> str:
-    """The settings that somebody gave, as many as fit."""
+    """The given settings, as many as fit."""
     text = ", ".join(f"{name} {record.config[name]}" for name in record.given if not isinstance(record.config[name], list))
     return text[:27] + "…" if len(text) > 28 else text

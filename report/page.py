@@ -1,4 +1,4 @@
-"""One self-contained HTML page: nothing is fetched, everything that comes from data is escaped, and its size is bounded."""
+"""One self-contained HTML page: it fetches nothing, escapes all data, and is of bounded size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Section:
 
     Attributes:
         fault: why it cannot be shown, if it cannot.
-        standing: how its stage stands in the recipe, if the report is of a recipe.
+        standing: the state of its node, if the report is of a recipe.
     """
 
     record: Record
@@ -49,13 +49,13 @@ class Section:
 
 @dataclass
 class Budget:
-    """How many bytes of images a page may still take."""
+    """The bytes of images that still fit into a page."""
 
     left: int
     left_out: int = 0
 
     def take(self, count: int) -> bool:
-        """Whether so many bytes still fit; if so they are taken."""
+        """Whether `count` bytes still fit; if so they are taken."""
         if count > self.left:
             self.left_out += 1
             return False
@@ -65,7 +65,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the template draws."""
+    """The values that the template shows."""
 
     title: str
     made: str
@@ -89,10 +89,10 @@ def make_page(
     """The page of some runs, in the order given.
 
     Args:
-        standings: how the recipe's stages stand.
-        bar: told of each run.
+        standings: the states of the recipe's nodes.
+        bar: advances with each run.
         refresh: seconds after which the page reloads itself; 0: never.
-        most_image_bytes: images beyond so many encoded bytes are left out, and the page says so.
+        most_image_bytes: images beyond this many encoded bytes are left out, and the page says so.
     """
     by_node = {standing.node: standing for standing in standings}
     sections = []
@@ -122,7 +122,7 @@ def make_section(subject: Subject, standing: Standing | None) -> Section:
     return Section(record, blocks, fault, manifest.size, files, standing)
 
 
-# -- what the template calls ----------------------------------------------------------------------------------------------
+# -- functions of the template --------------------------------------------------------------------------------------------
 
 
 def kind_name(block: Block) -> str:
@@ -131,22 +131,22 @@ def kind_name(block: Block) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell is written to the right."""
+    """Whether a cell is a number, aligned to the right."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def numeric(rows: Sequence[Sequence[Any]], column: int) -> bool:
-    """Whether a column holds numbers: its first cell that holds something does."""
+    """Whether a column holds numbers, by its first cell that is not empty."""
     return is_number(next((row[column] for row in rows if row[column] is not None), None))
 
 
 def as_webp(thumbnail: Thumbnail, budget: Budget) -> str:
-    """A thumbnail within the page; nothing where the page is full."""
+    """A thumbnail as a data URL; empty where the page is full."""
     return _data_url("image/webp", thumbnail.data) if budget.take(len(thumbnail.data)) else ""
 
 
 def as_png(path: Path, budget: Budget) -> str:
-    """A picture of an artifact within the page; nothing where the page is full or the file is gone."""
+    """A picture of an artifact as a data URL; empty where the page is full or the file is missing."""
     data = path.read_bytes() if path.is_file() else b""
     return _data_url("image/png", data) if data and budget.take(len(data)) else ""
 
@@ -165,12 +165,12 @@ def finite(value: Any) -> Any:
 
 
 def words(card: Card) -> str:
-    """What a card is found by."""
+    """The text of a card that the search field searches."""
     return visible(" ".join([card.heading, *card.tags.values()]), longest=_LONGEST_WORDS).lower()
 
 
 def tags(card: Card) -> dict[str, str]:
-    """What a card is filtered by, as the choices have it."""
+    """The tags of a card, as in the gallery's filters."""
     return {name: visible(value) for name, value in card.tags.items()}
 
 
@@ -181,7 +181,7 @@ def best(card: Card) -> str:
 
 
 def choices(gallery: Gallery) -> dict[str, list[str]]:
-    """The tags that a gallery can be filtered by, with their values: those that have at least two and not one for each card."""
+    """The tags for a gallery's filters, with their values: those with at least two values but fewer than one per card."""
     tags: dict[str, set[str]] = {}
     for card in gallery.cards:
         for name, value in card.tags.items():
@@ -196,17 +196,17 @@ def scored(gallery: Gallery) -> bool:
 
 
 def few(gallery: Gallery) -> bool:
-    """Whether several cards go beside each other: none has more than two images."""
+    """Whether several cards fit beside each other: none has more than two images."""
     return all(len(card.images) <= 2 for card in gallery.cards)
 
 
 def rows_of(chart: Chart) -> list[list[Any]]:
-    """A chart's numbers as a table, for those who do not see it."""
+    """A chart's numbers as a table, for screen readers."""
     return [list(row.values()) for row in chart.data]
 
 
 def first(rows: Sequence[Any]) -> Sequence[Any]:
-    """The rows that a table shows."""
+    """The first rows, as many as a table shows."""
     return rows[:_MOST_ROWS]
 
 
@@ -216,24 +216,24 @@ def command(record: Record) -> str:
 
 
 def recipe_text(sections: Sequence[Section]) -> str:
-    """An irpipe.toml that makes these artifacts again."""
+    """An irpipe.toml that reproduces these artifacts."""
     return recipe_of([section.record for section in sections])
 
 
 def headlines(sections: Sequence[Section]) -> list[tuple[Section, str]]:
-    """What each run comes to, in a sentence."""
+    """The headline of each run that has one."""
     return [
         (section, block.text) for section in sections for block in section.blocks if isinstance(block, Text) and block.headline
     ]
 
 
 def anchor(record: Record) -> str:
-    """Where a run's section is."""
+    """The anchor of a run's section."""
     return f"{record.node}-{record.key[:12]}"
 
 
 def packages(sections: Sequence[Section]) -> dict[str, str]:
-    """Versions, as the newest run has them."""
+    """Versions of packages, from the newest run."""
     newest = max((section.record for section in sections), key=lambda record: record.ended, default=None)
     return dict(newest.packages) if newest is not None else {}
 

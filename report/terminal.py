@@ -1,4 +1,4 @@
-"""Blocks in the terminal: charts by their ends, pictures where the terminal can show them, and by their path elsewhere."""
+"""Views in the terminal: charts as short tables, pictures where the terminal can show them, else their paths."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SHEET_ROWS, _SHEET_COLUMNS, _CELL, _GAP = 8, 8, 128, 4
 
 
 def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) -> None:
-    """Print what people should see of an artifact.
+    """Print the blocks of an artifact's view.
 
     Args:
         name: of the artifact; contact sheets are named by it.
-        print_table: prints columns and rows, as the command line does it.
+        print_table: prints columns and rows.
     """
     for block in blocks:
         match block:
@@ -86,7 +86,7 @@ def can_show_pictures() -> bool:
 
 
 def contact_sheet(gallery: Gallery, name: str) -> Path:
-    """The first images of the first cards, a row a card, as a PNG in the folder for caches: one for each, written over."""
+    """The first images of the first cards, one row per card, as a PNG in the cache folder; an older one is overwritten."""
     cards = [card for card in gallery.cards if card.images][:_SHEET_ROWS]
     columns = min(_SHEET_COLUMNS, max(len(card.images) for card in cards))
     step = _CELL + _GAP

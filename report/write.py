@@ -1,4 +1,4 @@
-"""From a recipe, or one artifact of it, to the page on disk."""
+"""Writing the page of a recipe, or of one artifact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REFRESH_SECONDS = 10
 
 
 def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Watcher, *, watch: bool = False) -> int:
-    """Write the page of a recipe's newest runs, or of one run and all that it was made from. Returns its size in bytes.
+    """Write the page of a recipe's newest runs, or of one run and its ancestors. Returns its size in bytes.
 
     Args:
-        watch: write it again every few seconds, until no stage of the recipe runs.
+        watch: rewrite it every few seconds, until no stage of the recipe runs.
 
     Raises:
         StoreError: there is nothing to report yet.
@@ -39,7 +39,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
         going_on = watch and any(standing.state == "running" for standing in standings)
         records = runs_of(planner, standings, focus)
         if not records and not going_on:
-            raise StoreError(f"the recipe {planner.recipe.name!r} has made nothing yet", fix=f"irpipe run {standings[-1].node}")
+            raise StoreError(f"the recipe {planner.recipe.name!r} has no results yet", fix=f"irpipe run {standings[-1].node}")
         with watcher.progress("reporting", len(records), "runs") as bar:
             text = make_page(
                 planner.store,
@@ -60,7 +60,7 @@ def write_report(planner: Planner, focus: Record | None, out: Path, watcher: Wat
 
 
 def runs_of(planner: Planner, standings: Sequence[Standing], focus: Record | None) -> list[Record]:
-    """The runs of a page, each after those it was made from."""
+    """The runs of a page, each after its inputs."""
     if focus is not None:
         return [*lineage(planner.store, focus).ancestors, focus]
     return [standing.record for standing in standings if standing.record is not None]

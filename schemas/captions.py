@@ -1,4 +1,4 @@
-"""Real pictures with captions: the table `images`, and what is said of them."""
+"""Captioned images: the table `images`, and their captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generators held against each other."""
+"""Comparison of generators."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def open_vectors(path: Path) -> NDArray[np.float16]:
 
 
 def save_vectors(path: Path, blocks: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> None:
-    """Write vectors block by block.
+    """Write vectors, blocks of (rows, d), as a file of `shape` (n, d).
 
-    Plain writes, no memory map: on a full disk these raise, where a mapped page would end the process.
+    Plain writes, no memory map: on a full disk these raise an error, where a mapped page would end the process.
     """
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})

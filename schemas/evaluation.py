@@ -1,4 +1,4 @@
-"""What an evaluation of scorers found."""
+"""Results of an evaluation of scorers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files from outside: every way they can be broken ends in an `InputError` that names the file."""
+"""Reading files from outside. Every broken file ends in an `InputError` that names it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 0, and text of every line."""
+    """The number (from 0) and the text of every line."""
     with open_text(path) as file:
         for number, line in enumerate(file):
             yield number, line.rstrip("\r\n")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """Number, from 0, value, and fault of every row (then the value is None). Blank lines are no rows and not counted."""
+    """The number (from 0), value, and fault of every row (with a fault the value is None). Blank lines are not counted."""
     number = 0
     for _, line in read_lines(path):
         if line.strip():
@@ -60,7 +60,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any, str | None]]:
 
 
 def parse_json(text: str) -> tuple[Any, str | None]:
-    """A JSON value, or why there is none."""
+    """A JSON value and None, or None and the text that is not JSON."""
     try:
         return json.loads(text), None
     except (ValueError, RecursionError):
@@ -81,10 +81,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
-    """Number, from 0, and cells by column of every row; cells beyond the columns stand under None.
+    """The number (from 0) and the cells by column of every row; surplus cells are under None.
 
     Raises:
-        InputError: a wanted column is missing, or the file is no CSV.
+        InputError: an expected column is missing, or the file is no CSV.
     """
     csv.field_size_limit(_MAX_CSV_FIELD)
     with open_text(path) as file:
@@ -97,16 +97,16 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
 
 
 def check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
-    """Every wanted column must be there.
+    """Every expected column must be present.
 
     Raises:
-        InputError: names the first missing one and the nearest present one.
+        InputError: a column is missing; names it and the most similar present one.
     """
     for name in columns:
         if name not in present:
             raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
         if list(present).count(name) > 1:
-            raise InputError(f"the column {name!r} stands twice", where=where)
+            raise InputError(f"the column {name!r} is there twice", where=where)
 
 
 def open_parquet(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""A tuned generator: what `generator.json` says, and where the weights beside it are."""
+"""A tuned generator: its card `generator.json`, and the places of the weights beside it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ KIND = "generator"
 
 @dataclass(frozen=True)
 class GeneratorCard:
-    """What a tuned generator is.
+    """The card of a tuned generator.
 
     Attributes:
         base, revision: the model it was tuned from.
-        stage: how.
+        stage: the stage that tuned it.
         trained: lora or unet.
         steps, kept_step: optimiser steps done; the step whose weights these are.
-        stopped_for: what the stop rule said, or nothing.
+        stopped_for: the reason of the stop rule, or an empty string.
         trained_on: content ids by kind.
-        negative_prompt: what the training put before the prompts of bad images, to be given as negative prompt.
+        negative_prompt: the text that the training put before the prompts of bad images, to be given as negative prompt.
     """
 
     base: str

@@ -42,9 +42,9 @@ class Graph:
 
 
 def read_graph(edge_files: Sequence[Path], vertex_files: Sequence[Path]) -> Graph:
-    """The whole graph without similarities: 4 bytes an edge.
+    """The whole graph without similarities: 4 bytes per edge.
 
-    Edges are stored set by set, so a vertex's edges stand together but vertices are not in order.
+    Edges are stored set by set, so a vertex's edges are together but vertices are not in order.
     """
     sets = VERTICES.read(vertex_files)["set"].to_numpy()
     degrees = np.zeros(len(sets), dtype=np.int64)
@@ -63,7 +63,7 @@ def read_graph(edge_files: Sequence[Path], vertex_files: Sequence[Path]) -> Grap
 
 
 def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    """The first and the last of some columns, a batch at a time; no batch is empty."""
+    """Batches of the first and the last of some columns, (edges of the batch,) each; no batch is empty."""
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
             if len(batch):

@@ -28,7 +28,7 @@ ROWS_PER_GROUP = 64  # small, so that one image is read without its thousand nei
 
 @dataclass(frozen=True)
 class ImageTable(Table):
-    """A table that `datasets`, pandas and DuckDB open as images."""
+    """A table whose column `image` `datasets` reads as images."""
 
     @property
     def schema(self) -> Any:
@@ -73,7 +73,7 @@ _MAYBE = ("generator", "revision", "seed", "settings", "fault")
 def image_row(
     image_id: int, prompt_id: int, data: bytes, path: str, digest: str, size: tuple[int, int], kind: str, **origin: Any
 ) -> dict[str, Any]:
-    """A row of the table `images`; what is not known of it is null."""
+    """A row of the table `images`; unknown values are null."""
     width, height = size
     row = {
         "image_id": image_id,
@@ -88,7 +88,7 @@ def image_row(
 
 
 def encoded_row(picture: NDArray[np.uint8], prompt_id: int, path: str, generator: str | None = None) -> dict[str, Any]:
-    """A row of a picture (height, width, 3) that is encoded here, as PNG."""
+    """A row of the table `images` from a picture (height, width, 3), encoded as PNG."""
     buffer, image = io.BytesIO(), Image.fromarray(picture)
     image.save(buffer, "PNG")
     data = buffer.getvalue()
@@ -138,7 +138,7 @@ class ImageShards:
 
 
 class RowGroup(NamedTuple):
-    """Images that lie together: the file, the number of the row group in it, and its rows."""
+    """A row group: its file, its number in the file, and its number of rows."""
 
     file: Path
     number: int
@@ -146,7 +146,7 @@ class RowGroup(NamedTuple):
 
 
 def row_groups(files: Sequence[Path]) -> list[RowGroup]:
-    """The row groups of a table `images`; reads no row."""
+    """The row groups of a table `images`, from the files' metadata alone."""
     groups = []
     for file in files:
         metadata = pq.read_metadata(file)
@@ -155,7 +155,7 @@ def row_groups(files: Sequence[Path]) -> list[RowGroup]:
 
 
 def in_shards(groups: Sequence[RowGroup], rows: int) -> Iterator[list[RowGroup]]:
-    """Consecutive row groups of at most so many rows together; a larger group is alone."""
+    """Shards of consecutive row groups with at most this many rows; a larger group is a shard alone."""
     part: list[RowGroup] = []
     for group in groups:
         if part and sum(member.rows for member in part) + group.rows > rows:
@@ -169,7 +169,7 @@ def in_shards(groups: Sequence[RowGroup], rows: int) -> Iterator[list[RowGroup]]
 class ImageReader:
     """Reads rows of `images` by image id, each row group once and one at a time.
 
-    Cost: opening reads the ids, 8 bytes an image; reading n images touches at most n row groups of `ROWS_PER_GROUP`.
+    Cost: opening reads the ids, 8 bytes per image; reading n images reads at most n row groups of `ROWS_PER_GROUP`.
 
     Args:
         files: of the table.
@@ -189,7 +189,7 @@ class ImageReader:
         return len(self.ids)
 
     def rows(self, columns: Sequence[str], image_ids: Iterable[int] | None = None) -> Iterator[Mapping[str, Any]]:
-        """Rows in the order they lie in, all of them or those of some ids; ids that are not there are passed over.
+        """Rows in the table's order, all of them or those of some ids; unknown ids are ignored.
 
         Args:
             columns: of `IMAGES`; `image_id` always comes with them.

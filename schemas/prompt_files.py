@@ -1,4 +1,4 @@
-"""Files of prompts that are not to be trained on, or not to be selected."""
+"""Files of prompts that are excluded from training or selection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def prompts_of(path: Path) -> Iterator[str]:
     """The prompts of a file, or of an artifact's tables: text, JSON, JSONL, CSV or Parquet with a field `prompt`.
 
     Raises:
-        InputError: there is none.
+        InputError: the file holds none.
     """
     ending = path.suffix.lower()
     if path.is_dir():

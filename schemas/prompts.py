@@ -40,14 +40,14 @@ def clean(text: str) -> str:
 
 
 def prompt_id(text: str) -> int:
-    """Id of a prompt: of its cleaned text, so that sources that differ in white space agree."""
+    """Id of a prompt, from its cleaned text, so that sources that differ in white space agree."""
     return row_id("prompt", clean(text))
 
 
 def normalise(text: str) -> str:
-    """What two prompts share that say the same: letters and digits in NFKC, without case and punctuation.
+    """The form in which equal prompts agree: letters and digits in NFKC, without case and punctuation.
 
-    A text without letters and digits stands for itself.
+    A text without letters and digits is kept as it is.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = "".join(letter if letter.isalnum() else " " for letter in folded).split()

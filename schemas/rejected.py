@@ -1,4 +1,4 @@
-"""Rows that a stage dropped, each with its reason: filtered by a rule that was asked for, or bad."""
+"""Rows that a stage dropped, each with its reason: filtered by a rule of the recipe, or bad."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REJECTED = Table(
     ),
 )
 
-# A handful of bad rows among few is no reason to stop; 5 % among many means that the input is not what we think.
+# A few bad rows among few are no reason to stop; 5 % among many mean that the input is not as expected.
 _MIN_ROWS_FOR_SHARE = 100
 _NAMED = 3
 
@@ -33,7 +33,7 @@ class Rejections:
 
     Args:
         max_share: the run ends with an error when more than this share of at least 100 rows is bad.
-        where: the input, as a person knows it.
+        where: the name of the input, for messages.
     """
 
     def __init__(self, max_share: float, where: str) -> None:
@@ -49,7 +49,7 @@ class Rejections:
         """A rule of the recipe filters this row.
 
         Args:
-            duplicate_of: another row it is a duplicate of: told as a detail, kept in 8 bytes.
+            duplicate_of: the row that it duplicates; becomes the detail, kept in 8 bytes.
         """
         self._add(row, reason, detail, bad=False, duplicate_of=duplicate_of)
 
@@ -75,7 +75,7 @@ class Rejections:
         return {names[code]: count for code, count in sorted(Counter(self._codes).items(), key=lambda item: names[item[0]])}
 
     def check(self, read: int, kept: int) -> None:
-        """Stop where too much is bad.
+        """Stop if nothing was kept or too many rows were bad.
 
         Raises:
             RejectedError: nothing was kept, or too large a share was bad; names the first three rows.

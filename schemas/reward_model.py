@@ -19,11 +19,11 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "score_card.json"
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """What a model's scores mean, and where they come from.
+    """The meaning of a model's scores, and its training.
 
     Attributes:
         mean, std: of raw scores over `normalised_on`; a normalised score is (raw - mean) / std.
-        normalised_on: which images those are.
+        normalised_on: the images of mean and std, in words.
         trained_on: content ids, splits, tie policy and label source of the training data.
         metrics: figures of the training.
         log_odds: whether differences of raw scores are log odds of preference, as a training on pairs makes them.

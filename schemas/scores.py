@@ -1,4 +1,4 @@
-"""What scorers say of images."""
+"""Scores of images."""
 
 from __future__ import annotations
 

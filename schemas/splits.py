@@ -1,4 +1,4 @@
-"""Prompts, and which split each went to."""
+"""The splits of prompts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def read_splits(splits: Artifact) -> dict[str, dict[int, str]]:
 
 
 def prompts_table(inputs: Mapping[str, Artifact]) -> Any:
-    """Ids and texts of prompts, from the first artifact of those read that has them: splits, annotations, selected prompts.
+    """Ids and texts of prompts, from the first of these inputs that is read: splits, annotations, selected prompts.
 
     Returns:
-        an Arrow table with the columns `prompt_id` and `prompt`: a text takes its bytes and no more.
+        an Arrow table with the columns `prompt_id` and `prompt` (less memory than Python strings).
     """
     for kind, table in (("splits", PROMPT_SPLITS), ("annotations", ANNOTATED_PROMPTS), ("selected-prompts", SELECTED_PROMPTS)):
         if kind in inputs:

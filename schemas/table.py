@@ -1,4 +1,4 @@
-"""Parquet tables whose bytes depend on nothing but their rows."""
+"""Parquet tables whose bytes depend on their rows only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from irpipe.schemas.files import check_columns
 
-ROW_GROUP = 1 << 17  # rows, unless a table says otherwise; fixed, so that how rows arrive does not show in the file
+ROW_GROUP = 1 << 17  # rows, unless a table says otherwise; fixed, so that the file does not depend on how rows arrive
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name, Arrow type, meaning, whether it may be null, and whether its values hardly repeat."""
+    """A column: name, Arrow type, meaning, whether it may be null, and whether its values are nearly all distinct."""
 
     name: str
     type: Any
@@ -43,7 +43,7 @@ class Table:
 
     @property
     def distinct(self) -> list[str]:
-        """Columns whose values hardly repeat."""
+        """Columns whose values are nearly all distinct."""
         return [column.name for column in self.columns if column.distinct]
 
     def write(self, folder: Path, columns: Mapping[str, Any]) -> int:
@@ -89,7 +89,7 @@ class TableWriter:
             use_dictionary=[field.name for field in schema if field.name not in distinct],
             write_statistics=True,
         )
-        # Encoding runs beside the work that makes the next rows: a quarter of building ten million pairs.
+        # Encoding runs in a thread while the next rows are made: it is a quarter of the time of building ten million pairs.
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._pending: list[Any] = []
@@ -121,7 +121,7 @@ class TableWriter:
             self._writing = None
 
     def flush(self) -> None:
-        """Write what is left. An empty table still has its schema."""
+        """Write the remaining rows. An empty table still has its schema."""
         if self._waiting:
             self._write(pa.concat_tables(self._pending))
             self._pending, self._waiting = [], 0

@@ -1,4 +1,4 @@
-"""What the micro world's oracle knows of each image. Only evaluations may read it."""
+"""Ground truth of the micro world's images. Only evaluation stages may read it."""
 
 from __future__ import annotations
 

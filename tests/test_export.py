@@ -263,7 +263,7 @@ class TestDataset:
 
     def test_an_artifact_without_tables(self, rm, tmp_path):
         told = rm("export", "simulate-annotations", str(tmp_path / "x"), "--to", "hf-dataset", status=2).err
-        assert "'annotation-files', which cannot go to hf-dataset" in told
+        assert "'annotation-files', which cannot be exported to hf-dataset" in told
         assert "build-pairs" in told and "--to files" in told
         assert not (tmp_path / "x").exists()
 
@@ -378,7 +378,7 @@ class TestGenerator:
 
     def test_another_kind_is_refused(self, world, tmp_path):
         told = world("export", "build-pairs", str(tmp_path / "x"), "--to", "diffusers", status=2).err
-        assert "build-pairs writes 'pairs', which cannot go to diffusers" in told
+        assert "build-pairs writes 'pairs', which cannot be exported to diffusers" in told
         assert "filter-tune, raft, refl, reward-weighted" in told and "--to files or --to hf-dataset" in told
         assert not (tmp_path / "x").exists()
 
@@ -467,7 +467,7 @@ class TestRewardModel:
 
     def test_another_kind_is_refused(self, rm, tmp_path):
         told = rm("export", "generate-images", str(tmp_path / "x"), "--to", "reward-model", status=2).err
-        assert "generate-images writes 'images', which cannot go to reward-model" in told
+        assert "generate-images writes 'images', which cannot be exported to reward-model" in told
         assert "an artifact of train-rm" in told and "--to files or --to hf-dataset" in told
 
 

@@ -268,4 +268,4 @@ class TestStatus:
     @pytest.mark.parametrize("command", ["status", "report"])
     def test_a_store_of_nothing(self, project, shouting, command):
         found = project(command, status=0 if command == "status" else 2)
-        assert "not made" in found.out if command == "status" else "has made nothing yet" in found.err
+        assert "not made" in found.out if command == "status" else "has no results yet" in found.err

@@ -1,1 +1,1 @@
-"""What people should see of each kind of artifact, one module a group of kinds; see `irpipe.pipeline.view`."""
+"""The views of each kind of artifact, one module per group of kinds; see `irpipe.pipeline.view`."""

@@ -1,4 +1,4 @@
-"""What people said: ratings, agreement, ties, contradictions; and the pairs made of it."""
+"""Annotations (ratings, agreement, ties, contradictions), splits, and pairs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,9 @@ _RATINGS = ("overall", "alignment", "fidelity")
 
 
 def judgements(subject: Subject) -> Sequence[Block]:
-    """Histograms of ratings, how far people agree, and what contradicts itself."""
+    """Histograms of ratings, agreement of annotators, and contradictions."""
     artifact = subject.artifact
-    ratings = [
-        {"rating": name, "value": row["value"], "images": row["images"]}
-        for name in _RATINGS
-        for row in subject.ask(
-            f"SELECT round({name}::DOUBLE, 2) AS value, count(*) AS images FROM ratings WHERE {name} IS NOT NULL"
-            " GROUP BY ALL ORDER BY 1",
-            ratings=artifact.table("ratings"),
-        )
-    ]
-    blocks: list[Block] = []
-    if ratings:
-        blocks.append(
-            Chart(
-                "Ratings",
-                f"histograms of the ratings, scaled to 0 to 1: {', '.join(_RATINGS)}",
-                "bars",
-                ratings,
-                "value",
-                "images",
-                panel="rating",
-            )
-        )
+    blocks = _ratings(subject)
     counts = subject.ask(
         "SELECT 'ties within a ranking' AS what, count(*) AS found FROM (SELECT ranking_id, rank FROM rankings GROUP BY ALL"
         " HAVING count(*) > 1) UNION ALL SELECT 'rankings', count(DISTINCT ranking_id) FROM rankings UNION ALL"
@@ -58,6 +37,21 @@ def judgements(subject: Subject) -> Sequence[Block]:
             Grid("Problems that people saw", ("problem", "images"), [(row["problem"], row["images"]) for row in problems])
         )
     return blocks
+
+
+def _ratings(subject: Subject) -> list[Block]:
+    """Histograms of the ratings, if there are any."""
+    ratings = [
+        {"rating": name, "value": row["value"], "images": row["images"]}
+        for name in _RATINGS
+        for row in subject.ask(
+            f"SELECT round({name}::DOUBLE, 2) AS value, count(*) AS images FROM ratings WHERE {name} IS NOT NULL"
+            " GROUP BY ALL ORDER BY 1",
+            ratings=subject.artifact.table("ratings"),
+        )
+    ]
+    alt = f"histograms of the ratings, scaled to 0 to 1: {', '.join(_RATINGS)}"
+    return [Chart("Ratings", alt, "bars", ratings, "value", "images", panel="rating")] if ratings else []
 
 
 def _agreement(figures: dict[str, Any]) -> list[Block]:
@@ -99,7 +93,7 @@ def splits(subject: Subject) -> Sequence[Block]:
 
 
 def pairs(subject: Subject) -> Sequence[Block]:
-    """What could be a pair and what became one, by split and by gap of ranks, and whether a prompt leaks between splits."""
+    """Candidate pairs and kept pairs, by split and by rank gap, and prompts that leak between splits."""
     artifact, metrics = subject.artifact, subject.record.metrics
     rejected = sum((metrics.get("rejected_for") or {}).values())
     counts = [

@@ -1,4 +1,4 @@
-"""Tuned generators, and how they stand beside their base."""
+"""Tuned generators, and their comparison with the base."""
 
 from __future__ import annotations
 
@@ -14,48 +14,41 @@ _PROMPTS = 12
 
 
 def tuned(subject: Subject) -> Sequence[Block]:
-    """What the evaluations say, why it stopped, and images before and after."""
+    """Evaluations on held-out prompts, why the run ended, and images before and after."""
     card, artifact, metrics = GeneratorCard.read(subject.artifact.path), subject.artifact, subject.record.metrics
     curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY figure, step", curves=artifact.table("curves"))
-    end_sentence = (
-        f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
-    )
-    weights_sentence = (
-        f"The weights kept are those of step {card.kept_step:,}" + ("" if card.kept_step else ", the base as it was") + "."
-    )
     changes = [
         (name, value["before"], value["after"], value["error"])
         for name, value in metrics.items()
         if isinstance(value, dict) and {"before", "after", "error"} <= set(value)
     ]
+    end = f"Stopped at step {card.steps:,}: {card.stopped_for}." if card.stopped_for else f"Ran all {card.steps:,} steps."
+    weights = f"The weights kept are those of step {card.kept_step:,}{'' if card.kept_step else ', the base as it was'}."
+    measures = "measure", "before", "kept", "standard error of the change"
     return [
-        Text(f"{subject.record.node} of {card.base}, {card.trained}. {end_sentence} {weights_sentence}", headline=True),
+        Text(f"{subject.record.node} of {card.base}, {card.trained}. {end} {weights}", headline=True),
         Text(
-            "reward: of the reward model that it is tuned for. held_out: a scorer of other annotations, which nothing is trained"
-            " on. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images, rising as the generator forgets."
+            "reward: by the reward model that it is tuned with. held_out: by another reward model, not used"
+            " in training. similarity: CLIP's, of prompt and image. denoising_loss: on captioned images; rises with forgetting."
         ),
-        Grid("Held-out measures before and after", ("measure", "before", "kept", "standard error of the change"), changes),
-        Chart(
-            "Evaluations",
-            "each measure on held-out prompts over the steps: the reward that is trained for, scorers that nothing is trained on,"
-            " the denoising loss on captioned images, and image statistics",
-            "line",
-            _panels(curves, "validation"),
-            "step",
-            "value",
-            panel="figure",
-        ),
-        Chart(
-            "Training",
-            "figures of the training steps",
-            "line",
-            _panels(curves, "train"),
-            "step",
-            "value",
-            panel="figure",
-        ),
+        Grid("Held-out measures before and after", measures, changes),
+        _evaluations(curves),
+        _training(curves),
         _before_and_after(subject, card),
     ]
+
+
+def _evaluations(curves: Sequence[Mapping[str, Any]]) -> Chart:
+    alt = (
+        "each measure on held-out prompts over the steps: the reward that is trained for, scorers that are not trained on,"
+        " the denoising loss on captioned images, and image statistics"
+    )
+    return Chart("Evaluations", alt, "line", _panels(curves, "validation"), "step", "value", panel="figure")
+
+
+def _training(curves: Sequence[Mapping[str, Any]]) -> Chart:
+    alt = "figures of the training steps"
+    return Chart("Training", alt, "line", _panels(curves, "train"), "step", "value", panel="figure")
 
 
 def _panels(curves: Sequence[Mapping[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -68,7 +61,7 @@ def _panels(curves: Sequence[Mapping[str, Any]], split: str) -> list[dict[str, A
 
 
 def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
-    """Images of the same prompts and seeds, of the base and of what is kept; where that is the base, of the last evaluation."""
+    """Images of the same prompts and seeds, before and after tuning; after: the saved weights, or the last evaluation's."""
     files = subject.artifact.table("images")
     rows = subject.ask("SELECT image_id, prompt_id, image.path AS path FROM images ORDER BY prompt_id, path", images=files)
     last = max((int(row["path"].split("/")[-1].split("-")[0]) for row in rows), default=0)
@@ -91,7 +84,9 @@ def _before_and_after(subject: Subject, card: GeneratorCard) -> Gallery:
     ]
     note = f"{len(cards):,} of {len(by_prompt):,} prompts; the same noise before and after"
     return Gallery(
-        "Before and after", cards, note if card.kept_step else f"{note}; what is kept is the base: this is the last evaluation"
+        "Before and after",
+        cards,
+        note if card.kept_step else f"{note}; the saved weights are the base's: these are of the last evaluation",
     )
 
 
@@ -126,7 +121,7 @@ def comparison(subject: Subject) -> Sequence[Block]:
 
 
 def _side_by_side(subject: Subject) -> Gallery:
-    """Images of the same prompt and noise, each with what one judge says of it."""
+    """Images of the same prompt and noise, each with its score by one scorer."""
     files, scores = subject.artifact.table("images"), subject.artifact.table("worths")
     judges = [row["judge"] for row in subject.ask("SELECT DISTINCT judge FROM worths ORDER BY judge", worths=scores)]
     judge = next((name for name in judges if name == "reward-model"), judges[0])

@@ -1,4 +1,4 @@
-"""Images: generated, imported, or real ones with captions."""
+"""Images: generated, imported, or captioned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from irpipe.views.pictures import gallery_by_prompt, listed, prompt_texts
 
 
 def images(subject: Subject) -> Sequence[Block]:
-    """How many there are, of which generators and sizes, and the first prompts' images."""
+    """Counts by generator and size, and the images of the first prompts."""
     files = subject.artifact.table("images")
     rows = subject.ask(
         "SELECT generator, width, height, count(*) AS images, count(DISTINCT prompt_id) AS prompts, count(fault) AS faults"

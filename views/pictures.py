@@ -21,7 +21,7 @@ PROMPTS_SHOWN, IMAGES_SHOWN = 60, 9
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image to be shown: its id, what is written below it, and its score."""
+    """An image to show: its id, caption and score."""
 
     image_id: int
     caption: str
@@ -47,7 +47,7 @@ def thumbnail(data: bytes) -> bytes:
 
 
 def thumbnails(files: Sequence[Path], images: Sequence[CaptionedImage]) -> dict[CaptionedImage, Thumbnail]:
-    """Thumbnails of some images. What cannot be decoded is a grey square that says why; what is not there is left out.
+    """Thumbnails of some images. An image that does not decode becomes a grey square with the reason; a missing one is left out.
 
     Memory: one row group and the thumbnails, whatever the number of images. Each row group is read at most once.
     """
@@ -81,7 +81,7 @@ def listed(ids: Iterable[str]) -> str:
 
 
 def prompt_texts(subject: Subject, prompts: Iterable[str]) -> dict[str, str]:
-    """Texts of some prompts by id (16 hex digits), from whatever near artifact has them."""
+    """Texts of some prompts by id (16 hex digits), from the first related artifact that has them."""
     kinds = (("splits", "prompt_splits"), ("selected-prompts", "selected_prompts"), ("annotations", "annotated_prompts"))
     for kind, table in kinds:
         artifact = subject.related(kind)
@@ -92,7 +92,7 @@ def prompt_texts(subject: Subject, prompts: Iterable[str]) -> dict[str, str]:
 
 
 def prompt_tags(subject: Subject, prompts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Category and split of some prompts by id, where annotations and splits are near."""
+    """Category and split of some prompts by id, where annotations and splits are related."""
     tags: dict[str, dict[str, str]] = {}
     annotations, splits, condition = (
         subject.related("annotations"),
@@ -131,7 +131,7 @@ def text(value: str) -> str:
 
 
 def gallery_by_prompt(subject: Subject, files: Sequence[Path], texts: Callable[[Sequence[str]], Mapping[str, str]]) -> Gallery:
-    """The images of the first prompts by id; ids are hashes, so that these are a sample drawn blindly.
+    """The images of the first prompts by id; ids are hashes, so that these are a random sample.
 
     Args:
         texts: of some prompts, by id.

@@ -1,4 +1,4 @@
-"""Reward models, their trials, scores, and what all that is worth."""
+"""Reward models, sweeps, scores and evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTS = 400  # of a curve
 
 
 def reward_model(subject: Subject) -> Sequence[Block]:
-    """The score card, and the curves of loss and accuracy."""
+    """The score card, and loss and accuracy over the training."""
     card = read_json(subject.artifact.file("score_card.json"))
     rows = [(name, value) for name, value in card.get("metrics", {}).items()]
     rows += [(name, card[name]) for name in ("mean", "std", "normalised_on") if name in card]
@@ -48,7 +48,7 @@ def sweep(subject: Subject) -> Sequence[Block]:
 
 
 def scores(subject: Subject) -> Sequence[Block]:
-    """Mean and spread by scorer and generator."""
+    """Mean and standard deviation by scorer and generator."""
     rows = subject.ask(
         "SELECT scorer::VARCHAR AS scorer, generator::VARCHAR AS generator, count(*) AS images, avg(score) AS mean,"
         " stddev(score) AS deviation, min(score) AS least, max(score) AS most FROM scores GROUP BY ALL ORDER BY ALL",
@@ -59,43 +59,44 @@ def scores(subject: Subject) -> Sequence[Block]:
 
 
 def evaluation(subject: Subject) -> Sequence[Block]:
-    """Table 3 with its intervals, where the reward model errs and is sure of it, and its best and worst images."""
-    metrics = subject.record.metrics
+    """Table 3 with intervals, calibration, the most confident mistakes, and the best and worst images."""
     accuracy = subject.ask(
         "SELECT scorer, value AS accuracy, low, high, count AS pairs FROM scorers WHERE figure = 'accuracy' ORDER BY value DESC",
         scorers=subject.artifact.table("scorers"),
     )
+    metrics = subject.record.metrics
     references = {
         "chance": 0.5,
         "people with each other": metrics.get("agreement_of_people"),
         "Bayes bound": metrics.get("bayes_bound"),
     }
     bounds = {name: value for name, value in references.items() if value is not None}
-    best = accuracy[0] if accuracy else None
+    title = f"Accuracy on pairs of the {subject.record.config.get('split', 'test')} split, with 95 % intervals"
+    alt = f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in bounds.items())}"
+    return [
+        *_headline(subject, accuracy),
+        Chart(title, alt, "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=bounds),
+        _other_figures(subject),
+        *_calibration(subject),
+        *_galleries(subject),
+    ]
+
+
+def _headline(subject: Subject, accuracy: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """The accuracy of the reward model, or else of the best scorer, in a sentence."""
     scores_ = subject.related("scores")
     main = main_scorer(subject, scores_.table("scorer_cards")) if scores_ is not None else ""
-    ours = next((row for row in accuracy if row["scorer"] == main), best)
-    blocks: list[Block] = []
-    if ours is not None:
-        interval = f" (95 %: {ours['low']:.1%} to {ours['high']:.1%})" if ours["low"] is not None else ""
-        bound_note = f"; nobody can exceed {bound:.1%} but by chance" if (bound := metrics.get("bayes_bound")) is not None else ""
-        sentence = (
-            f"{ours['scorer']} orders {ours['accuracy']:.1%}{interval} of {ours['pairs']:,} pairs as people do{bound_note}."
-        )
-        blocks.append(Text(sentence, headline=True))
-    blocks += [
-        Chart(
-            f"Accuracy on pairs of the {subject.record.config.get('split', 'test')} split, with 95 % intervals",
-            f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in bounds.items())}",
-            "intervals",
-            accuracy,
-            "scorer",
-            "accuracy",
-            low="low",
-            high="high",
-            references=bounds,
-        ),
-    ]
+    row = next((row for row in accuracy if row["scorer"] == main), accuracy[0] if accuracy else None)
+    if row is None:
+        return []
+    interval = f" (95 %: {row['low']:.1%} to {row['high']:.1%})" if row["low"] is not None else ""
+    bound = subject.record.metrics.get("bayes_bound")
+    bound_note = f"; the highest possible accuracy is {bound:.1%}" if bound is not None else ""
+    sentence = f"{row['scorer']} orders {row['accuracy']:.1%}{interval} of {row['pairs']:,} pairs as people do{bound_note}."
+    return [Text(sentence, headline=True)]
+
+
+def _other_figures(subject: Subject) -> Grid:
     figure_rows = subject.ask(
         "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' ORDER BY scorer, figure",
         scorers=subject.artifact.table("scorers"),
@@ -105,52 +106,30 @@ def evaluation(subject: Subject) -> Sequence[Block]:
     for row in figure_rows:
         by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
     rows = [(name, *(figures.get(figure) for figure in names)) for name, figures in by_scorer.items()]
-    blocks.append(Grid("The other figures of the paper's table 3", ("scorer", *names), rows))
-    calibration = subject.ask(
+    return Grid("The other figures of the paper's table 3", ("scorer", *names), rows)
+
+
+def _calibration(subject: Subject) -> list[Block]:
+    rows = subject.ask(
         'SELECT scorer, sure, "right", pairs FROM calibration ORDER BY scorer, sure',
         calibration=subject.artifact.table("calibration"),
     )
-    if calibration:
-        alt = "how often a scorer is right, by how sure it is; the diagonal would be perfect"
-        x_title, y_title = "how sure it is: sigmoid(|difference of scores|)", "share that it orders as people do"
-        blocks.append(
-            Chart("Calibration", alt, "line", calibration, "sure", "right", colour="scorer", x_title=x_title, y_title=y_title)
-        )
-    return [*blocks, *_galleries(subject)]
+    alt = "accuracy of a scorer by its confidence; a perfect scorer is on the diagonal"
+    x_title, y_title = "confidence: sigmoid(|difference of scores|)", "share ordered as people do"
+    chart = Chart("Calibration", alt, "line", rows, "sure", "right", colour="scorer", x_title=x_title, y_title=y_title)
+    return [chart] if rows else []
 
 
 def _galleries(subject: Subject) -> list[Block]:
-    """Images by their scores, where images, scores and pairs are at hand."""
+    """Galleries of images by score, where images, scores and pairs are related."""
     scores_, pairs = subject.related("scores"), subject.related("pairs")
     images = subject.related("images")
     if scores_ is None or pairs is None or images is None:
         return []
     name = main_scorer(subject, scores_.table("scorer_cards"))
     split = str(subject.record.config.get("split", "test"))
-    # A pair stands once for each annotator: what most of them prefer is what people prefer.
-    mistaken = subject.ask(
-        f"""WITH votes AS (SELECT prompt_id, least(better, worse) AS one, greatest(better, worse) AS other, count(*) AS people,
-                count(*) FILTER (better < worse) AS for_one FROM pairs WHERE split::VARCHAR = {text(split)} GROUP BY ALL),
-            held AS (SELECT prompt_id, people, greatest(for_one, people - for_one) AS agreed,
-                if(2 * for_one > people, one, other) AS better, if(2 * for_one > people, other, one) AS worse
-                FROM votes WHERE 2 * for_one != people)
-        SELECT held.*, b.score AS score_better, w.score AS score_worse FROM held
-        JOIN s b ON b.image_id = better AND b.scorer::VARCHAR = {text(name)}
-        JOIN s w ON w.image_id = worse AND w.scorer::VARCHAR = {text(name)}
-        WHERE w.score > b.score ORDER BY w.score - b.score DESC, better LIMIT {_MISTAKES}""",
-        pairs=pairs.table("pairs"),
-        s=scores_.table("scores"),
-    )
-    ranked = subject.ask(
-        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {text(split)}
-            ORDER BY prompt_id LIMIT {_PROMPTS})
-        SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
-            min(score) AS least
-        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(name)} GROUP BY prompt_id HAVING count(*) > 1
-        ORDER BY prompt_id""",
-        pairs=pairs.table("pairs"),
-        s=scores_.table("scores"),
-    )
+    tables = {"pairs": pairs.table("pairs"), "s": scores_.table("scores")}
+    mistaken, ranked = _mistakes(subject, name, split, tables), _extremes(subject, name, split, tables)
     texts = prompt_texts(subject, {row["prompt_id"] for row in (*mistaken, *ranked)})
     mistakes = [
         (
@@ -173,6 +152,36 @@ def _galleries(subject: Subject) -> list[Block]:
         Gallery("Best and worst image of a prompt, by score", _cards(images.table("images"), extremes, texts), note),
         Gallery("The most confident mistakes", _cards(images.table("images"), mistakes, texts), note),
     ]
+
+
+def _mistakes(subject: Subject, scorer: str, split: str, tables: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
+    """The pairs that a scorer orders against the majority, by the difference of scores."""
+    # A pair has one row per annotator; the majority decides.
+    return subject.ask(
+        f"""WITH votes AS (SELECT prompt_id, least(better, worse) AS one, greatest(better, worse) AS other, count(*) AS people,
+                count(*) FILTER (better < worse) AS for_one FROM pairs WHERE split::VARCHAR = {text(split)} GROUP BY ALL),
+            held AS (SELECT prompt_id, people, greatest(for_one, people - for_one) AS agreed,
+                if(2 * for_one > people, one, other) AS better, if(2 * for_one > people, other, one) AS worse
+                FROM votes WHERE 2 * for_one != people)
+        SELECT held.*, b.score AS score_better, w.score AS score_worse FROM held
+        JOIN s b ON b.image_id = better AND b.scorer::VARCHAR = {text(scorer)}
+        JOIN s w ON w.image_id = worse AND w.scorer::VARCHAR = {text(scorer)}
+        WHERE w.score > b.score ORDER BY w.score - b.score DESC, better LIMIT {_MISTAKES}""",
+        **tables,
+    )
+
+
+def _extremes(subject: Subject, scorer: str, split: str, tables: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
+    """The images with the highest and the lowest score of the first prompts."""
+    return subject.ask(
+        f"""WITH held AS (SELECT DISTINCT prompt_id FROM pairs WHERE split::VARCHAR = {text(split)}
+            ORDER BY prompt_id LIMIT {_PROMPTS})
+        SELECT prompt_id, arg_max(image_id, score) AS best, max(score) AS most, arg_min(image_id, score) AS worst,
+            min(score) AS least
+        FROM s SEMI JOIN held USING (prompt_id) WHERE scorer::VARCHAR = {text(scorer)} GROUP BY prompt_id HAVING count(*) > 1
+        ORDER BY prompt_id""",
+        **tables,
+    )
 
 
 def _cards(

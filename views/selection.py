@@ -1,4 +1,4 @@
-"""The pool, its vectors, and the prompts selected of it."""
+"""The prompt pool and its vectors, and the selected prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pool(subject: Subject) -> Sequence[Block]:
 
 
 def selected(subject: Subject) -> Sequence[Block]:
-    """Where the selected prompts lie in the pool, how well they stand for it, and the first of them."""
+    """A map of the selected prompts in the pool, their coverage of it, and the first of them."""
     files = subject.artifact.table("selected_prompts")
     blocks: list[Block] = []
     metrics = subject.record.metrics
@@ -54,10 +54,10 @@ def selected(subject: Subject) -> Sequence[Block]:
 
 
 def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> Chart:
-    """Vectors in the plane of their two widest directions: of the selected prompts and of the others a sample each.
+    """A scatter plot of samples of the selected and of the other prompts, in the plane of the vectors' two principal directions.
 
     Args:
-        picked: source rows of the selected prompts.
+        picked: (m,) source rows of the selected prompts.
     """
     source_rows = PROMPTS.read(embeddings.table("prompts"), ["source_row"])["source_row"].to_numpy()
     is_picked = np.isin(source_rows, picked)
@@ -94,6 +94,7 @@ def _map(subject: Subject, embeddings: Artifact, picked: NDArray[np.int64]) -> C
 
 
 def _some(indices: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random sample (m,) of indices (n,), sorted; all where there are at most `most`."""
     return indices if len(indices) <= most else np.sort(rng.choice(indices, most, replace=False))
 
 

@@ -1,4 +1,4 @@
-"""Make C(k, 2) preference pairs of every ranking.
+"""Make C(k, 2) preference pairs from every ranking.
 
 Reads: the annotations and the prompts' splits; with `use_images` the images.
 Writes: the tables `pairs` and `rejected`.
@@ -25,23 +25,25 @@ Problem = Literal[
 class BuildPairsConfig(Config):
     aggregate: Literal["none", "majority", "borda", "bradley-terry"] = setting(
         "none",
-        meaning="What becomes of several rankings of the same images: none keeps each one's pairs; majority votes on every"
+        meaning="How several rankings of the same images are combined: none keeps each one's pairs; majority votes on every"
         " pair; borda ranks by mean rank; bradley-terry by fitted strength.",
-        source="ImageReward has one annotator a prompt",
+        source="ImageReward has one annotator per prompt",
     )
     drop_labels: Annotated[tuple[Label, ...], Strict(False)] = setting(
         ("intent_unclear", "sexual", "violent", "defames_groups", "personal_information"),
-        meaning="Prompts that any annotator labelled so make no pairs.",
+        meaning="Prompts with one of these labels by any annotator make no pairs.",
         source="ImageReward B.1",
     )
     drop_image_problems: Annotated[tuple[Problem, ...], Strict(False)] = setting(
-        (), meaning="Images with such a problem, by any annotator, make no pairs."
+        (), meaning="Images with one of these problems by any annotator make no pairs."
     )
     use_images: bool = setting(
-        False, meaning="Read the images artifact: images it lacks make no pairs, and equal bytes count as one image."
+        False, meaning="Read the images artifact: missing images make no pairs, and images of equal bytes count as one."
     )
     weighting: Literal["pair", "prompt"] = setting(
-        "pair", meaning="pair: every pair weighs 1. prompt: every prompt does.", source="ImageReward weighs pairs"
+        "pair",
+        meaning="pair: every pair has weight 1. prompt: the pairs of a prompt have weight 1 together.",
+        source="ImageReward weighs pairs",
     )
 
 

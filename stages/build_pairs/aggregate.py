@@ -1,4 +1,4 @@
-"""Several rankings of the same images become one."""
+"""Combining several rankings of the same images into one."""
 
 from __future__ import annotations
 
@@ -13,36 +13,29 @@ from scipy.stats import rankdata
 from irpipe.pipeline.hashing import row_id
 from irpipe.stages.build_pairs.expand import Rankings
 
-# Fitted strengths nearer than this are a tie: the fit itself stops at about a tenth of it.
+# Fitted strengths closer than this are a tie: the fit itself stops at about a tenth of it.
 _SAME_STRENGTH = 1e-4
 
 
 def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[int, int], int]]:
     """One ranking for each set of images of a prompt.
 
-    A set that only one record ranked is kept as it is. Records that ranked other images do not join.
+    A set that only one record ranked is kept as it is. Only records of the same set of images are combined.
 
     Returns:
         the rankings, and for `majority` the sign of each pair of an aggregate by its two row numbers:
-        1 the first is better, -1 the second, 0 as many for either, and no entry for pairs nobody untied.
+        1 the first is better, -1 the second, 0 as many votes for either, and no entry for pairs that all tied.
     """
-    groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
-    for rows in rankings.records():
-        image_set = frozenset(rankings.images[rows].tolist())
-        groups.setdefault((int(rankings.prompts[rows.start]), image_set), []).append(rows)
     parts: list[dict[str, NDArray[Any]]] = []
     names: list[str | None] = []
     signs: dict[tuple[int, int], int] = {}
     first_row = 0
-    for (prompt, _), members in groups.items():
+    for prompt, members in _image_sets(rankings):
         first = members[0]
         images = rankings.images[first]
         if len(members) == 1:
-            ranking, ranks, annotator = (
-                int(rankings.rankings[first.start]),
-                rankings.ranks[first],
-                rankings.annotator(first.start),
-            )
+            ranking, ranks = int(rankings.rankings[first.start]), rankings.ranks[first]
+            annotator = rankings.annotator(first.start)
         else:
             votes = _votes(rankings, members, images)
             ranking = row_id("aggregate", method, sorted(int(rankings.rankings[rows.start]) for rows in members))
@@ -61,14 +54,21 @@ def aggregates(rankings: Rankings, method: str) -> tuple[Rankings, dict[tuple[in
         )
         names += [annotator] * count
         first_row += count
-    columns = {
-        name: np.concatenate([part[name] for part in parts]) for name in ("rankings", "prompts", "images", "ranks", "choices")
-    }
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Rankings.of(**columns, names=names), signs
 
 
+def _image_sets(rankings: Rankings) -> list[tuple[int, list[slice]]]:
+    """For each set of images of a prompt, the prompt and the rows of the records that rank it."""
+    groups: dict[tuple[int, frozenset[int]], list[slice]] = {}
+    for rows in rankings.records():
+        image_set = frozenset(rankings.images[rows].tolist())
+        groups.setdefault((int(rankings.prompts[rows.start]), image_set), []).append(rows)
+    return [(prompt, members) for (prompt, _), members in groups.items()]
+
+
 def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """(annotators, images) ranks without gaps, averaged over ties, in one order of images."""
+    """(annotators, images) ranks, averaged over ties, in one order of images."""
     order = {int(image): index for index, image in enumerate(images.tolist())}
     votes = np.empty((len(members), len(images)))
     for row, rows in enumerate(members):
@@ -78,6 +78,7 @@ def _votes(rankings: Rankings, members: Sequence[slice], images: NDArray[np.uint
 
 
 def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
+    """The aggregate's ranks (images,) from votes (annotators, images)."""
     if method == "borda":
         return dense(votes.sum(axis=0))
     if method == "bradley-terry":
@@ -86,7 +87,7 @@ def _joint_ranks(votes: NDArray[np.float64], method: str) -> NDArray[np.int32]:
 
 
 def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Ranks by fitted strength (Bradley and Terry 1952), fitted by choix with a little regularisation."""
+    """Ranks (images,) by strengths fitted to votes (annotators, images) (Bradley and Terry 1952; choix, lightly regularised)."""
     import choix
 
     wins = [pair for row in votes for pair in _ordered_pairs(row)]
@@ -101,18 +102,20 @@ def _bradley_terry(votes: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def dense(values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Ranks without gaps, the least value first."""
+    """(n,) ranks without gaps of (n,) values, the least value first."""
     ranks: NDArray[np.int32] = rankdata(values, method="dense").astype(np.int32)
     return ranks
 
 
 def _ordered_pairs(row: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """The untied pairs (better, worse) of one annotator's ranks (images,)."""
     for first, second in combinations(range(len(row)), 2):
         if row[first] != row[second]:
             yield (first, second) if row[first] < row[second] else (second, first)
 
 
 def _majority(votes: NDArray[np.float64], start: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """The majority's sign of every pair of rows, from votes (annotators, images); the first image is row `start`."""
     for first, second in combinations(range(votes.shape[1]), 2):
         opinions = np.sign(votes[:, second] - votes[:, first])
         if opinions.any():

@@ -45,7 +45,7 @@ class Rankings:
         names: Any,
         choices: NDArray[np.bool_],
     ) -> Self:
-        """From columns."""
+        """From columns, (n,) each."""
         changes = np.flatnonzero(rankings[1:] != rankings[:-1]) + 1
         starts = np.concatenate([[0], changes, [len(rankings)]]) if len(rankings) else np.zeros(1, dtype=np.int64)
         annotators = names if isinstance(names, pa.DictionaryArray) else pa.array(names, pa.string()).dictionary_encode()
@@ -91,7 +91,7 @@ def read_rankings(files: Sequence[Path]) -> Iterator[Rankings]:
 
 
 def _tail(ids: NDArray[np.uint64]) -> int:
-    """Where the last ranking of a batch starts: it may go on in the next one."""
+    """The row where the last ranking of a batch starts, from (rows,) ranking ids: it may continue in the next batch."""
     earlier = np.flatnonzero(ids != ids[-1])
     return int(earlier[-1]) + 1 if len(earlier) else 0
 
@@ -104,19 +104,19 @@ def _block(batches: list[Any]) -> Rankings:
 
 
 def candidate_pairs(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers of the two images of every pair of every ranking, in the order of rankings, then of places.
+    """Row numbers of the two images of every pair of every ranking, in the order of rankings, then of rows.
 
     Args:
         starts: (m + 1,) first row of each ranking, and the number of rows.
 
     Returns:
-        two arrays of sum over rankings of k (k - 1) / 2.
+        two arrays (p,), p the sum over rankings of k (k - 1) / 2.
     """
     sizes = np.diff(starts)
     if not len(sizes):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     counts = sizes * (sizes - 1) // 2
-    # One template of places a size, laid end to end; each pair reads its place of its ranking's template.
+    # One template of row pairs per size, concatenated; each pair reads its entry of its ranking's template.
     templates = {int(size): np.triu_indices(int(size), 1) for size in np.unique(sizes)}
     offset_of = np.zeros(int(sizes.max()) + 1, dtype=np.int64)
     offset = 0

@@ -1,4 +1,4 @@
-"""What is known of prompts and images before pairs are made: O(prompts), and O(images) only where files are read."""
+"""Facts on prompts and images before pairs are made: memory O(prompts), and O(images) only where files are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from irpipe.stages.build_pairs import BuildPairsConfig
 
 @dataclass(frozen=True)
 class Images:
-    """Image ids in order, and for each a number that equal bytes share."""
+    """Image ids (n,), sorted, and for each a number (n,) that images of equal bytes share."""
 
     ids: NDArray[np.uint64]
     content: NDArray[np.int64]
@@ -31,15 +31,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Facts:
-    """Prompts by place, and images that make no pairs.
+    """Prompts by index, and images that make no pairs.
 
     Attributes:
         prompt_ids: (n,) uint64.
-        splits: (n,) int8, places in `SPLITS`.
-        dropped: (n,) bool, prompts whose labels take them out.
-        categories: (n,) int64, places in `category_names`, -1 for none.
-        problem_images: ids of images that a problem takes out, sorted.
-        images: the images at hand; None where files are not read.
+        splits: (n,) int8, indices into `SPLITS`.
+        dropped: (n,) bool, prompts that are dropped for their labels.
+        categories: (n,) int64, indices into `category_names`, -1 for none.
+        problem_images: ids of images that are dropped for a problem, sorted.
+        images: the images that exist; None where files are not read.
     """
 
     prompt_ids: NDArray[np.uint64]
@@ -52,14 +52,14 @@ class Facts:
     _order: NDArray[np.int64] = field(repr=False)
 
     def index_of(self, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The place of each prompt."""
+        """The index (m,) of each prompt id (m,)."""
         indices: NDArray[np.int64] = self._order[np.searchsorted(self.prompt_ids, prompt_ids, sorter=self._order)]
         return indices
 
     def in_either(
         self, excluded: NDArray[np.uint64], images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
-        """Pairs with an image among the known ones; None where none is known."""
+        """(p,) pairs with an image among `excluded`; None where that is empty."""
         if not len(excluded):
             return None
         hit = np.isin(images, excluded)
@@ -68,14 +68,14 @@ class Facts:
     def not_at_hand(
         self, images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
-        """Pairs with an image whose file was missing or broken."""
+        """(p,) pairs with an image whose file was missing or broken."""
         if self.images is None:
             return None
         missing = ~np.isin(images, self.images.ids)
         return missing[first] | missing[second]
 
     def same_image(self, first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
-        """Pairs whose two files have the same bytes."""
+        """(p,) pairs whose two files have the same bytes."""
         if self.images is None:
             return None
         indices = [np.searchsorted(self.images.ids, side).clip(max=len(self.images.ids) - 1) for side in (first, second)]
@@ -85,7 +85,7 @@ class Facts:
 
 
 def gather_facts(config: BuildPairsConfig, inputs: Mapping[str, Artifact]) -> Facts:
-    """Read what is known.
+    """Read the facts.
 
     Raises:
         InputError: an annotated prompt has no split.
@@ -105,7 +105,7 @@ def gather_facts(config: BuildPairsConfig, inputs: Mapping[str, Artifact]) -> Fa
 
 
 def splits_of(artifact: Artifact, prompt_ids: NDArray[np.uint64]) -> NDArray[np.int8]:
-    """The split of each prompt, (n,), by its place in `SPLITS`.
+    """The split of each prompt, (n,), as its index in `SPLITS`.
 
     Raises:
         InputError: a prompt has none.
@@ -116,13 +116,13 @@ def splits_of(artifact: Artifact, prompt_ids: NDArray[np.uint64]) -> NDArray[np.
         raise InputError(
             f"{len(without):,} annotated prompts have no split, such as {show_row_id(without[0])}",
             where="splits",
-            fix="let splits and annotations come of one recipe: --set split-prompts.source=annotations",
+            fix="let splits and annotations come from one recipe: --set split-prompts.source=annotations",
         )
     return np.array([split_of[identity] for identity in prompt_ids.tolist()], dtype=np.int8)
 
 
 def check_bytes(images: Artifact, index: Mapping[int, int], splits: NDArray[np.int8]) -> None:
-    """Images of equal bytes must lie in one split.
+    """Images of equal bytes must be in one split; `splits` is (n,), `index` from prompt ids to its rows.
 
     Raises:
         LeakError: they do not.
@@ -140,7 +140,7 @@ def check_bytes(images: Artifact, index: Mapping[int, int], splits: NDArray[np.i
 
 
 def open_images(images: Artifact) -> Images:
-    """Ids and contents of the images at hand."""
+    """Ids and contents of the images."""
     table = IMAGES.read(images.table("images"), ["image_id", "image_digest"])
     ids = table["image_id"].to_numpy()
     content = table["image_digest"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -151,7 +151,7 @@ def open_images(images: Artifact) -> Images:
 def label_facts(
     annotations: Artifact, index_of: Mapping[int, int], drop_labels: Sequence[str]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Any]:
-    """Prompts that a label takes out, and each prompt's category: the most frequent, none where two are."""
+    """Dropped prompts (n,), each prompt's category (n,) (the most frequent; none where two are), and the categories' names."""
     table = PROMPT_LABELS.read(annotations.table("prompt_labels"))
     dropped = np.zeros(len(index_of), dtype=bool)
     votes: dict[int, Counter[str]] = defaultdict(Counter)
@@ -171,7 +171,7 @@ def label_facts(
 
 
 def images_with(annotations: Artifact, problems: Sequence[str]) -> NDArray[np.uint64]:
-    """Ids of the images that any annotator gave one of these problems, sorted."""
+    """Ids (m,) of the images that any annotator gave one of these problems, sorted."""
     if not problems:
         return np.empty(0, dtype=np.uint64)
     table = RATINGS.read(annotations.table("ratings"), ["image_id", "problems"])

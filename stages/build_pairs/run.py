@@ -23,7 +23,7 @@ from irpipe.stages.build_pairs.aggregate import aggregates
 from irpipe.stages.build_pairs.expand import Rankings, candidate_pairs, read_rankings
 from irpipe.stages.build_pairs.facts import Facts, gather_facts
 
-# Why a candidate is no pair, in the order in which reasons are looked for.
+# Why a candidate is no pair, in the order in which reasons are tested.
 REASONS = ("prompt label", "image problem", "image not at hand", "same image", "not compared", "tie", "conflict")
 _REASONS = pa.array(REASONS)
 _SPLITS = pa.array(SPLITS)
@@ -37,8 +37,8 @@ class Candidates:
         block: the rankings.
         first, second: (p,) row numbers in the block.
         sign: (p,) int8: 1 the first is better, -1 the second, 0 neither.
-        reason: (p,) int8: place in `REASONS`, or -1 for a pair.
-        prompt: (p,) int64: place of the prompt in `Facts`.
+        reason: (p,) int8: index in `REASONS`, or -1 for a pair.
+        prompt: (p,) int64: index of the prompt in `Facts`.
     """
 
     block: Rankings
@@ -88,7 +88,7 @@ def ranked_images(annotations: Artifact) -> int:
 
 
 def candidates(config: BuildPairsConfig, annotations: Artifact, facts: Facts) -> Iterator[Candidates]:
-    """All candidate pairs in blocks, each with the reason why it is no pair, if there is one."""
+    """All candidate pairs in blocks, each with its reason if it is no pair."""
     blocks = read_rankings(annotations.table("rankings"))
     if config.aggregate == "none":
         yield from (examine(block, {}, facts) for block in blocks)
@@ -102,7 +102,7 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
     """The candidate pairs of a block.
 
     Args:
-        signs: the majority's word on pairs of aggregates, by row numbers; their ranks are -1.
+        signs: the majority's sign of pairs of aggregates, by row numbers; their ranks are -1.
     """
     first, second = candidate_pairs(block.starts)
     ranks_first, ranks_second = block.ranks[first], block.ranks[second]
@@ -133,7 +133,7 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
 
 
 def pair_columns(batch: Candidates, keep: NDArray[np.bool_], facts: Facts, weights: NDArray[np.float64]) -> dict[str, Any]:
-    """Columns of the table `pairs`."""
+    """Columns of the table `pairs`, for a mask (p,) of candidates and weights (prompts,)."""
     block, first_is_better = batch.block, batch.sign[keep] > 0
     first, second, prompt = batch.first[keep], batch.second[keep], batch.prompt[keep]
     better, worse = np.where(first_is_better, first, second), np.where(first_is_better, second, first)
@@ -155,7 +155,7 @@ def pair_columns(batch: Candidates, keep: NDArray[np.bool_], facts: Facts, weigh
 
 
 def rejected_columns(batch: Candidates, drop: NDArray[np.bool_], facts: Facts) -> dict[str, Any]:
-    """Columns of the table `rejected`."""
+    """Columns of the table `rejected`, for a mask (p,) of candidates."""
     first, second = batch.first[drop], batch.second[drop]
     return {
         "ranking_id": batch.block.rankings[first],
@@ -176,5 +176,5 @@ def weigh(config: BuildPairsConfig, annotations: Artifact, facts: Facts) -> NDAr
 
 
 def dictionary(codes: NDArray[Any], names: Any) -> Any:
-    """An Arrow dictionary column; codes below 0 are null."""
+    """An Arrow dictionary column from codes (n,); codes below 0 are null."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32), mask=codes < 0), names)

@@ -23,13 +23,13 @@ class EmbedPromptsConfig(MapConfig):
         None, role="external", meaning="File of prompts. Unset: the recipe's stage that writes prompts."
     )
     format: Literal["diffusiondb", "jsonl", "csv", "parquet", "text"] | None = setting(
-        None, meaning="Format of path. Unset: guessed from its ending (and, for Parquet, its columns)."
+        None, meaning="Format of path. Unset: by its ending (and, for Parquet, its columns)."
     )
     prompt_column: str = setting("prompt", meaning="Name of the column or field that holds the prompt.")
-    clean: bool = setting(True, meaning="Write texts in Unicode NFC with single spaces. Ids are of texts so cleaned in any case.")
+    clean: bool = setting(True, meaning="Write texts in Unicode NFC with single spaces. Ids are of such texts in any case.")
     duplicates: Literal["exact", "normalised", "keep"] = setting(
         "normalised",
-        meaning="Which prompts count as one: equal after Unicode NFC and white space (exact), after case and"
+        meaning="Which prompts are duplicates: equal after Unicode NFC and white space (exact), after case and"
         " punctuation as well (normalised), or none (keep).",
     )
     min_characters: int = setting(1, ge=1, meaning="Shorter prompts are dropped; empty ones always are.")
@@ -42,7 +42,7 @@ class EmbedPromptsConfig(MapConfig):
     )
     keep_unscored: bool = setting(True, meaning="Whether rows without an NSFW score pass the limits.")
     min_images: int = setting(
-        1, ge=1, meaning="Least number of rows with the same prompt.", source="ImageReward 2.1 has 4-9 images a prompt"
+        1, ge=1, meaning="Least number of rows with the same prompt.", source="ImageReward 2.1 has 4-9 images per prompt"
     )
     embedder: Literal["sentence-transformers", "lexical"] = setting(
         "sentence-transformers", meaning="lexical: hashed character n-grams; needs no weights.", source="ImageReward A.1"
@@ -54,7 +54,7 @@ class EmbedPromptsConfig(MapConfig):
         source="the paper cites Sentence-BERT and MPNet and names no model",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "bfloat16", meaning="Precision of the sentence model. Vectors are float16 at rest."
+        "bfloat16", meaning="Precision of the sentence model. Vectors are stored as float16."
     )
     dimensions: int = setting(512, ge=8, le=1 << 16, meaning="Length of lexical vectors.")
     vectors: FilePath | None = setting(
@@ -65,8 +65,8 @@ class EmbedPromptsConfig(MapConfig):
         meaning="Subtract the mean vector before vectors are compared.",
         source="Su et al. 2022 (fast vote-k) centre in code; ImageReward is silent",
     )
-    batch_size: int = setting(32, ge=1, meaning="Prompts a batch; batches are cut inside a shard, by length.")
-    shard_size: int = setting(4096, ge=1, meaning="Prompts a shard: a kill costs at most one.")
+    batch_size: int = setting(32, ge=1, meaning="Prompts per batch; batches are cut inside a shard, by length.")
+    shard_size: int = setting(4096, ge=1, meaning="Prompts per shard: a kill costs at most one shard per process.")
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of bad rows (of at least 100) that stops the run."
     )

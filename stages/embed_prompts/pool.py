@@ -1,4 +1,4 @@
-"""The prompts that are kept."""
+"""The kept prompts of a pool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pool:
 
 
 def take(pool: Pool, keep: NDArray[np.bool_]) -> Pool:
-    """The part of a pool that a mask keeps."""
+    """The part of a pool that a mask (n,) keeps."""
     indices = np.flatnonzero(keep).tolist()
     return replace(
         pool,

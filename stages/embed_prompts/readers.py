@@ -55,7 +55,7 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
 
 
 def guess_format(path: Path) -> str:
-    """The format that a file's ending tells; DiffusionDB's metadata is known by its columns."""
+    """The format, by the file's ending; DiffusionDB's metadata is recognised by its columns."""
     kind = _ENDINGS.get(path.suffix.lower())
     if kind is None:
         raise InputError(

@@ -37,7 +37,7 @@ def run(config: EmbedPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
 
 
 def gather(config: EmbedPromptsConfig, path: Path, rejections: Rejections, context: Context) -> Pool:
-    """Read, clean and join rows. Memory: O(prompts kept).
+    """Read, clean and deduplicate rows. Memory: O(prompts kept).
 
     Raises:
         StageError: two different texts have one id (chance: n^2 / 2^65).
@@ -73,7 +73,7 @@ def gather(config: EmbedPromptsConfig, path: Path, rejections: Rejections, conte
 
 
 def unwanted(config: EmbedPromptsConfig, row: PromptRow, text: str) -> str | None:
-    """The rule that a row falls to, or None."""
+    """The rule that drops a row, or None."""
     if not text:
         return "empty"
     if len(text) < config.min_characters:
@@ -95,7 +95,7 @@ def unwanted(config: EmbedPromptsConfig, row: PromptRow, text: str) -> str | Non
 
 
 def enough_images(pool: Pool, least: int, rejections: Rejections) -> Pool:
-    """The prompts with at least so many rows."""
+    """The prompts with at least `least` rows."""
     for row, count in zip(pool.source_rows, pool.num_images, strict=True):
         if count < least:
             rejections.drop(row, "too few images", str(count))

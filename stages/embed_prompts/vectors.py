@@ -1,4 +1,4 @@
-"""Where vectors come from (a sentence model, hashed n-grams, a given file), and writing them in shards."""
+"""Vectors from a sentence model, hashed n-grams or a given file, written in shards."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ def write_vectors(
 
 
 def given_blocks(vectors: NDArray[Any], rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-    """Some rows of given vectors, a block at a time."""
+    """Rows (m,) of given vectors (n, d), in blocks (rows, d)."""
     for start in range(0, len(rows), _BLOCK):
         yield vectors[rows[start : start + _BLOCK]]
 
 
 def shard_blocks(shards: Sequence[Path]) -> Iterator[NDArray[Any]]:
-    """The vectors of saved shards."""
+    """The vectors of saved shards, (rows, d) each."""
     for shard in shards:
         yield np.load(shard, allow_pickle=False)
 
 
 def centred(blocks: Callable[[], Iterator[NDArray[Any]]], count: int) -> Iterator[NDArray[np.float32]]:
-    """Unit vectors less their mean, at unit length again. Two passes."""
+    """Blocks (rows, d) of unit vectors, less their mean and at unit length again. Two passes."""
     mean = (sum(unit_rows(block).sum(axis=0, dtype=np.float64) for block in blocks()) / count).astype(np.float32)
     for block in blocks():
         yield unit_rows(unit_rows(block) - mean)
 
 
 def open_given(path: Path, rows: int) -> NDArray[Any]:
-    """An .npy of vectors, one row per input row, memory-mapped.
+    """An .npy of vectors (rows, d), one row per input row, memory-mapped.
 
     Raises:
         InputError: it is no .npy, not of two dimensions, not of floats, or has another number of rows.
@@ -86,7 +86,7 @@ def open_given(path: Path, rows: int) -> NDArray[Any]:
 
 
 def drop_unusable(vectors: NDArray[Any], pool: Pool, rejections: Rejections) -> Pool:
-    """Refuse rows whose vector is not finite, is zero, or does not fit float16."""
+    """Refuse rows whose vector, of vectors (n, d), is not finite, is zero, or does not fit float16."""
     rows = np.array(pool.source_rows, dtype=np.int64)
     keep = np.ones(len(rows), dtype=bool)
     for start in range(0, len(rows), _BLOCK):
@@ -141,7 +141,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
     """A sentence-transformers model. Texts of like length share a batch, so little is spent on padding.
 
     Raises:
-        ModelError: the library or the weights are not at hand.
+        ModelError: the library or the weights are missing.
     """
     try:
         import torch
@@ -152,7 +152,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
             "embedder = 'sentence-transformers' needs the extra 'embed'",
             fix="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
-    disable_progress_bar()  # loading takes a second; our own bar comes after it
+    disable_progress_bar()  # our own bar follows
     try:
         encoder = SentenceTransformer(
             model.location["pretrained_model_name_or_path"],
@@ -169,6 +169,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
         ) from None
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
+        """Vectors (n, d) of n texts."""
         with torch.inference_mode():
             vectors = encoder.encode(
                 texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=False

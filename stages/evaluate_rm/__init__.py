@@ -1,6 +1,6 @@
-"""Hold scorers against people's preferences, against each other, and in the micro world against the truth.
+"""Compare scorers with human preferences, with each other, and in the micro world with the truth.
 
-Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and who the simulated annotators were.
+Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and the simulated annotators.
 Writes: the tables `scorers` (table 3 of the paper), `groups`, `calibration`, `generators` (table 1), `best_of` and
     `rejected`, `report.txt` and plots.
 Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2.
@@ -20,7 +20,9 @@ from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 
 class EvaluateRmConfig(Config):
-    split: Literal["train", "validation", "test"] = setting("test", meaning="Whose pairs are counted.", source="ImageReward 4.1")
+    split: Literal["train", "validation", "test"] = setting(
+        "test", meaning="The split whose pairs are counted.", source="ImageReward 4.1"
+    )
     at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Strict(False)] = setting(
         (1, 2, 4), min_length=1, meaning="The k of recall@k and filter@k.", source="ImageReward, table 3"
     )
@@ -32,7 +34,7 @@ class EvaluateRmConfig(Config):
     human_ranking: FilePath | None = setting(
         None,
         role="external",
-        meaning="CSV with the columns generator and wins (or rank): people's ranking, to hold the scorers' against.",
+        meaning="CSV with the columns generator and wins (or rank): people's ranking, to compare the scorers' with.",
         source="ImageReward, table 1",
     )
     seed: int = setting(0, ge=0, meaning="Seed of the resampling.")

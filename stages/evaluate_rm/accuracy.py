@@ -1,4 +1,4 @@
-"""Accuracy on pairs: pooled, by prompt, by group, its intervals, and how well sure it is."""
+"""Accuracy on pairs: pooled, by prompt, by group, with intervals, and calibration."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _BINS = 10
 
 
 def correct_pairs(scores: Mapping[int, float], better: NDArray[np.uint64], worse: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """(p,) 1 where the better image scores higher, 0 where not; equal scores are wrong, as in the released code."""
+    """(p,) 1 where the better image scores higher, 0 where not; equal scores count as wrong, as in the released code."""
     return np.array([float(scores[a] > scores[b]) for a, b in zip(better.tolist(), worse.tolist(), strict=True)])
 
 
 def by_prompt(correct: NDArray[np.float64], prompts: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Right pairs and pairs of each prompt, (q,) each."""
+    """Correct pairs and all pairs of each prompt, (q,) each."""
     _, prompt_index = np.unique(prompts, return_inverse=True)
     hits: NDArray[np.float64] = np.bincount(prompt_index, weights=correct).astype(np.float64)
     return hits, np.bincount(prompt_index).astype(np.float64)
 
 
 def accuracies(correct: NDArray[np.float64], prompts: NDArray[np.uint64]) -> dict[str, float]:
-    """Accuracy pooled over pairs (released code, test.py), and as the mean of the prompts' own (caption of table 3)."""
+    """Accuracy of (p,) pairs, pooled (released code, test.py), and as the mean over prompts (caption of table 3)."""
     hits, counts = by_prompt(correct, prompts)
     return {"accuracy": float(hits.sum() / counts.sum()), "accuracy_by_prompt": float((hits / counts).mean())}
 
 
 def intervals(correct: NDArray[np.float64], prompts: NDArray[np.uint64], draws: int, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of both accuracies by bootstrap over prompts: pairs of one prompt are not independent.
+    """95 % intervals of both accuracies of (p,) pairs by bootstrap over prompts: pairs of one prompt are not independent.
 
     Cost: O(draws * prompts), a thousand draws at a time.
     """
@@ -50,7 +50,7 @@ def intervals(correct: NDArray[np.float64], prompts: NDArray[np.uint64], draws: 
 
 
 def grouped(correct: NDArray[np.float64], labels: Sequence[Any]) -> list[tuple[str, int, float]]:
-    """Label, pairs and accuracy of each group; pairs without a label are in none."""
+    """Label, number and accuracy of each group of (p,) pairs; pairs without a label are in none."""
     names = np.array(["" if label is None else str(label) for label in labels])
     return [
         (str(name), int((names == name).sum()), float(correct[names == name].mean())) for name in np.unique(names) if name != ""
@@ -58,7 +58,7 @@ def grouped(correct: NDArray[np.float64], labels: Sequence[Any]) -> list[tuple[s
 
 
 def calibration(gaps: NDArray[np.float64], correct: NDArray[np.float64]) -> list[dict[str, float]]:
-    """How often a scorer is right against how sure it is, sigmoid(|difference of raw scores|), in ten bins of equal size."""
+    """Accuracy of (p,) pairs by confidence, sigmoid(|difference of raw scores|), in ten bins of equal size."""
     sure = 1 / (1 + np.exp(-np.abs(gaps)))
     order = np.argsort(sure, kind="stable")
     return [
@@ -76,7 +76,7 @@ def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
 def human_agreement(
     better: NDArray[np.uint64], worse: NDArray[np.uint64], annotators: Sequence[str | None]
 ) -> tuple[float | None, int]:
-    """How often two people who both ordered the same two images ordered them alike, and over how many such comparisons."""
+    """The share of comparisons, of two people on one of the pairs (p,), that they order alike, and how many there are."""
     orders: dict[tuple[int, int], list[tuple[str, bool]]] = {}
     for first, second, annotator in zip(better.tolist(), worse.tolist(), annotators, strict=True):
         if annotator is not None:

@@ -1,4 +1,4 @@
-"""Rankings: who finds people's best and worst image, who picks well among n, and which generator is best."""
+"""Rankings: recall of people's best and worst images, best of n, and ranks of generators."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from irpipe.schemas.files import check_columns, read_csv
 
 @dataclass(frozen=True)
 class Ranking:
-    """One record: its images, and people's ranks of them, lower is better."""
+    """One record: its images and their ranks, lower is better."""
 
     images: tuple[int, ...]
     ranks: tuple[int, ...]
 
 
 def read_rankings(rows: Mapping[str, Sequence[Any]]) -> list[Ranking]:
-    """The records behind pairs, from the ranks that pairs carry; majorities have none and are passed over.
+    """The records behind pairs, from the pairs' ranks; pairs of a majority have none and are skipped.
 
     Args:
         rows: columns ranking_id, better, worse, rank_better, rank_worse.
@@ -42,8 +42,8 @@ def recall_and_filter(
 ) -> dict[str, tuple[float, int]]:
     """recall@k: share of records whose best image is among a scorer's first k; filter@k: whose worst is among its last k.
 
-    Where people tie several for best (or worst), one of them is enough. Records of at most k images are left out: they are right
-    whoever scores. Source: ImageReward, appendix C.2, where all records have eight.
+    Where several are tied for best (or worst), one of them is enough. Records of at most k images are left out: any scorer
+    is right on them. Source: ImageReward, appendix C.2, where all records have eight.
 
     Returns:
         the figures, and how many records each is over; none where no record is long enough.
@@ -63,12 +63,12 @@ def recall_and_filter(
 
 
 def best_of(values: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:
-    """Expected worth of the image that an order picks among n of a prompt's images drawn at random, exactly.
+    """Expected value of the image that an order picks among n of a prompt's images drawn at random, exactly.
 
     Image i of the order is the pick if it is drawn and none before it is: C(k - 1 - i, n - 1) / C(k, n).
 
     Args:
-        values: (k,) of all images; order: (k,) places, the best first; n: at most k.
+        values: (k,) of all images; order: (k,) indices, the best first; n: at most k.
     """
     count = len(values)
     chances = [comb(count - 1 - i, n - 1) / comb(count, n) for i in range(count)]
@@ -87,10 +87,10 @@ def mean_scores(generators: Sequence[str], prompts: Sequence[int], scores: Seque
 
 
 def wins(best: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
-    """How often each generator's image beats another's, over prompts.
+    """The number of wins of each generator's best image over those of others, over prompts.
 
     Args:
-        best: by prompt, the score of each generator's best image (or minus the rank that people gave it).
+        best: by prompt, the score of each generator's best image (or minus its human rank).
     """
     count: dict[str, int] = {}
     for prompt_scores in best.values():
@@ -122,10 +122,10 @@ def rho(first: Mapping[str, float], second: Mapping[str, float]) -> float | None
 
 
 def read_human_ranking(path: Path) -> dict[str, float]:
-    """People's figure of each generator, higher is better: wins, or minus the rank.
+    """The human ranking of generators, higher is better: wins, or minus the rank.
 
     Raises:
-        InputError: the file has neither column, or something that is no number.
+        InputError: the file has neither column, or a cell that is not a number.
     """
     figures = {}
     with path.open(encoding="utf-8-sig") as file:

@@ -52,7 +52,7 @@ def table_1(rows: Sequence[Row]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    """Columns as wide as their widest cell; the first aligned left, the others right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ""
     for line in lines:
@@ -82,13 +82,13 @@ def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: 
     left.set(title="Accuracy on pairs, 95 % intervals")
     middle.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":")
     middle.plot([row["sure"] for row in bins], [row["right"] for row in bins], "o-", color="#1b6ca8")
-    middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share it orders as people do")
+    middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share ordered as people do")
     for name in dict.fromkeys(row["scorer"] for row in picks):
         part = [row for row in picks if row["scorer"] == name]
         right.plot([row["n"] for row in part], [row["utility"] for row in part], "o-", label=name)
     prompts = {row["n"]: row["prompts"] for row in picks}  # with fewer images than n a prompt does not count
     right.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
-    right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="worth by the oracle")
+    right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="utility by the oracle")
     if picks:
         right.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -97,7 +97,7 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
 
 
 def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
-    """Columns of the pairs of a split.
+    """Columns (p,) of the pairs of a split.
 
     Raises:
         InputError: there are none.
@@ -134,17 +134,17 @@ def read_scores(artifact: Artifact) -> tuple[dict[str, ScorerData], dict[int, tu
 
 
 def scored_by_all(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> NDArray[np.bool_]:
-    """(p,) whether everybody scored both images of a pair: all are compared on the same pairs.
+    """(p,) whether all scorers scored both images of a pair: all are compared on the same pairs.
 
     Raises:
-        InputError: nobody scored any.
+        InputError: there is no such pair.
     """
     common = set.intersection(*(set(scorer.scores) for scorer in scorers.values()))
     ends = zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
     scored = np.array([better in common and worse in common for better, worse in ends])
     if not scored.any():
         raise InputError(
-            "no pair has scores for both its images: pairs and scores come of different images",
+            "no pair has scores for both its images: pairs and scores are of different images",
             where="scores",
             fix="irpipe lineage score-images; --set score-images.split=all scores every image",
         )
@@ -154,7 +154,7 @@ def scored_by_all(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, Score
 def scorer_rows(
     config: EvaluateRmConfig, pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]
 ) -> list[dict[str, Any]]:
-    """Rows of `scorers`."""
+    """Rows of the table `scorers`, from columns (p,) of pairs."""
     rankings = read_rankings({name: column.tolist() for name, column in pairs.items()})
     rows = []
     for name, scorer in scorers.items():
@@ -169,7 +169,7 @@ def scorer_rows(
 
 
 def group_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> list[dict[str, Any]]:
-    """Rows of `groups`."""
+    """Rows of the table `groups`, from columns (p,) of pairs."""
     gaps = [
         None if better is None or worse is None else worse - better
         for better, worse in zip(pairs["rank_better"], pairs["rank_worse"], strict=True)
@@ -185,7 +185,7 @@ def group_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerDa
 
 
 def calibration_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> list[dict[str, Any]]:
-    """Rows of `calibration`, of those whose differences are log odds."""
+    """Rows of the table `calibration`, from columns (p,) of pairs, for scorers whose differences are log odds."""
     rows = []
     for name, scorer in scorers.items():
         if scorer.log_odds:
@@ -199,7 +199,7 @@ def calibration_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, Sc
 def generator_rows(
     config: EvaluateRmConfig, images: Mapping[int, tuple[int, str | None]], scorers: Mapping[str, ScorerData], context: Context
 ) -> list[dict[str, Any]]:
-    """Rows of `generators`, over all scored images; none where one generator made them all and people ranked none."""
+    """Rows of `generators`, over all scored images; empty where one generator made them all and there is no human ranking."""
     human = read_human_ranking(context.sources["human_ranking"][0]) if config.human_ranking else {}
     generated = {image: (prompt, generator) for image, (prompt, generator) in images.items() if generator is not None}
     names = {generator for _, generator in generated.values()}
@@ -239,7 +239,7 @@ def generator_rows(
 def best_of_rows(
     config: EvaluateRmConfig, truth: Sequence[Mapping[str, Any]], prompts: NDArray[np.uint64], scorers: Mapping[str, ScorerData]
 ) -> list[dict[str, Any]]:
-    """Rows of `best_of`, on the split's prompts."""
+    """Rows of `best_of`, on the split's pairs with prompt ids (p,)."""
     by_prompt: dict[int, list[Mapping[str, Any]]] = {}
     prompt_ids = set(prompts.tolist())
     for row in truth:
@@ -265,7 +265,7 @@ def best_of_rows(
 def bayes_bound(
     truth: Sequence[Mapping[str, Any]], prompts: NDArray[np.uint64], annotations: Artifact, seed: int
 ) -> float | None:
-    """The best accuracy to expect on these prompts' images and of these people; None where people are no formula."""
+    """The highest possible accuracy on the images of prompts (p,) with these annotators; None for real people."""
     path = annotations.path / "people.json"
     if not path.is_file():
         return None
@@ -288,7 +288,7 @@ def figures(
     generators: Sequence[Mapping[str, Any]],
     reward_models: Sequence[str],
 ) -> dict[str, Any]:
-    """What people want to see first.
+    """The metrics of the run.
 
     Args:
         reward_models: the scorers that are reward models.

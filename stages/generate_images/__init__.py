@@ -2,8 +2,8 @@
 
 Reads: the selected prompts.
 Writes: the tables `images` (shards of whole prompts), `overlong_prompts` and `rejected`, and contact sheets.
-Paper: ImageReward, section 2.1 (4-9 images a prompt) and table 1 (several models on one set of prompts).
-Deviates: the paper took DiffusionDB's images; here they are made, from seeds that tell each image's noise.
+Paper: ImageReward, section 2.1 (4-9 images per prompt) and table 1 (several models on one set of prompts).
+Deviates: the paper took DiffusionDB's images; here they are generated, each from its own seed.
 Cost: O(images * num_steps) of the model; memory O(batch_size) of images; a kill costs at most one shard per process.
 """
 
@@ -23,32 +23,36 @@ class GenerateImagesConfig(MapConfig):
         (STABLE_DIFFUSION,),
         role="model",
         min_length=1,
-        meaning="Generators: hub/name@revision, local folders, or shipped ones. A prompt's images go round among them.",
+        meaning="Generators: hub/name@revision, local folders, or shipped ones. They take turns on a prompt's images.",
         source="ImageReward 4.2: SD v1.4",
     )
-    min_images: int = setting(4, ge=1, le=10, meaning="Least images of a prompt.", source="ImageReward 2.1")
-    max_images: int = setting(9, ge=1, le=10, meaning="Most images of a prompt; the number is drawn.", source="ImageReward 2.1")
+    min_images: int = setting(4, ge=1, le=10, meaning="Least number of images per prompt.", source="ImageReward 2.1")
+    max_images: int = setting(
+        9, ge=1, le=10, meaning="Greatest number of images per prompt; the number is drawn at random.", source="ImageReward 2.1"
+    )
     num_steps: int = setting(50, ge=1, le=1000, meaning="Denoising steps.", source="DiffusionDB's default")
     guidance_scale: float = setting(
-        7.5, ge=0, le=100, meaning="Classifier-free guidance; 1 and less is none.", source="ImageReward appendix E: 7.5"
+        7.5, ge=0, le=100, meaning="Scale of classifier-free guidance; 1 or less: none.", source="ImageReward appendix E: 7.5"
     )
     scheduler: Literal["own", "ddpm", "ddim", "pndm", "lms", "euler", "euler-ancestral", "dpm-solver++", "unipc"] = setting(
         "own",
-        meaning="Sampler; own: the one the model comes with.",
+        meaning="Scheduler; own: the model's own.",
         source="ImageReward appendix E: PNDM, which SD v1.4 comes with",
     )
     width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
-    negative_prompt: str = setting("", meaning="What guidance steers away from.")
+    negative_prompt: str = setting("", meaning="Negative prompt for the guidance.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float16", meaning="Precision of the model.")
-    safety_checker: bool = setting(True, meaning="Run the model's safety checker, if it has one: what it blackens is left out.")
-    image_format: Literal["png", "webp"] = setting("png", meaning="How images are encoded; both are lossless.")
-    sheets: int = setting(4, ge=0, le=1000, meaning="Contact sheets, each of the next 8 prompts.")
-    seed: int = setting(
-        0, ge=0, meaning="Seed of all noise. An image's own seed is made of it, the prompt's id and the image's place."
+    safety_checker: bool = setting(
+        True, meaning="Run the model's safety checker, if it has one; images that it blackens are rejected."
     )
-    batch_size: int = setting(8, ge=1, le=4096, meaning="Images a batch. Counts towards the key: it can change the last bits.")
-    shard_size: int = setting(256, ge=1, le=1 << 16, meaning="Images a shard, at least; shards are cut between prompts.")
+    image_format: Literal["png", "webp"] = setting("png", meaning="How images are encoded; both are lossless.")
+    sheets: int = setting(4, ge=0, le=1000, meaning="Number of contact sheets, of 8 prompts each.")
+    seed: int = setting(
+        0, ge=0, meaning="Seed of all noise. An image's seed is derived from it, the prompt's id and the image's number."
+    )
+    batch_size: int = setting(8, ge=1, le=4096, meaning="Images per batch. Counts towards the key: it can change the last bits.")
+    shard_size: int = setting(256, ge=1, le=1 << 16, meaning="Least number of images per shard; shards are cut between prompts.")
     max_rejected: float = setting(
         0.2, ge=0, le=1, role="execution", meaning="Share of faulty images (of at least 100) that stops the run."
     )

@@ -51,7 +51,7 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
 
 
 def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]], num_models: int) -> list[Job]:
-    """What is to be made: for each prompt a number of images drawn from the seed, dealt round the models."""
+    """The images to make: a number per prompt, drawn from the seed, over the models in turn."""
     jobs: list[Job] = []
     for row in prompts:
         identity = row["prompt_id"]
@@ -65,7 +65,7 @@ def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]]
 
 
 def cut_shards(jobs: Sequence[Job], shard_size: int) -> list[Shard]:
-    """Shards of one model each, of at least so many images, and of whole prompts: a prompt is encoded once a model."""
+    """Shards of one model each, of at least `shard_size` images, and of whole prompts: each model encodes a prompt once."""
     shards: list[Shard] = []
     for model in sorted({job.model for job in jobs}):
         part: list[Job] = []
@@ -79,7 +79,7 @@ def cut_shards(jobs: Sequence[Job], shard_size: int) -> list[Shard]:
 
 
 def gather(shards: Sequence[Path], out: Path) -> list[Path]:
-    """Put the images of the finished shards where they go."""
+    """Link the images of the finished shards into the table `images`."""
     (out / IMAGES.name).mkdir()
     files = [out / IMAGES.name / f"{shard.name}.parquet" for shard in shards]
     for shard, file in zip(shards, files, strict=True):
@@ -88,7 +88,7 @@ def gather(shards: Sequence[Path], out: Path) -> list[Path]:
 
 
 def refuse_faults(shards: Sequence[Shard], files: Sequence[Path], rejections: Rejections) -> dict[str, int]:
-    """Count images that nobody should judge as rejected. Returns how many good ones each model made."""
+    """Reject faulty images. Returns the number of good ones by model."""
     by_model: Counter[str] = Counter()
     for shard, file in zip(shards, files, strict=True):
         table = pq.read_table(file, columns=["fault", "generator"], partitioning=None)

@@ -1,4 +1,4 @@
-"""Shards of generated images: each made whole by one process, and kept through a kill."""
+"""Shards of generated images: each is made by one process and survives a kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENCODERS = 4  # threads that compress images while the next batch is made
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make: its place among all, its prompt, its number among the prompt's, its model and its seed."""
+    """One image to make: its row among all, its prompt, its number among the prompt's, its model and its seed."""
 
     row: int
     prompt_id: int
@@ -102,12 +102,12 @@ class ShardMaker:
 
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # the last one's memory goes before the next one comes
+            self._loaded = None  # free the old model before the next one is loaded
             self._loaded = model, load(self.models[model], self.sampling, worker_device(self.device))
         return self._loaded[1]
 
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-        """Rows of `images`, a batch at a time. Images are compressed while the next batch is made."""
+        """Batches of rows of `images`. Images are compressed while the next batch is made."""
         index_of = {prompt: index for index, prompt in enumerate(prompts)}
         encodings = generator.encode(prompts, self.batch_size)
         to_row = partial(make_row, self, generator)
@@ -126,9 +126,9 @@ class ShardMaker:
 def make_row(
     maker: ShardMaker, generator: ImageGenerator, job: Job, image: NDArray[np.float32], blackened: bool
 ) -> dict[str, Any]:
-    """A row of `images`: the encoded image, who made it and how, and what is wrong with it.
+    """A row of `images` from an image (height, width, 3): encoded, with its origin and its fault, if any.
 
-    The path names all that makes an image what it is but the batch it was in.
+    The path names everything that determines the image, except its batch.
     """
     model, settings = maker.models[job.model], generator.settings
     fault = fault_of(image, blackened)
@@ -155,7 +155,7 @@ def make_row(
 
 
 def fault_of(image: NDArray[np.float32], blackened: bool) -> str | None:
-    """Why nobody should judge an image (height, width, 3), or None."""
+    """The fault of an image (height, width, 3), or None."""
     if blackened:
         return "blackened"
     if not np.isfinite(image).all():

@@ -17,7 +17,7 @@ _THUMBNAIL, _MARGIN, _LINE, _LETTERS = 128, 8, 14, 180
 
 
 def draw_sheets(images: ImageReader, prompts: Mapping[int, str], count: int, out: Path) -> None:
-    """Write `sheets/0.png`, ...: a row a prompt, in the order of the images."""
+    """Write `sheets/0.png`, ...: one row per prompt, in the order of the images."""
     prompt_ids = list(prompts)[: count * PROMPTS_PER_SHEET]
     if prompt_ids:
         (out / "sheets").mkdir()

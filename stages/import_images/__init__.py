@@ -1,9 +1,9 @@
-"""Check the images that were annotated, or that exist of the selected prompts, and keep their bytes in Parquet.
+"""Check annotated images, or existing images of the selected prompts, and store their bytes in Parquet.
 
-Reads: the annotations, or the selected prompts where `layout` tells how existing images lie; and the images below
+Reads: the annotations, or the selected prompts where `layout` names how existing images are stored; and the images below
     `image_root`, in place: files, zips, Parquet with images, DiffusionDB and ImageRewardDB as published.
 Writes: the tables `images` (shards of 1,024) and `rejected`.
-Paper: ImageReward, section 2.1 (4-9 images a prompt, from DiffusionDB).
+Paper: ImageReward, section 2.1 (4-9 images per prompt, from DiffusionDB).
 Deviates: every image is decoded once here, so that no later stage meets a broken one. The paper does not say which
     images it took of a prompt with more than nine; here a hash of their paths decides.
 Cost: one decode and two reads per image; memory O(64 images) per process, and O(1) per name; a kill costs at most one shard
@@ -29,17 +29,17 @@ class ImportImagesConfig(MapConfig):
     layout: Literal["annotated", "folder", "table", "diffusiondb", "imagerewarddb", "parquet"] = setting(
         "annotated",
         role="neutral",
-        meaning="annotated: the images that the annotations name. Otherwise existing images of the selected prompts, and how"
-        " they lie in image_root: a folder a prompt, a table of prompts and paths, a published set, or Parquet.",
+        meaning="annotated: the images that the annotations name. Otherwise: existing images of the selected prompts, and how"
+        " they are stored in image_root: a folder per prompt, a table of prompts and paths, a published set, or Parquet.",
     )
     min_images: int = setting(
-        4, ge=1, meaning="Prompts with fewer good images are dropped.", source="ImageReward 2.1: 4-9 images a prompt"
+        4, ge=1, meaning="Prompts with fewer good images are dropped.", source="ImageReward 2.1: 4-9 images per prompt"
     )
     max_images: int = setting(
         9,
         ge=1,
-        meaning="Of more good images of a prompt, those with the lowest hash of their path are kept.",
-        source="ImageReward 2.1: 4-9 images a prompt",
+        meaning="Of more good images per prompt, those with the lowest hash of their path are kept.",
+        source="ImageReward 2.1: 4-9 images per prompt",
     )
     max_pixels: int = setting(50_000_000, ge=1, meaning="Larger images are rejected unread.")
     max_bytes: int = setting(100_000_000, ge=1, meaning="Larger files are rejected unread, also inside zips.")

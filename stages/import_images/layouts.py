@@ -1,4 +1,4 @@
-"""One reader per layout that existing images lie in. Each lists every image of a source and reads none."""
+"""One reader per layout of existing images. Each lists every image of a source and reads none."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Listed:
 
     Attributes:
         prompt: text of its prompt (its id in 16 hex digits, in a folder of prompts), as yet unchecked.
-        path: what it is known by, as yet unchecked; what a bad row says, where it has a fault.
-        location: where its bytes lie, a `Location` as yet unchecked.
+        path: its path, as yet unchecked; for a row with a fault, its text.
+        location: where its bytes are, a `Location` as yet unchecked.
         columns: further columns of the table `images`.
-        fault: why the row tells no image.
+        fault: why the row names no image.
     """
 
     prompt: Any
@@ -62,7 +62,7 @@ def _names(folder: Path) -> list[str]:
 
 def read_table(root: Path) -> Iterator[Listed]:
     """The rows (`prompt`, `path`) of the one table that a folder holds beside its images."""
-    if root.is_file():  # the key of a run counts what image_root names: a lone table would not count its images
+    if root.is_file():  # the key hashes image_root: a table alone would leave out its images
         raise InputError(f"{root.name} is a file", where=_WHERE, expected="the folder that holds the table and its images")
     tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES]
     if len(tables) != 1:
@@ -109,7 +109,7 @@ def read_imagerewarddb(root: Path) -> Iterator[Listed]:
 
 
 def read_diffusiondb(root: Path) -> Iterator[Listed]:
-    """The images that the JSON of each part names; a part is known by its number, wherever it lies.
+    """The images that the JSON of each part names; a part is known by its number, wherever it is.
 
     Raises:
         InputError: there is no part, or one has no readable JSON.
@@ -132,7 +132,7 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
 
 
 def _parts_of_folder(root: Path) -> list[str]:
-    """Where the JSON of each part lies (or would, were a part's zip a folder): in the root or in a folder of it."""
+    """Paths of the JSON of each part (for a part's zip, as if it were a folder): in the root or in a folder of it."""
     parents = [root, *(folder for folder in root.iterdir() if folder.is_dir() and not _PART.fullmatch(folder.name))]
     lists = {name for name in _names(root) if _lists_part(name)}  # the root is a part itself
     for parent in parents:
@@ -160,7 +160,7 @@ def _entries(fetched: Fetched, root: Path) -> Mapping[str, Any]:
 
 
 def _made_by(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a part tells of how an image was made; the release does not tell the revision of the model."""
+    """The columns on how an image was made; the release does not name the model's revision."""
     seed = entry.get("se")
     settings = {"guidance": entry.get("c"), "sampler": entry.get("sa"), "steps": entry.get("st")}
     given = {name: value for name, value in settings.items() if _plain(value)}
@@ -172,7 +172,7 @@ def _made_by(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: object) -> bool:
-    """Whether a value is one that JSON has: the reader takes NaN too."""
+    """Whether a value is valid in JSON: the reader also accepts NaN."""
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 

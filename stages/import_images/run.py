@@ -28,7 +28,7 @@ from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, Ke
 from irpipe.stages.import_images.sources import Location, cells_of, is_parquet
 
 CheckedByLocation = Mapping[Location, tuple[Location, Checked]]
-"""By place as it was asked for: where the image was read, and what it is."""
+"""By requested location: where the image was read, and the check's result."""
 
 
 def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -67,7 +67,7 @@ def images_to_import(
 def check_images(
     config: ImportImagesConfig, locations: Mapping[Location, Sequence[int]], root: Path, context: Context
 ) -> CheckedByLocation:
-    """Decode the image of every place once, those in Parquet first."""
+    """Decode the image of every location once, those in Parquet first."""
     cells = cells_of(root, locations.keys()) if config.layout == "annotated" else {}
     in_parquet = sorted(
         ((cell, path) for path, of_path in cells.items() for cell in of_path),
@@ -96,7 +96,7 @@ def check_images(
 
 
 def in_parts(rows: Sequence[Any], ending: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
-    """Rows of one shard after the other, with the shard's name."""
+    """The rows of each shard, with the shard's name."""
     for number, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
         yield f"{number:05}{ending}", rows[start : start + ROWS_PER_SHARD]
 
@@ -107,7 +107,7 @@ def good_rows(
     images: Mapping[int, ImageToImport],
     rejections: Rejections,
 ) -> Iterator[int]:
-    """Every row whose image can be used; the others are refused."""
+    """Rows whose image can be used; the others are rejected."""
     for location, (_, image) in checked.items():
         for row in locations[location]:
             if image.fault is None:
@@ -117,7 +117,7 @@ def good_rows(
 
 
 def write(config: ImportImagesConfig, images: Sequence[KeptImage], root: Path, out: Path, context: Context) -> None:
-    """The table `images`. The bytes are read again: to hold them since they were decoded would take all memory."""
+    """The table `images`. The bytes are read again, since memory could not hold them all."""
     shards = context.map(
         ImageWriter(root, config.max_bytes),
         dict(in_parts(images)),

@@ -1,4 +1,4 @@
-"""Which images are to be imported: those that were annotated, or some of those that exist of each selected prompt."""
+"""Which images are imported: the annotated ones, or some of the existing ones of each selected prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class ImageToImport(NamedTuple):
-    """An image to import: the path it is known by, where its bytes lie, and further columns."""
+    """An image to import: its ids and path, where its bytes are, and further columns."""
 
     image_id: int
     prompt_id: int
@@ -48,7 +48,7 @@ def selected_texts(selected: Artifact) -> dict[int, str]:
 def existing_images(
     listed: Iterable[Listed], texts: Mapping[int, str], config: ImportImagesConfig, rejections: Rejections, bar: Progress
 ) -> dict[int, ImageToImport]:
-    """Images of selected prompts, by row. A row is an image of a selected prompt, or what tells no prompt.
+    """Images of selected prompts, by row. Rows are counted over images of selected prompts and faulty entries.
 
     Raises:
         InputError: no selected prompt has images.
@@ -98,7 +98,7 @@ def _no_match(texts: Mapping[int, str], other_prompt: str | None, config: Import
 
 
 def without_images(texts: Mapping[int, str], images: Mapping[int, ImageToImport]) -> dict[str, Any]:
-    """How many selected prompts have no images, and the first of them."""
+    """The number of selected prompts without images, and the first of them."""
     with_images = {image.prompt_id for image in images.values()}
     missing = [f"{show_row_id(prompt)} {text[:_SHOWN]}" for prompt, text in texts.items() if prompt not in with_images]
     return {"prompts_without_images": len(missing), "prompts_without_images_first": missing[:_NAMED]}
@@ -107,7 +107,7 @@ def without_images(texts: Mapping[int, str], images: Mapping[int, ImageToImport]
 def choose(
     good: Iterable[int], images: Mapping[int, ImageToImport], config: ImportImagesConfig, rejections: Rejections
 ) -> list[int]:
-    """Of the rows with good images, those of prompts that have enough of them, and of each no more than allowed."""
+    """The rows of good images whose prompts have at least min_images, and at most max_images of each prompt."""
     by_prompt: dict[int, list[int]] = {}
     for row in good:
         by_prompt.setdefault(images[row].prompt_id, []).append(row)
@@ -122,7 +122,7 @@ def choose(
 
 
 def by_location(images: Mapping[int, ImageToImport], rows: Iterable[int]) -> dict[Location, list[int]]:
-    """The rows of each place: a file may be named by several prompts."""
+    """The rows of each location: several prompts may name one file."""
     locations: dict[Location, list[int]] = {}
     for row in rows:
         locations.setdefault(images[row].location, []).append(row)

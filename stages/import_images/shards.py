@@ -1,4 +1,4 @@
-"""The two maps of import-images: each image is looked at once, then those that are kept are written."""
+"""The two maps of import-images: checking every image, then writing the kept ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 @dataclass(frozen=True)
 class Checked:
-    """What an image was found to be, or why it cannot be used."""
+    """The result of checking an image: its properties, or its fault."""
 
     digest: str = ""
     width: int = 0
@@ -49,7 +49,7 @@ _CHECKED = pa.schema(
 
 @dataclass(frozen=True)
 class Checker:
-    """Decodes images and writes what they are, a row per image."""
+    """Decodes images and writes the results, one row per image."""
 
     root: Path
     max_bytes: int
@@ -61,7 +61,7 @@ class Checker:
 
 
 def read_checked(shard: Path) -> list[Checked]:
-    """What a finished shard says of its images."""
+    """The results in a finished shard."""
     return [Checked(**row) for row in pq.read_table(shard, partitioning=None).to_pylist()]
 
 
@@ -98,7 +98,7 @@ def check(fetched: Fetched, max_pixels: int) -> Checked:
 
 
 class KeptImage(NamedTuple):
-    """An image that is kept: where its bytes lie, what they are, and what it is known by."""
+    """A kept image: where its bytes are, the check's result, and its ids."""
 
     location: Location
     checked: Checked
@@ -107,10 +107,10 @@ class KeptImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageWriter:
-    """Writes images into a folder as the table `images`; rows of one place are together.
+    """Writes images into a folder as the table `images`; rows of one location are together.
 
     Raises:
-        InputError: an image is another than the one that was decoded.
+        InputError: an image has changed since it was checked.
     """
 
     root: Path

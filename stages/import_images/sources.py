@@ -1,4 +1,4 @@
-"""Where encoded images lie: a folder with files and zips, one zip, or Parquet. Nothing is unpacked."""
+"""Sources of encoded images: a folder with files and zips, one zip, or Parquet. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from irpipe.schemas.files import open_parquet, read_batches
 
 
 class Cell(NamedTuple):
-    """Where an image stands in Parquet."""
+    """The position of an image in Parquet."""
 
     file: Path
     column: str
@@ -28,12 +28,12 @@ class Cell(NamedTuple):
 
 
 Location = str | Cell
-"""Where an image lies: a path below the root, or a cell of a Parquet file."""
+"""A path below the root, or a cell of a Parquet file."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The bytes of an image, or why there are none."""
+    """The bytes of an image, or its fault."""
 
     location: Location
     data: bytes = b""
@@ -42,10 +42,10 @@ class Fetched:
 
 _NO_SUCH_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 _MOST_OPEN = 32  # archives
-# zipfile expands a bzip2 or LZMA block whole, however few bytes were asked for; images are never kept so.
+# zipfile expands a whole bzip2 or LZMA block, however few bytes are read; images are not stored so.
 _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
-# Columns that hold an image, and the column that holds the name it is known by (None: inside the image's struct).
+# Columns that hold an image, and the column with its name (None: inside the image's struct).
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
 
 
@@ -63,7 +63,7 @@ def fetch(root: Path, locations: Sequence[Location], max_bytes: int) -> Iterator
 
 
 def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fetched]:
-    """Every wanted file of a folder (or of zips in it) or of one zip, in the order of `paths`.
+    """The files `paths` of a folder (or of zips in it) or of one zip, in their order.
 
     Raises:
         InputError: the root is no folder or zip.
@@ -108,7 +108,7 @@ def _below(file: Path, root: Path) -> bool:
 
 
 def _image_tables(root: Path) -> list[Path]:
-    """The Parquet files below a folder that hold images. Others, and what is none for all its name, hide nothing."""
+    """The Parquet files below a folder that hold images; others and unreadable ones are skipped."""
     tables = []
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() == ".parquet" and file.is_file() and _below(file, root):
@@ -143,7 +143,7 @@ def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[F
                 yield _from_zip_above(root, path, zips, max_bytes)
         except OSError as error:
             if error.errno not in _NO_SUCH_NAME:
-                raise  # a disk that fails, or no more open files: not the image's fault
+                raise  # a failing disk, or too many open files: no fault of the image
             yield Fetched(path, fault=f"cannot be read: {error.strerror}")
 
 
@@ -169,7 +169,7 @@ def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Fetch
 
 @dataclass
 class _Zips:
-    """Archives that were used last, so that each directory is read once and few are open."""
+    """A cache of open archives: each directory is read once, and few are open."""
 
     _open: OrderedDict[Path, zipfile.ZipFile | None] = field(default_factory=OrderedDict)
 
@@ -213,7 +213,7 @@ def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def cells_of(root: Path, paths: Collection[Location]) -> dict[Location, list[Cell]]:
-    """The cells of Parquet files that hold images of wanted names, in the order of rows. Reads names, no images."""
+    """The cells of Parquet files that hold images of these paths, in the order of rows. Reads paths, no images."""
     cells: dict[Location, list[Cell]] = {}
     for file in [root] if is_parquet(root) else _image_tables(root):
         schema, row = open_parquet(file).schema_arrow, 0

@@ -1,4 +1,4 @@
-"""Read anybody's annotations into one canonical form.
+"""Read annotations in any supported format into one canonical form.
 
 Reads: a file or folder of annotations (`path`), or those of a stage that writes annotation files.
 Writes: the tables `annotated_prompts`, `annotation_images`, `annotations`, `prompt_labels`, `ratings`, `rankings`,
@@ -39,9 +39,9 @@ class LoadAnnotationsConfig(Config):
         source="ImageReward B.2: Likert 1-7",
     )
     split: Literal["train", "validation", "test"] | None = setting(
-        None, meaning="Split of every record. Unset: what the source says, if anything."
+        None, meaning="Split of every record. Unset: the source's own, if it has one."
     )
-    label_source: Literal["human", "model"] = setting("human", meaning="Who made the annotations; kept with the figures.")
+    label_source: Literal["human", "model"] = setting("human", meaning="Who made the annotations; recorded in the metrics.")
     max_rejected: float = setting(
         0.05, ge=0, le=1, role="execution", meaning="Share of bad records (of at least 100) that stops the run."
     )

@@ -1,4 +1,4 @@
-"""How far annotators of the same images agree."""
+"""Agreement of annotators of the same images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def agreement(records: Sequence[Record]) -> dict[str, Any]:
     """Pairwise agreement, Kendall's W, Krippendorff's alpha, and each annotator's agreement with the others.
 
     Pairwise agreement is the share of image pairs, untied by both of two people, that they order alike.
-    Without images that several people ranked, only their number (0) is told.
+    Without images that several people ranked, only their number (0) is returned.
     """
     groups = image_sets(records)
     if not groups:
@@ -67,7 +67,7 @@ def rank_matrix(group: Sequence[Record]) -> NDArray[np.float64]:
 
 
 def agreeing_pairs(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[int, int]:
-    """Pairs that two people order alike, and pairs untied by both."""
+    """The number of pairs that two people, with ranks (n,) each, order alike, and of pairs untied by both."""
     upper = np.triu_indices(len(first), 1)
     product = np.sign(first[upper[0]] - first[upper[1]]) * np.sign(second[upper[0]] - second[upper[1]])
     return int((product > 0).sum()), int((product != 0).sum())
@@ -77,7 +77,7 @@ def kendalls_w(ranks: NDArray[np.float64]) -> float:
     """Kendall's coefficient of concordance, corrected for ties (Kendall and Gibbons 1990): 0 none, 1 full.
 
     W = 12 S / (m^2 (n^3 - n) - m T), S = squared deviations of the rank sums, T = sum over annotators and ties of
-    t^3 - t. Annotators who tie everything say nothing of the order: W is 1 if all do, since they agree.
+    t^3 - t. Annotators who tie everything give no order: W is 1 if all do, since they agree.
 
     Args:
         ranks: (m annotators, n images), averaged over ties.

@@ -1,4 +1,4 @@
-"""Krippendorff's alpha: how far several people agree who judged the same things, corrected for chance."""
+"""Krippendorff's alpha: agreement of several annotators of the same units, corrected for chance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def alpha(units: NDArray[np.int64], values: NDArray[np.float64], level: Literal[
     a Standard Reliability Measure for Coding Data".
 
     Args:
-        units: (n,) which thing each value judges, as any integers. Who judged does not matter.
+        units: (n,) the unit that each value is about, any integers. Who gave a value does not matter.
         values: (n,) the judgements; finite, or NaN where one is missing (it may be left out as well).
         level: whether only the order of values has a meaning, or their differences too.
 

@@ -1,4 +1,4 @@
-"""Whether a raw record is any good, and what it says in canonical form."""
+"""Checking raw records and bringing them into canonical form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from irpipe.stages.load_annotations.readers import RawRecord
 
 @dataclass(frozen=True)
 class Record:
-    """A record in canonical form. Lists run along the images.
+    """A record in canonical form. Lists have one entry per image.
 
     Attributes:
         ranks: lower is better; None for an image that was not ranked.

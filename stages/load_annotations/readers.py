@@ -1,4 +1,4 @@
-"""One reader per format. Each yields raw records; `check.py` says whether they are any good."""
+"""One reader per format. Each yields raw records, which `check.py` checks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validati
 
 @dataclass
 class RawRecord:
-    """A source record as it stands, with nothing checked but its shape.
+    """A source record, unchecked.
 
     Attributes:
-        row: where it stands in the source, from 0.
-        record: what the source calls it.
+        row: its row in the source, from 0.
+        record: its name in the source.
         fault: why it could not even be read, or None.
         last_row: the last row of the source it was made of, where it is not the first.
         oriented: its ranks follow from choices, so no declared direction applies.
-        choice: one image was chosen; of the others it is not known how they compare.
-        unlabelled: nobody said anything: filtered, not bad.
+        choice: one image was chosen; the others were not compared.
+        unlabelled: it has no labels: filtered, not bad.
     """
 
     row: int
@@ -70,7 +70,7 @@ def read_records(path: Path, kind: str) -> Iterator[RawRecord]:
 
 
 def split_of(file: Path) -> str | None:
-    """The split a file's name says, such as `metadata-train.parquet`."""
+    """The split in a file's name, such as `metadata-train.parquet`."""
     words = [word for word in re.split(r"[^a-z]+", file.stem.lower()) if word in _SPLIT_WORDS]
     return _SPLIT_WORDS[words[0]] if words else None
 
@@ -99,7 +99,7 @@ def _items(data: list[Any], start: int, fields: Sequence[str]) -> Iterator[tuple
 
 
 def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
-    """`train.json` and its like: id, prompt, generations, ranking (lower is better)."""
+    """`train.json` and similar: id, prompt, generations, ranking (lower is better)."""
     fields = ("id", "prompt", "generations", "ranking")
     for record, item in _items(_load_list(path, fields), start, fields):
         record.record = str(item.get("id", record.record))
@@ -108,7 +108,7 @@ def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
 
 
 def _hps(path: Path, start: int) -> Iterator[RawRecord]:
-    """HPS v1: one chosen image per prompt; of the others nothing is known but that they were not chosen."""
+    """HPS v1: one chosen image per prompt; the others were not compared."""
     fields = ("human_preference", "prompt", "file_path")
     for record, item in _items(_load_list(path, fields), start, fields):
         record.record = str(item.get("id", record.record))
@@ -160,7 +160,7 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
 
 
 def _whole_ranks(values: Any) -> Any:
-    """Averaged ranks as whole ones in the same order; anything else as it is, for the check to refuse."""
+    """Averaged ranks as whole ranks in the same order; anything else unchanged, for the check to refuse."""
     if not isinstance(values, list) or not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
         return values
     order = sorted(set(values))
@@ -194,7 +194,7 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
 
 
 def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
-    """Pick-a-Pic: two images a row, label 1, 0 or 0.5 each (a tie)."""
+    """Pick-a-Pic: two images per row, label 1, 0 or 0.5 each (a tie)."""
     columns = ["caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label", "ranking_id", "user_id"]
     row = start
     for batch in read_batches(path, columns):
@@ -320,7 +320,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def _number(text: str | None) -> Any:
-    """A number of a CSV cell; None where it is empty; the text itself where it is no number, for the check to refuse."""
+    """The number in a CSV cell; None where it is empty; the text where it is no number, for the check to refuse."""
     if text is None or not text.strip():
         return None
     try:

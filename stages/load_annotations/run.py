@@ -62,7 +62,7 @@ def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path
 def gather(
     config: LoadAnnotationsConfig, path: Path, kind: str, rejections: Rejections, context: Context
 ) -> tuple[list[Record], int]:
-    """All usable records, and how many were read."""
+    """All usable records, and the number read."""
     records: list[Record] = []
     identities: set[tuple[str, str | None]] = set()
     read = 0
@@ -101,44 +101,35 @@ def write_tables(records: Sequence[Record], kind: str, out: Path) -> None:
     for record in records:
         prompt, ranking = prompt_id(record.prompt), ranking_id(kind, record.record, record.annotator)
         _unique(prompts, prompt, record.prompt)
-        _add(
-            tables["annotations"],
-            ranking_id=ranking,
-            prompt_id=prompt,
-            source_row=record.row,
-            annotator=record.annotator,
-            split=record.split,
-        )
-        if record.category is not None or record.intent_unclear is not None or record.unsafe:
-            _add(
-                tables["prompt_labels"],
-                ranking_id=ranking,
-                prompt_id=prompt,
-                category=record.category,
-                intent_unclear=record.intent_unclear,
-                unsafe=list(record.unsafe),
-            )
+        _add_record(tables, record, prompt, ranking)
         for index, path in enumerate(record.images):
             image = image_id(prompt, path)
             _unique(images, image, (prompt, path))
-            if record.ranks[index] is not None:
-                _add(
-                    tables["rankings"],
-                    ranking_id=ranking,
-                    prompt_id=prompt,
-                    image_id=image,
-                    rank=record.ranks[index],
-                    annotator=record.annotator,
-                    choice=record.choice,
-                )
-            ratings = {aspect: record.ratings[aspect][index] for aspect in ASPECTS}
-            if record.problems[index] or any(value is not None for value in ratings.values()):
-                _add(tables["ratings"], ranking_id=ranking, image_id=image, **ratings, problems=list(record.problems[index]))
+            _add_image(tables, record, index, prompt_id=prompt, image_id=image, ranking_id=ranking)
     ANNOTATED_PROMPTS.write(out, {"prompt_id": list(prompts), "prompt": list(prompts.values())})
     owners, paths = [prompt for prompt, _ in images.values()], [path for _, path in images.values()]
     ANNOTATION_IMAGES.write(out, {"image_id": list(images), "prompt_id": owners, "path": paths})
     for table in (ANNOTATIONS, PROMPT_LABELS, RATINGS, RANKINGS):
         table.write(out, tables[table.name] or {column.name: [] for column in table.columns})
+
+
+def _add_record(tables: Mapping[str, Columns], record: Record, prompt: int, ranking: int) -> None:
+    """Add a record to the tables `annotations` and `prompt_labels`."""
+    ids = {"ranking_id": ranking, "prompt_id": prompt}
+    _add(tables["annotations"], **ids, source_row=record.row, annotator=record.annotator, split=record.split)
+    if record.category is not None or record.intent_unclear is not None or record.unsafe:
+        labels = {"category": record.category, "intent_unclear": record.intent_unclear, "unsafe": list(record.unsafe)}
+        _add(tables["prompt_labels"], **ids, **labels)
+
+
+def _add_image(tables: Mapping[str, Columns], record: Record, index: int, **ids: int) -> None:
+    """Add an image of a record to the tables `rankings` and `ratings`, where it is ranked and rated."""
+    if record.ranks[index] is not None:
+        _add(tables["rankings"], **ids, rank=record.ranks[index], annotator=record.annotator, choice=record.choice)
+    ratings = {aspect: record.ratings[aspect][index] for aspect in ASPECTS}
+    if record.problems[index] or any(value is not None for value in ratings.values()):
+        ids = {"ranking_id": ids["ranking_id"], "image_id": ids["image_id"]}
+        _add(tables["ratings"], **ids, **ratings, problems=list(record.problems[index]))
 
 
 def _unique(values_by_id: dict[int, Any], identity: int, value: Any) -> None:
@@ -152,7 +143,7 @@ def _add(columns: Columns, **values: Any) -> None:
 
 
 def write_contradictions(records: Sequence[Record], kind: str, out: Path) -> dict[str, Any]:
-    """Pairs whose overall ratings say the opposite of their ranks: a table, and how many of how many."""
+    """Write the table of pairs whose overall ratings contradict their ranks. Returns counts."""
     columns: Columns = {column.name: [] for column in CONTRADICTIONS.columns}
     compared = 0
     affected: Counter[str] = Counter()

@@ -1,10 +1,10 @@
-"""Write down what the micro world's oracle knows of every image.
+"""Compute the ground truth of every image of the micro world by its oracle.
 
 Reads: the selected prompts and their images.
-Writes: the tables `rejected` and `truth`: alignment, fidelity, utility, wrong words and a map of defects, for evaluations alone.
-Paper: none; it is what no campaign of people can have.
-Deviates: stages that train or select are refused this artifact and all that is made from it.
-Cost: about 1 ms an image on one core.
+Writes: the tables `rejected` and `truth`: alignment, fidelity, utility, wrong words and a map of defects, for evaluations only.
+Paper: none; real data have no ground truth.
+Deviates: stages that train or select may not read this artifact or anything made from it.
+Cost: about 1 ms per image on one core.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def run(config: OracleTruthConfig, inputs: Mapping[str, Artifact], out: Path, co
         for row, image in enumerate(images.rows(["prompt_id", "image", "fault"])):
             bar.advance(1)
             if image["fault"] is not None:
-                rejections.drop(row, image["fault"])  # whoever made it has counted and limited such images
+                rejections.drop(row, image["fault"])  # the stage that made it has limited such images
                 continue
             try:
                 rows.append(truth_of(image, prompts.get(image["prompt_id"])))

@@ -22,17 +22,19 @@ class PromptGraphConfig(Config):
     sets: int = setting(
         1,
         ge=1,
-        meaning="Random sets that are searched apart; 1: the whole pool.",
+        meaning="Number of random sets that are searched separately; 1: the whole pool.",
         source="ImageReward A.1 divides 1.8 M prompts into 100 sets",
     )
     seed: int = setting(0, ge=0, meaning="Seed of the division into sets.")
     index: Literal["auto", "exact", "ivf"] = setting(
         "auto",
         meaning="exact: every pair is compared. ivf: each prompt is compared with the lists of an inverted file (faiss) that"
-        " are nearest to it, and the recall is measured. auto: exact up to exact_up_to prompts a set.",
+        " are nearest to it, and the recall is measured. auto: exact up to exact_up_to prompts per set.",
     )
     exact_up_to: int = setting(50_000, ge=1, meaning="Largest set that auto searches exactly.")
-    probes: int = setting(96, ge=1, meaning="Lists of the inverted file that are searched; more cost more and find more.")
+    probes: int = setting(
+        96, ge=1, meaning="Lists of the inverted file that are searched per prompt; more take longer and find more."
+    )
 
     def unused(self) -> dict[str, str]:
         why = {}

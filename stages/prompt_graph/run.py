@@ -49,7 +49,7 @@ def divide(count: int, sets: int, seed: int) -> NDArray[np.int32]:
 def search(
     config: PromptGraphConfig, points: Points, recalls: list[float], advance: Callable[[int], None]
 ) -> Iterator[Neighbours]:
-    """The neighbours of every point of one set, in blocks, in order of the points; the recall of an index is measured."""
+    """Blocks of the neighbours of every point of one set, in order of the points; the recall of an index is measured."""
     k = min(config.k, len(points) - 1)
     if k == 0:
         return
@@ -65,7 +65,7 @@ def search(
 
 
 def as_edges(members: NDArray[np.int64], neighbours: Neighbours) -> dict[str, NDArray[np.generic]]:
-    """Rows of the table `edges`. An index that found too few marks the rest with -1; these make no edges."""
+    """Rows of the table `edges`; members: (n,). Missing neighbours, marked -1 by an index, make no edges."""
     present = neighbours.targets >= 0
     return {
         "source": np.repeat(members[neighbours.sources], present.sum(axis=1)).astype(np.int32),

@@ -17,13 +17,13 @@ from irpipe.schemas.embeddings import unit_rows
 _BLOCK = 4096  # queries compared at once
 _SLICE = 300_000  # queries searched at once through an index: bounds the memory of their results
 _ADD_BLOCK = 65_536
-_TRAIN_PER_LIST = 40  # sampled points a list that k-means learns from
+_TRAIN_PER_LIST = 40  # sampled points per list for k-means
 _RECALL_SAMPLE = 500  # points whose neighbours are also searched exactly
 
 
 @dataclass(frozen=True)
 class Points:
-    """Some rows of the vectors: one set of the pool."""
+    """One set of the pool: rows `members` (n,) of the vectors (pool, d)."""
 
     vectors: NDArray[Any]
     members: NDArray[np.int64]
@@ -64,9 +64,9 @@ def exact(points: Points, k: int, advance: Callable[[int], None]) -> Iterator[Ne
 
 
 def without_self(sources: NDArray[np.int64], targets: NDArray[Any], similarities: NDArray[np.float32]) -> Neighbours:
-    """k of k + 1 neighbours: each point itself goes, or the last where it is not among them (exact duplicates).
+    """k of (m, k + 1) neighbours of (m,) points: without the point itself, or without the last where it is not among them.
 
-    Ties in similarity stand in the order of points.
+    Ties in similarity are in the order of points.
     """
     order = np.lexsort((targets, -similarities), axis=1)
     targets, similarities = np.take_along_axis(targets, order, 1), np.take_along_axis(similarities, order, 1)
@@ -81,7 +81,7 @@ def indexed(points: Points, k: int, probes: int, seed: int, advance: Callable[[i
     """Compare each point with the lists of an inverted file that are nearest to it.
 
     faiss's big-batch search takes all queries of a list at once, so the work is matrix products.
-    Cost: 2 n^1.5 probes d / 4 floating-point operations (4 sqrt(n) lists); memory n d halves, and 1.8 kB a point
+    Cost: 2 n^1.5 probes d / 4 floating-point operations (4 sqrt(n) lists); memory n d halves, and 1.8 kB per point
     of a slice at k = 150.
     """
     from faiss.contrib.big_batch_search import big_batch_search
@@ -125,19 +125,20 @@ def build_index(points: Points, probes: int, seed: int) -> Any:
 
 
 class _Products:
-    """Inner products of a list's queries and points, which also tells how far the search is."""
+    """Inner products of a list's queries and points; it also reports the search's progress."""
 
     def __init__(self, queries: int, lists: int, advance: Callable[[int], None]) -> None:
         self._queries, self._lists, self._advance = queries, lists, advance
         self._done = self._reported = 0
 
     def __call__(self, queries: NDArray[np.float32], points: NDArray[np.float32], metric: int) -> NDArray[np.float32]:  # noqa: ARG002 (faiss names it)
+        """(q, p) inner products of queries (q, d) and points (p, d)."""
         self._done += 1
         self._tell(self._done * self._queries // (self._lists + 1))
         return queries @ points.T
 
     def finish(self) -> None:
-        """All lists are done (empty ones were never asked for)."""
+        """All lists are done (empty ones are never searched)."""
         self._tell(self._queries)
 
     def _tell(self, queries_done: int) -> None:
@@ -150,7 +151,7 @@ def recall_of(targets: NDArray[np.int64], sample: NDArray[np.int64], points: Poi
     """Share of the true neighbours of a sample of points that were found.
 
     Args:
-        targets: (m, k), what was found for the sample.
+        targets: (m, k), the neighbours found for the sample (m,).
     """
     import faiss
 
@@ -171,5 +172,5 @@ def recall_of(targets: NDArray[np.int64], sample: NDArray[np.int64], points: Poi
 
 
 def recall_sample(count: int, seed: int) -> NDArray[np.int64]:
-    """The points whose neighbours are also searched exactly, in order."""
+    """The points (m,) whose neighbours are also searched exactly, in order."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:_RECALL_SAMPLE])

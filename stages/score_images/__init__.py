@@ -1,7 +1,7 @@
-"""Score images for their prompts, by a reward model and by others to compare it with.
+"""Score images for their prompts, by reward models and by other scorers.
 
-Reads: the images, the prompts with their splits (to score all, their texts from wherever the recipe has them), and the reward
-    models if they are asked.
+Reads: the images, the prompts with their splits (to score all images: the prompts from any of splits, annotations and selected
+    prompts), and the reward models if one is a scorer.
 Writes: the tables `scores`, `scorer_cards` and `rejected`.
 Paper: ImageReward, section 4.1 (baselines) and the released code's scorers.
 Deviates: nothing.

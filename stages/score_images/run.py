@@ -45,12 +45,12 @@ def run(config: ScoreImagesConfig, inputs: Inputs, out: Path, context: Context) 
 
 
 def images_in(groups: Sequence[RowGroup]) -> int:
-    """How many images some row groups hold."""
+    """The number of images in some row groups."""
     return sum(group.rows for group in groups)
 
 
 def refuse(shards: Sequence[Path], rejections: Rejections) -> None:
-    """Take in the images that were not scored, by their place among all."""
+    """Reject the images that were not scored, by their row among all."""
     start = 0
     for shard in shards:
         table = pq.read_table(shard, columns=["reason", "detail"], partitioning=None)
@@ -72,7 +72,7 @@ def write_scores(names: Sequence[str], shards: Sequence[Path], out: Path) -> Non
 
 
 def scored(name: str, shards: Sequence[Path]) -> Iterator[Any]:
-    """What one scorer gave to images: Arrow tables with columns of `scores`, one per shard."""
+    """The scores of one scorer: Arrow tables with columns of `scores`, one per shard."""
     columns = {"image_id": "image_id", "prompt_id": "prompt_id", "generator": "generator"}
     columns |= {SCORE.format(name): "score", RAW.format(name): "raw", "reason": "reason"}
     for shard in shards:
@@ -81,7 +81,7 @@ def scored(name: str, shards: Sequence[Path]) -> Iterator[Any]:
 
 
 def in_row_groups(tables: Iterator[Any]) -> Iterator[Any]:
-    """The same rows in tables of a row group each: so shards do not show in how the file encodes names."""
+    """The same rows in tables of one row group each, so that the file's encoding does not depend on shards."""
     waiting: list[Any] = []
     for table in tables:
         waiting.append(table)

@@ -35,8 +35,8 @@ class ShardScorer:
     """Writes the scores of the images of some row groups: a row per image, with the reason where it was not scored.
 
     Attributes:
-        inputs: of the run; prompts and reward models are read where the worker runs.
-        models: those that the settings name.
+        inputs: of the run; the worker reads prompts and reward models.
+        models: of the settings.
     """
 
     config: ScoreImagesConfig
@@ -100,7 +100,7 @@ class ShardScorer:
         return table.filter(pc.equal(table["split"].cast("string"), self.config.split))["prompt_id"].combine_chunks()
 
     def _texts_of(self, prompt_ids: Sequence[int]) -> list[str | None]:
-        """The text of each prompt, None where it is not known."""
+        """The text of each prompt, None where it is unknown."""
         index = pc.index_in(pa.array(prompt_ids, pa.uint64()), self._prompts["prompt_id"].combine_chunks())
         texts: list[str | None] = self._prompts["prompt"].take(index).to_pylist()
         return texts
@@ -116,7 +116,7 @@ class ShardScorer:
 
 
 def read_cards(shards: Sequence[Path]) -> list[dict[str, Any]]:
-    """Rows of `scorer_cards` of those who scored finished shards, in their order."""
+    """Rows of `scorer_cards`, from the finished shards, in the scorers' order."""
     cards: list[dict[str, Any]] = json.loads(pq.read_schema(shards[0]).metadata[_CARDS.encode()]) if shards else []
     return cards
 
@@ -128,13 +128,13 @@ def score_all(
     scorable: NDArray[np.bool_],
     batch_size: int,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
-    """Score the wanted images. They are decoded once per size that scorers take.
+    """Score images. They are decoded once per image size of the scorers.
 
     Args:
-        texts: (n,) the prompt of each image of the reader; wanted: (n,) whether it is scored.
+        texts: (n,) the prompt of each image of the reader; scorable: (n,) whether it is scored.
 
     Returns:
-        (n,) raw scores by scorer, NaN for images that are not scored, and why some do not decode, by their place.
+        (n,) raw scores by scorer, NaN for images that are not scored, and the faults of images that do not decode, by index.
     """
     raw = {name: np.full(len(texts), np.nan) for name in scorers}
     by_size: dict[int | None, list[str]] = {}
@@ -164,10 +164,10 @@ def ask(
     texts: Sequence[str | None],
     pictures: Mapping[int, NDArray[np.uint8]],
 ) -> None:
-    """Put the numbers that some scorers give to pictures, by their place, into `raw`.
+    """Score pictures (height, width, 3), given by index, with some scorers, and put the numbers into `raw`, (n,) each.
 
     Raises:
-        StageError: they are not one finite number per picture.
+        StageError: a scorer does not return one finite number per picture.
     """
     indices = list(pictures)
     smaller = f"--set score-images.batch_size={max(1, len(indices) // 2)}"

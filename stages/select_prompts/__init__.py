@@ -1,11 +1,11 @@
-"""Choose the prompts to annotate, so that few stand for many.
+"""Select the prompts to annotate: a few that represent the pool.
 
 Reads: the vectors of `embed-prompts`, and for vote-k the graph of `prompt-graph`.
 Writes: the tables `selected_prompts` and `rejected`, and `coverage.png`.
 Paper: ImageReward, appendix A.1; Su et al. 2022 (fast vote-k), section 3.
-Deviates: no prompt is picked twice, and where all votes are spent the rest is picked by number of voters (the
+Deviates: no prompt is picked twice, and where no votes are left the rest is picked by number of voters (the
     released code repeats picks or fails). Scores are compared exactly; ties go to more voters, then to the lower row.
-Cost: vote-k O(edges + evaluations), one evaluation O(voters) and few a pick, since scores only fall (lazy greedy);
+Cost: vote-k O(edges + evaluations), one evaluation O(voters) and few per pick, since scores only fall (lazy greedy);
     coverage O(n count d).
 """
 
@@ -29,7 +29,7 @@ class SelectPromptsConfig(Config):
         meaning="Base of the discount of a voter that has a selected neighbour (vote-k).",
         source="Su et al. 2022, hard-coded; the paper gives no value",
     )
-    seed: int = setting(0, ge=0, meaning="Seed of `random`, and of the random selection that every method is held against.")
+    seed: int = setting(0, ge=0, meaning="Seed of `random`, and of the random selection that every method is compared with.")
     exclude: Sources = setting(
         (),
         role="external",

@@ -1,4 +1,4 @@
-"""How well a selection stands for the pool."""
+"""How well a selection covers the pool."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nearest_other(vectors: NDArray[Any], picks: NDArray[np.int64]) -> NDArray[np
 
 
 def figures(coverage: NDArray[np.float32], redundancy: NDArray[np.float32]) -> dict[str, float | None]:
-    """What the record tells of a selection: mean and 5th percentile of coverage, mean of redundancy."""
+    """Metrics of a selection: mean and 5th percentile of coverage (n,), mean of redundancy (count,)."""
     return {
         "coverage_mean": round(float(coverage.mean(dtype=np.float64)), 4),
         "coverage_p5": round(float(np.percentile(coverage, 5)), 4),
@@ -58,7 +58,7 @@ def plot(
     coverage: tuple[NDArray[np.float32], NDArray[np.float32]],
     redundancy: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> None:
-    """Coverage and redundancy of a selection (first) against a random one (second), as a PNG."""
+    """Plot coverage (n,) and redundancy (count,) of a selection (first) and of a random one (second), as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

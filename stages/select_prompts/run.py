@@ -48,7 +48,7 @@ def run(config: SelectPromptsConfig, inputs: Mapping[str, Artifact], out: Path, 
 
 
 def candidates(pool: Any, exclude: tuple[Path, ...]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows that may be selected, and a mask of the excluded ones."""
+    """Rows (m,) that may be selected, and a mask (n,) of the excluded ones."""
     forbidden = {normalise(text) for path in exclude for text in prompts_of(path)}
     texts = pool["prompt"].to_pylist() if forbidden else []
     excluded = np.array([normalise(text) in forbidden for text in texts] or np.zeros(pool.num_rows), dtype=bool)
@@ -62,7 +62,7 @@ def select(
     inputs: Mapping[str, Artifact],
     context: Context,
 ) -> Selection:
-    """Rows in the order of selection; for vote-k also their scores and sets."""
+    """Rows (count,) in the order of selection; for vote-k also their scores and sets, (count,) each. Vectors: (n, d)."""
     if config.method == "random":
         return random_rows(allowed, config.count, config.seed), None, None
     if config.method == "k-center":
@@ -82,7 +82,7 @@ def select(
 
 
 def shares(sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """The candidates of each set and how many of them are to be picked: as equal as the sets' sizes let them be."""
+    """The candidates (m,) of each set and how many of them to pick: as equal as the sets' sizes allow; sets: (n,)."""
     members = [allowed[sets[allowed] == number] for number in range(int(sets.max()) + 1)]
     counts = [0] * len(members)
     remaining = count
@@ -97,15 +97,15 @@ def shares(sets: NDArray[np.int32], allowed: NDArray[np.int64], count: int) -> I
 
 
 def random_rows(allowed: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """A random sample without replacement, in random order."""
+    """A random sample (count,) without replacement of allowed (m,), in random order."""
     rows: NDArray[np.int64] = np.random.default_rng(seed).permutation(allowed)[:count]
     return rows
 
 
 def k_center(vectors: NDArray[Any], allowed: NDArray[np.int64], count: int, context: Context) -> NDArray[np.int64]:
-    """Farthest first (Gonzalez 1985): from the prompt nearest to the mean, always the one least like its nearest pick.
+    """Farthest-first rows (count,) of vectors (n, d) (Gonzalez 1985), from the one nearest to the mean.
 
-    Cost: 2 n count d floating-point operations, one pass over the vectors a pick; float32 vectors in memory.
+    Cost: 2 n count d floating-point operations, one pass over the vectors per pick; float32 vectors in memory.
     """
     points = unit_rows(vectors, allowed)
     picks = [int((points @ points.mean(axis=0)).argmax())]
@@ -123,7 +123,7 @@ def k_center(vectors: NDArray[Any], allowed: NDArray[np.int64], count: int, cont
 def selected_columns(
     pool: Any, picks: NDArray[np.int64], scores: NDArray[np.float64] | None, sets: NDArray[np.int32] | None
 ) -> dict[str, Any]:
-    """Columns of the table `selected_prompts`."""
+    """Columns of the table `selected_prompts`, (count,) each."""
     rows = pool.take(picks)
     nothing = [None] * len(picks)
     return {
@@ -144,7 +144,7 @@ def compare(
     out: Path,
     context: Context,
 ) -> dict[str, Any]:
-    """Coverage and redundancy against random selection of the same size, as figures and as a plot."""
+    """Coverage and redundancy of picks (count,) of vectors (n, d) and of a random selection, as metrics and as a plot."""
     chance = random_rows(allowed, len(picks), config.seed)
     coverage = nearest_selected(vectors, picks, "coverage", context), nearest_selected(vectors, chance, "random's", context)
     redundancy = nearest_other(vectors, picks), nearest_other(vectors, chance)

@@ -1,8 +1,8 @@
 """Vote-k by lazy greedy selection, with scores compared exactly.
 
 score(u) = sum over unselected voters v of u of s(v),  s(v) = rho^-|{selected l that v votes for}|
-(Su et al. 2022, section 3). Picking a prompt only ever lowers scores, so an outdated score is an upper bound, and the
-best candidate is known once its fresh score still heads the heap (Minoux 1978).
+(Su et al. 2022, section 3). Picking a prompt only lowers scores, so an outdated score is an upper bound, and the
+best candidate is found once its fresh score is still first in the heap (Minoux 1978).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from irpipe.schemas.graph import Graph
 
 
 class Ballot:
-    """The votes of one graph, and who of the voters was heard.
+    """The votes of one graph, and how many selected prompts each voter has voted for.
 
     Scores are integers in units of rho^-depth, so equal scores are equal, whatever the order of summing. A voter
     with more than `depth` selected neighbours counts as having `depth`.
@@ -38,7 +38,7 @@ class Ballot:
         self._unit = rho**self.depth
 
     def voters(self, vertex: int) -> NDArray[np.int32]:
-        """Who votes for a vertex."""
+        """The voters of a vertex, (m,)."""
         voters: NDArray[np.int32] = self._voters[self._starts[vertex] : self._starts[vertex + 1]]
         return voters
 
@@ -63,7 +63,7 @@ def vote_k(ballot: Ballot, candidates: NDArray[np.int64], count: int) -> tuple[l
 
     Args:
         ballot: the votes; picks are marked in it.
-        candidates: rows that may be picked.
+        candidates: (m,) rows that may be picked.
         count: at most the number of candidates.
 
     Returns:

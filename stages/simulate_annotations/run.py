@@ -22,9 +22,9 @@ from irpipe.schemas.rejected import Rejections
 from irpipe.stages.simulate_annotations import SimulateAnnotationsConfig
 
 Impressions = dict[str, Impression]
-"""What is to be seen of a prompt's images, by their paths."""
+"""The impressions of a prompt's images, by their paths."""
 
-_BOUND_RECORDS = 20_000  # drawn for the Bayes bound: its standard error is then below .2 %
+_BOUND_RECORDS = 20_000  # drawn for the Bayes bound, whose standard error is then below .2 %
 
 
 def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -57,7 +57,7 @@ def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: 
 def impressions_of(
     images: ImageReader, prompts: Mapping[int, str], rejections: Rejections, context: Context
 ) -> dict[int, Impressions]:
-    """What is to be seen of every image, by prompt. A ranking takes at least two images and at most ten."""
+    """The impressions of every image, by prompt. A ranking takes at least two images and at most ten."""
     impressions: dict[int, Impressions] = {}
     last_rows: dict[int, int] = {}
     with context.progress("looking at images", len(images), "images") as bar:
@@ -65,7 +65,7 @@ def impressions_of(
             bar.advance(1)
             identity, cell = image["prompt_id"], image["image"]
             if image["fault"] is not None:
-                rejections.drop(row, image["fault"])  # whoever made it has counted and limited such images
+                rejections.drop(row, image["fault"])  # the stage that made it has limited such images
                 continue
             if len(impressions.get(identity, ())) == SLOTS * MOST_PER_SLOT:
                 rejections.drop(row, "more images than the slots hold")
@@ -86,7 +86,7 @@ def impressions_of(
 def campaign(
     config: SimulateAnnotationsConfig, prompt_id: int, prompt: str, impressions: Impressions, people: Sequence[Annotator]
 ) -> Iterator[dict[str, Any]]:
-    """Every annotator's record of one prompt. Draws depend on the seed and the prompt alone, not on its place."""
+    """Every annotator's record of one prompt. Draws depend on the seed and the prompt only, not on the order of prompts."""
     rng = np.random.default_rng([config.seed, row_id("campaign", prompt_id)])
     name, paths = show_row_id(prompt_id), sorted(impressions)
     unclear = bool(rng.random() < config.unclear_share)
@@ -106,6 +106,6 @@ def campaign(
 
 
 def bayes_bound(impressions: Sequence[Impressions], people: Sequence[Annotator], seed: int) -> tuple[float, int]:
-    """The best accuracy on pairs that anybody can reach with these people and images, and over how many drawn pairs."""
+    """The highest possible accuracy on pairs with these annotators and images, and the number of drawn pairs."""
     draws = max(1, _BOUND_RECORDS // max(1, len(impressions)))
     return best_accuracy([list(images.values()) for images in impressions], people, draws, np.random.default_rng([seed, 1]))

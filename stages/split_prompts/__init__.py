@@ -1,4 +1,4 @@
-"""Cut prompts into train, validation and test, so that no two related prompts are divided.
+"""Split prompts into train, validation and test, with related prompts in one split.
 
 Reads: the annotations, or the selected prompts where the recipe has no annotations; where the annotations were made from them,
     the selected prompts and the prompts' vectors (near-duplicates) too; with `use_images` the images.
@@ -21,11 +21,11 @@ from irpipe.pipeline.stage import Config, First, Stage, setting
 class SplitPromptsConfig(Config):
     source: Literal["auto", "annotations", "selected-prompts"] = setting(
         "auto",
-        meaning="Whose prompts are cut. auto: those of the annotations if the recipe has any, else the selected ones.",
+        meaning="Whose prompts are split. auto: those of the annotations if the recipe has any, else the selected ones.",
     )
     use_images: bool = setting(False, meaning="Read the images too: prompts with an image of equal bytes share a split.")
     near_duplicate: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = setting(
-        0.95, meaning="Prompts whose vectors' cosine is at least this share a split, where vectors are at hand; or off."
+        0.95, meaning="Prompts whose vectors' cosine is at least this share a split, where vectors exist; or off."
     )
     validation_share: float = setting(
         0.046, ge=0, lt=1, meaning="Share of prompts in the validation split.", source="412 of 8,878 (ImageRewardDB)"
@@ -33,7 +33,7 @@ class SplitPromptsConfig(Config):
     test_share: float = setting(
         0.052, ge=0, lt=1, meaning="Share of prompts in the test split.", source="466 of 8,878 (ImageReward 4.1)"
     )
-    seed: int = setting(0, ge=0, meaning="Seed of the cut.")
+    seed: int = setting(0, ge=0, meaning="Seed of the split.")
 
     @model_validator(mode="after")
     def _shares(self) -> SplitPromptsConfig:

@@ -1,4 +1,4 @@
-"""Splits that no two related prompts are divided by."""
+"""Splitting with related prompts in one split."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def cut(
     shares: tuple[float, float],
     seed: int,
 ) -> NDArray[np.int8]:
-    """The split of each prompt, as its place in `SPLITS`, (n,).
+    """The split of each prompt, as its index in `SPLITS`, (n,).
 
-    Whole components go to one split. Given splits are honoured; the others are drawn in an order that depends on the
-    seed and the texts alone: the test split is filled up to its share of prompts, then the validation split, and the
+    Whole components go to one split. Given splits are kept; the others are drawn in an order that depends on the
+    seed and the texts only: the test split is filled up to its share of prompts, then the validation split, and the
     rest trains. A component too large for what is left of a share trains, and so does the only one.
 
     Args:
-        given: split of the prompts whose source says one, by place.
+        given: split of the prompts whose source names one, by index.
         shares: of validation and test, of all prompts.
 
     Raises:
@@ -50,9 +50,7 @@ def cut(
     for index, label in enumerate(labels.tolist()):
         members.setdefault(label, []).append(index)
     order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[index])) for index in members[label]))
-    sizes = [0, 0, 0]
-    for label, split in fixed.items():
-        sizes[split] += len(members[label])
+    sizes = [sum(len(members[label]) for label, split in fixed.items() if split == number) for number in range(len(SPLITS))]
     quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
     splits = np.empty(len(texts), dtype=np.int8)
     free = [label for label in order if label not in fixed]
@@ -68,10 +66,10 @@ def cut(
 
 
 def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.int32], given: dict[int, str]) -> None:
-    """Related prompts must not have different given splits.
+    """Related prompts, with equal labels (n,), must not have different given splits.
 
     Raises:
-        LeakError: they have; names two of them and what relates them.
+        LeakError: they have; names two of them and their relation.
     """
     for link in links:
         splits = given.get(link.first), given.get(link.second)

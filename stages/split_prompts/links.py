@@ -1,4 +1,4 @@
-"""What relates prompts: equal texts, near-duplicates, shared images."""
+"""Links between related prompts: equal texts, near-duplicates, shared images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUNDING = 1e-5  # of cosines of half-precision vectors
 
 @dataclass(frozen=True)
 class Link:
-    """Two prompts (by index) that must share a split, and why."""
+    """Two prompts (by index) that must share a split, and the reason."""
 
     first: int
     second: int
@@ -50,7 +50,7 @@ def links_by_text(texts: Sequence[str]) -> list[Link]:
 
 
 def links_by_vector(indices: NDArray[np.int64], points: NDArray[np.float32], threshold: float) -> list[Link]:
-    """Links between prompts whose vectors are near: enough of them to join what belongs together, at most m a block.
+    """Links between prompts with similar vectors: enough to connect each component, at most m per block.
 
     Args:
         indices: (m,) the prompt of each vector.
@@ -75,7 +75,7 @@ def links_by_vector(indices: NDArray[np.int64], points: NDArray[np.float32], thr
 def links_by_path(annotations: Artifact, index: Mapping[int, int]) -> list[Link]:
     """Links between prompts that share an image by its given path."""
     table = ANNOTATION_IMAGES.read(annotations.table("annotation_images"), ["prompt_id", "path"])
-    # Only paths that stand twice matter, and nearly none does: Python never sees the rest.
+    # Only paths that occur twice matter, and they are few: the others stay in Arrow.
     counts = table.group_by("path").aggregate([("path", "count")])
     shared = counts.filter(pc.field("path_count") > 1)["path"].combine_chunks()
     rows = table.filter(pc.is_in(table["path"], value_set=shared))
@@ -94,7 +94,7 @@ def links_by_bytes(images: Artifact, index: Mapping[int, int]) -> list[Link]:
 def near_links(
     config: SplitPromptsConfig, inputs: Mapping[str, Artifact], prompt_ids: NDArray[np.uint64]
 ) -> tuple[list[Link], dict[str, Any]]:
-    """Links between near-duplicates, where vectors are at hand; and how many prompts have a vector."""
+    """Links between near-duplicates of prompts (n,), where vectors exist; and the number of prompts with a vector."""
     if config.near_duplicate == "off" or "embeddings" not in inputs:
         if config.near_duplicate != "off" and given(config, "near_duplicate"):
             raise RecipeError(

@@ -59,10 +59,10 @@ def read_prompts(inputs: Mapping[str, Artifact]) -> dict[int, str]:
 
 
 def given_splits(annotations: Artifact, index: Mapping[int, int], texts: Sequence[str]) -> dict[int, str]:
-    """Splits that the source says, by index of the prompt.
+    """The source's own splits, by index of the prompt.
 
     Raises:
-        LeakError: one prompt stands in two of them.
+        LeakError: one prompt is in two of them.
     """
     table = ANNOTATIONS.read(annotations.table("annotations"), ["prompt_id", "split"]).drop_null()
     given: dict[int, str] = {}

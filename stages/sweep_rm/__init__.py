@@ -4,7 +4,7 @@ Reads: the reward models that the recipe names, such as the nodes of a grid.
 Writes: the table `sweep`, a plot, and the name of the best model in `best.json`.
 Paper: ImageReward, section 4.1 (learning rate, batch size and rate of fixed parameters are swept on the validation split).
 Deviates: nothing.
-Cost: one training per model; each is an artifact of its own, so that a sweep that was stopped, or grew, trains what is missing.
+Cost: one training per model; each is an artifact, so that an interrupted or extended sweep trains only the missing models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from irpipe.pipeline.stage import Config, Many, Stage
 
 
 class SweepRmConfig(Config):
-    """What is compared stands in the recipe: `[sweep-rm.reads] reward-model = [...]`, or the name of a grid."""
+    """The recipe names the models: `[sweep-rm.reads] reward-model = [...]`, or the name of a grid."""
 
 
 STAGE = Stage(

@@ -46,7 +46,7 @@ def sweep_row(node: str, model: Artifact) -> dict[str, Any]:
 
 
 def point_of(node: str) -> str:
-    """A node's name without its seed: trainings that differ in nothing else are repetitions of one point of a grid."""
+    """A node's name without its seed: trainings that differ only in the seed are repetitions of one point of a grid."""
     return _SEED.sub("", node).replace("[, ", "[").replace("[]", "")
 
 
