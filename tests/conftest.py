@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -175,14 +176,32 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="module")
-def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store that holds pairs of 40 prompts and all that they were made from."""
-    folder = tmp_path_factory.mktemp("paired")
-    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
-    for target in ("build-pairs", "oracle-truth"):
-        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all workers of a test run share: whoever needs it first makes it, the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            draft = folder.with_suffix(".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            make(draft)
+            draft.rename(folder)
     return folder
+
+
+def make_recipe(folder: Path, *targets: str) -> None:
+    """Run targets of the tests' recipe in a folder."""
+    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
+    for target in targets:
+        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="session")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store that holds pairs of 40 prompts and all that they were made from. Nobody changes it."""
+    return made_once(tmp_path_factory, "paired", lambda folder: make_recipe(folder, "build-pairs", "oracle-truth"))
 
 
 @pytest.fixture
@@ -193,15 +212,15 @@ def rm(project: Project, paired: Path) -> Project:
     return project
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(paired: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store also holds a reward model and real pairs."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
-    (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
-    for target in ("train-rm", "simulate-captions"):
-        subprocess.run([sys.executable, "-m", "irpipe.cli", "run", target, "--quiet"], cwd=folder, check=True)
-    return folder
+    """A folder whose store also holds a reward model and captioned images. Nobody changes it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(paired / "artifacts", folder / "artifacts", copy_function=os.link)
+        make_recipe(folder, "train-rm", "simulate-captions")
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture
