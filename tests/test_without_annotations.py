@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from tests import test_imagereward
-from tests.blips import published_state
+from tests.blips import TEXT, published_state
 
 RECIPE = """
 recipe = "micro"
@@ -101,13 +99,13 @@ def test_the_source_can_be_said(prompts):
     assert "add a table [load-annotations] to irpipe.toml" in error
 
 
-def test_a_published_checkpoint_is_named_by_its_file(prompts, tmp_path):
-    checkpoint = test_imagereward.TestCheckpoints().make(tmp_path, published_state())
-    shutil.copytree(checkpoint.parent, prompts.root / "published")
+def test_a_published_checkpoint_is_named_by_its_file(prompts, monkeypatch):
+    monkeypatch.setitem(TEXT, "vocab_size", 512)  # as many as its tokenizer has, and more
+    checkpoint = test_imagereward.TestCheckpoints().make(prompts.root / "published", published_state())
     named = f"score-images.reward_model=published/{checkpoint.name}"
     done = prompts.last("score-images", named)
     record = prompts.store.newest("micro", "score-images")
     assert record.external["reward_model"]["given"] == f"published/{checkpoint.name}"
-    vocabulary = next((prompts.root / "published").glob("vocab.txt"), None) or next((prompts.root / "published").glob("*.json"))
+    vocabulary = prompts.root / "published" / "tokenizer.json"
     vocabulary.write_bytes(vocabulary.read_bytes() + b"\n")
     assert prompts("plan", "score-images", "--json", "--set", named).json[-1]["key"] != done["key"], "its tokenizer counts"
