@@ -80,11 +80,15 @@ docs: $(VENV)/dev ## the pages made of the code, and the site, into site/ (its s
 bench: $(VENV)/bench ## every benchmark; figures go to benchmarks/README.md by hand
 	$(BIN)/python -m benchmarks
 
-claims-rm: $(VENV)/dev ## what is claimed of reward models, measured in claims/: about an hour on two cores; goes on if interrupted
-	$(BIN)/python -m benchmarks.claims_rm claims
+claims-rm: $(VENV)/demo ## what is claimed of reward models (docs/claims.md), in claims-rm/: about an hour on two cores; goes on if interrupted
+	@mkdir -p $@
+	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
+	@cd $@ && for table in evaluate-rm evaluate-noise-low evaluate-noise-high evaluate-two-people; do $(IRPIPE) run $$table || exit; done
 
-claims-refl: $(VENV)/dev ## what is claimed of ReFL, measured in claims/: 75 minutes on two cores; goes on if interrupted
-	$(BIN)/python -m benchmarks.claims_refl claims
+claims-refl: $(VENV)/demo ## what is claimed of ReFL (docs/claims.md), in claims-refl/: 75 minutes on two cores; goes on if interrupted
+	@mkdir -p $@
+	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
+	@cd $@ && for table in main controls rivals failing hacking; do $(IRPIPE) run compare-$$table || exit; done
 
 clean:
-	rm -rf $(VENV) .typecheck demo site build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo claims-rm claims-refl site build dist *.egg-info

@@ -19,8 +19,6 @@ ORDER = (
     "oracle-truth",
     "simulate-captions",
     "refl",
-    "raft",
-    "reward-weighted",
-    "filter-tune",
+    "finetune",
     "compare-generators",
 )

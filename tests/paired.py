@@ -67,7 +67,7 @@ evaluation.similarity_model = "micro-clip"
 training.dtype = "float32"
 training.micro_batch_size = 6
 [raft]
-stage = "raft"
+stage = "finetune"
 like = "refl"
 pool_prompts = 4
 images_per_prompt = 3
@@ -75,12 +75,12 @@ num_steps = 4
 guidance_scale = 1.0
 pool_every = 2
 [reward-weighted]
-stage = "reward-weighted"
 like = "raft"
+select = "weighted"
 pool_every = 0
 [filter-tune]
-stage = "filter-tune"
 like = "raft"
+select = "best-and-worst"
 pool_every = 0
 alpha = 1.01
 [compare-generators]

@@ -13,9 +13,25 @@ def test_shipped_recipes_are_valid_but_for_what_people_must_give(project, name):
     project("init", "--recipe", name)
     recipe = load_recipe(project.root)
     assert recipe.name == name
-    for stage in recipe.tables:
-        if stage != "import-images":
-            recipe.config(stage)
+    for node in recipe.tables:
+        if node != "import-images":
+            recipe.config(node)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("claims-rm", ("evaluate-rm", "evaluate-noise-low", "evaluate-noise-high", "evaluate-two-people")),
+        ("claims-refl", tuple(f"compare-{part}" for part in ("main", "controls", "rivals", "failing", "hacking"))),
+    ],
+)
+def test_every_node_of_the_claims_is_in_one_of_their_tables(project, name, targets):
+    (project.root / "irpipe.toml").unlink()
+    project("init", "--recipe", name)
+    recipe = load_recipe(project.root)
+    reached = {node.name for target in targets for node in recipe.chain(target)}
+    templates = {"train-rm", "clean-data"} if name == "claims-rm" else {"refl", "simulate-captions"}
+    assert set(recipe.tables) - reached <= templates
 
 
 def test_the_two_recipes_differ_in_values_only(project):

@@ -20,9 +20,7 @@ from irpipe.models.tuning.captions import decoded, fitted, local_captions
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators.table import compare, interval, won
-from irpipe.stages.filter_tune.run import best_and_worst
-from irpipe.stages.raft.run import best_of_each
-from irpipe.stages.reward_weighted.run import weighted
+from irpipe.stages.finetune.choose import best_and_worst, best_of_each, weighted
 from tests.paired import RECIPE
 
 REWARDS = np.array([[0.0, 3.0, 1.0], [np.nan, -1.0, -2.0]])
@@ -34,9 +32,9 @@ class TestChoosing:
         assert [(one.prompt, one.image) for one in best_of_each(REWARDS, 3)] == [(0, 1), (0, 2), (0, 0), (1, 1), (1, 2)]
 
     def test_weights_go_from_0_to_1_over_the_pool_or_a_prompt(self):
-        pool = {(one.prompt, one.image): one.weight for one in weighted(REWARDS, False)}
+        pool = {(one.prompt, one.image): one.weight for one in weighted(REWARDS, by_prompt=False)}
         assert pool == {(0, 0): 0.4, (0, 1): 1.0, (0, 2): 0.6, (1, 1): 0.2, (1, 2): 0.0}
-        prompt = {(one.prompt, one.image): one.weight for one in weighted(REWARDS, True)}
+        prompt = {(one.prompt, one.image): one.weight for one in weighted(REWARDS, by_prompt=True)}
         assert prompt == {(0, 0): 0.0, (0, 1): 1.0, (0, 2): pytest.approx(1 / 3), (1, 1): 1.0, (1, 2): 0.0}
 
     def test_filtering_takes_what_stands_out(self):
@@ -53,10 +51,41 @@ class TestStages:
         pools = 2 if stage == "raft" else 1
         assert done["metrics"]["images_drawn"] == pools * 4 * 3
         card = GeneratorCard.read(Path(done["path"]))
-        assert card.stage == stage and card.negative_prompt == ("Weird image. " if stage == "filter-tune" else "")
+        assert card.stage == "finetune" and card.negative_prompt == ("Weird image. " if stage == "filter-tune" else "")
         table = stage.replace("-", "_")
         query = f"SELECT DISTINCT figure FROM {table}.curves WHERE split = 'train'"
         assert {"pool_loss", "pretraining_loss", "gradient_norm", "learning_rate"} == {row["figure"] for row in world.rows(query)}
+
+    def test_on_existing_images_and_their_scores(self, world):
+        """The best image of each training prompt, by the scores of somebody: nothing is drawn."""
+        done = world.last("raft", "raft.source=images", "raft.scorer=clip", "score-images.scorers=['clip']")
+        scored = world.rows(
+            "SELECT count(*) AS images, count(DISTINCT scores.prompt_id) AS prompts FROM scores"
+            " JOIN prompt_splits p ON p.prompt_id = scores.prompt_id WHERE p.split = 'train'"
+        )
+        assert done["metrics"]["images_scored"] == scored[0]["images"]
+        assert done["metrics"]["images_chosen"] == scored[0]["prompts"]
+        assert "images_drawn" not in done["metrics"]
+        error = world.run("raft", "raft.source=images", "raft.scorer=blip", "score-images.scorers=['clip']", status=2).err
+        assert "the scores have no scorer 'blip'" in error and "expected: clip" in error
+        idle = world.run("raft", "raft.source=images", "raft.pool_every=3", status=2).err
+        assert "pool_every has no effect: source is 'images'" in idle
+
+    def test_existing_images_are_chosen_as_a_table_by_hand_says(self, world):
+        """The ids that are encoded are those of the best scores, whatever order images and scores lie in."""
+        from irpipe.stages.finetune.images import rewards_by_prompt
+
+        world.run("score-images", "score-images.scorers=['random', 'clip']")
+        scores = world.store.open(world.store.newest("micro", "score-images").content_id)
+        rows = world.rows(
+            "SELECT prompt_id, arg_max(image_id, score) AS best, count(*) AS n FROM scores"
+            " WHERE scorer::VARCHAR = 'random' GROUP BY prompt_id ORDER BY prompt_id"
+        )
+        prompts = [int(row["prompt_id"], 16) for row in rows]
+        ids, rewards = rewards_by_prompt(scores, "random", prompts)
+        chosen = [int(ids[one.prompt, one.image]) for one in best_of_each(rewards, 1)]
+        assert chosen == [int(row["best"], 16) for row in rows]
+        assert np.isfinite(rewards).sum(axis=1).tolist() == [row["n"] for row in rows]
 
     def test_nothing_that_stands_out(self, world):
         told = world.run("filter-tune", "filter-tune.alpha=3.0", status=2).err

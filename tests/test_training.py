@@ -25,16 +25,15 @@ from irpipe.models.training.objective import Evaluator, Objective, Samples, Verd
 from irpipe.models.training.optimizer import Schedule
 from irpipe.models.training.weights import Weights
 from irpipe.models.tuning.captions import CaptionedImages
-from irpipe.models.tuning.config import PoolConfig
 from irpipe.models.tuning.denoiser import load_denoiser
 from irpipe.models.tuning.evaluation import REWARD
-from irpipe.models.tuning.pool import PoolObjective
 from irpipe.models.tuning.pretraining import Pretraining
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.stage import Context, Model
-from irpipe.stages.raft.run import best_of_each
+from irpipe.stages.finetune import FinetuneConfig
+from irpipe.stages.finetune.pool import PoolObjective
 from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
 from irpipe.stages.train_rm import TrainRmConfig
@@ -129,11 +128,6 @@ def pretraining_of(config: Any, session: Any) -> Objective:
     return Pretraining("refl", config, session.denoiser, session.schedule, captioned, range(2, 10), session.accelerator)
 
 
-def pool_of(config: Any, session: Any) -> Objective:
-    """RAFT's choice of a small pool."""
-    return PoolObjective(config, session, lambda rewards: best_of_each(rewards, 1))
-
-
 LATE = {"num_steps": 6, "first_late_step": 3, "last_late_step": 5}
 OBJECTIVES: dict[str, Callable[..., Made]] = {
     "pairwise": pairwise,
@@ -141,7 +135,9 @@ OBJECTIVES: dict[str, Callable[..., Made]] = {
     "refl": tuning(ReflConfig, ReflObjective, reward_weight=1.0, **LATE),
     "refl, rollouts used again": tuning(ReflConfig, ReflObjective, reward_weight=1.0, refresh_every=3, rollouts=5, **LATE),
     "refl, noisy copies": tuning(ReflConfig, ReflObjective, reward_weight=1.0, noise_samples=2, phi="linear", **LATE),
-    "pool": tuning(PoolConfig, pool_of, pool_prompts=3, images_per_prompt=3, num_steps=4, guidance_scale=1.0, pool_every=3),
+    "pool": tuning(
+        FinetuneConfig, PoolObjective, pool_prompts=3, images_per_prompt=3, num_steps=4, guidance_scale=1.0, pool_every=3
+    ),
 }
 
 

@@ -27,6 +27,16 @@ from irpipe.schemas.reward_model import CONFIG
 Head = Literal["auto", "itm", "published", "random", "kept"]
 
 
+def prepare_for_training(reward: Any, *, freeze_rate: float, freeze: Literal["published", "layers"], text_dropout: float) -> None:
+    """Freeze the lower layers of a reward model. What is frozen exactly, and dropout, are ImageReward's matter; others have
+    their own."""
+    if isinstance(reward, ImageReward):
+        reward.set_text_dropout(text_dropout)
+        reward.freeze(freeze_rate, freeze)
+    else:
+        reward.freeze(freeze_rate)
+
+
 @dataclass(frozen=True)
 class _Towers:
     """A BLIP's towers under our names, a blank model for them, and its matching head, (2, width) and (2,), if any."""

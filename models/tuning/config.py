@@ -178,19 +178,3 @@ class TuneConfig(Config):
         """The training of a stage with these settings."""
         keep: Literal["best", "last"] = "best" if self.evaluation.early_stopping == "stop" else "last"
         return TrainingConfig(stage, self.steps, self.optimizer, self.training, self.updates, keep=keep)
-
-
-class PoolConfig(TuneConfig):
-    pool_prompts: int = setting(2000, ge=1, meaning="Prompts per pool.", source="ImageReward E: 2,000")
-    images_per_prompt: int = setting(10, ge=2, le=1000, meaning="Images per prompt of a pool.", source="ImageReward E: 10")
-    num_steps: int = setting(50, ge=1, le=1000, meaning="Denoising steps of the pool's images.", source="DiffusionDB's default")
-    guidance_scale: float = setting(
-        7.5, ge=0, le=100, meaning="Classifier-free guidance of the pool's images.", source="ImageReward E: 7.5"
-    )
-    pool_every: int = setting(0, ge=0, meaning="Steps between pools of the tuned generator. 0: one pool, of the base.")
-
-    @model_validator(mode="after")
-    def _pools(self) -> PoolConfig:
-        if self.pool_every >= self.steps:
-            raise ValueError("pool_every is not below steps: there would be one pool. 0 says so")
-        return self

@@ -52,7 +52,7 @@ def _reads(config: EvaluateRmConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="evaluate-rm",
-    version=1,
+    version=2,
     reads=_reads,
     writes="evaluation",
     determinism="bitwise",

@@ -72,8 +72,8 @@ class TrainRmConfig(Config):
     model: str = setting(
         BLIP,
         role="model",
-        meaning="What it starts from: a BLIP with a matching head, BLIP's model_large.pth or ImageReward.pt in a folder,"
-        " or a folder that train-rm wrote.",
+        meaning="What it starts from: a BLIP with a matching head, BLIP's model_large.pth or ImageReward.pt, or a folder with a"
+        " reward model of any installed format, such as one that train-rm wrote.",
         source="ImageReward 3.1: BLIP",
     )
     head: Literal["auto", "itm", "published", "random", "kept"] = setting(
@@ -95,7 +95,7 @@ class TrainRmConfig(Config):
         source="ImageReward: 224",
     )
     text_dropout: float = setting(
-        0.1, ge=0, lt=1, meaning="Dropout of the text tower, in training.", source="released code, med_config.json: 0.1"
+        0.1, ge=0, lt=1, meaning="Dropout of ImageReward's text tower, in training.", source="released code, med_config.json: 0.1"
     )
     batch_pairs: int = setting(
         64,
@@ -107,8 +107,8 @@ class TrainRmConfig(Config):
     epochs: int = setting(10, ge=1, le=10_000, meaning="Passes over the pairs.", source=CODE + "scripts/train_one_node.sh")
     freeze: Literal["published", "layers"] = setting(
         "published",
-        meaning="What freeze_rate freezes. published: exactly what the released code does, with one parameter of the next layer."
-        " layers: embeddings and whole layers.",
+        meaning="What freeze_rate freezes of an ImageReward. published: exactly what the released code does, with one parameter"
+        " of the next layer. layers: embeddings and whole layers.",
         source=CODE + "src/utils.py",
     )
     freeze_rate: float = setting(

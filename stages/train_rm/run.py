@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.pictures import decode_all
-from irpipe.models.reward.start import init_reward_model
+from irpipe.models.reward.start import init_reward_model, prepare_for_training
 from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.loop import Trainer
 from irpipe.pipeline.errors import InputError, RejectedError
@@ -39,8 +39,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     title = f"train-rm {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rm", config.training, title, shown_config(config))
     model, head = init_reward_model(context.models["model"][0], config.head, config.training.seed, config.image_size)
-    model.set_text_dropout(config.text_dropout)
-    model.freeze(config.freeze_rate, config.freeze)
+    prepare_for_training(model, freeze_rate=config.freeze_rate, freeze=config.freeze, text_dropout=config.text_dropout)
     model.to(accelerator.device)
     read, faults = open_images(config, inputs, context, model, pairs.images, accelerator)
     kept, rejected = without_faults(pairs, faults, config.max_rejected)
@@ -153,7 +152,6 @@ def figures(trainer: Trainer, objective: PairwiseObjective, evaluator: PairEvalu
     """The figures of a training for its record."""
     state, groups = trainer.state, (objective.groups, evaluator.groups)
     evaluated = {(step, name): value for step, split, name, value in state.rows if split == "validation"}
-    mask, most = objective.reader.texts["attention_mask"], objective.model.max_length
     metrics: dict[str, Any] = {
         "pairs": {split: int((pairs.split == split).sum()) for split in ("train", "validation")},
         "prompts": {"train": len(groups[0]), "validation": len(groups[1])},
@@ -164,8 +162,9 @@ def figures(trainer: Trainer, objective: PairwiseObjective, evaluator: PairEvalu
         "validation_loss": round(evaluated[state.best_step, "loss"], 5),
         "validation_accuracy": round(evaluated[state.best_step, "accuracy"], 5),
         "validation_accuracy_before": round(evaluated[0, "accuracy"], 5),
-        "cut_prompts": int((mask.sum(dim=1) >= most).sum()),
     }
+    if (mask := objective.reader.texts.get("attention_mask")) is not None:
+        metrics["cut_prompts"] = int((mask.sum(dim=1) >= objective.model.max_length).sum())
     if len(state.micro_batch_sizes) > 1:
         metrics["micro_batch_sizes"] = state.micro_batch_sizes  # resumed with another one: equal to rounding, not bit by bit
     return metrics

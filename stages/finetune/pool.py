@@ -1,13 +1,8 @@
-"""Tuning on a generator's own images, chosen by the reward: what RAFT, reward weighting and filtering have in common.
-
-A pool of images is sampled, scored, and cut down to images with weights; the denoising loss on these is the objective. The three
-differ in how they choose, and in how often.
-"""
+"""A generator's own images: a pool of them is sampled, scored, and cut down to images with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,42 +14,26 @@ from irpipe.models.scorers.base import score_pictures
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, shuffled
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
-from irpipe.models.tuning.config import PoolConfig
 from irpipe.models.tuning.denoiser import as_pixels, rows_of, sample, sampling_memory
 from irpipe.models.tuning.evaluation import REWARD
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import StageError
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """An image that is trained on: its prompt and its index among the prompt's, its weight, and whether it is marked as bad."""
-
-    prompt: int
-    image: int
-    weight: float
-    bad: bool = False
-
-
-Choose = Callable[[NDArray[np.float64]], Sequence[Chosen]]
-"""From normalised rewards (prompts, images per prompt), NaN where an image was blackened, to what is trained on."""
+from irpipe.stages.finetune import FinetuneConfig
+from irpipe.stages.finetune.choose import Chosen, choose
 
 
 class PoolObjective(SampleObjective):
-    """The denoising loss on chosen images of a pool.
+    """The denoising loss on chosen images of a pool; the prompts of bad ones begin with the identifier."""
 
-    Args:
-        choose: which of a pool's images are trained on.
-        mark: what the prompts of bad images begin with.
-    """
-
-    def __init__(self, config: PoolConfig, session: Session, choose: Choose, mark: str = "") -> None:
+    def __init__(self, config: FinetuneConfig, session: Session) -> None:
         super().__init__("pool_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
-        self._config, self._session, self._choose = config, session, choose
+        self._config, self._session = config, session
         texts = list(session.prompts.values())
         self._conditions = session.denoiser.encode(texts)
-        self._marked = session.denoiser.encode([mark + text for text in texts]) if mark else self._conditions
+        self._marked = self._conditions
+        if config.select == "best-and-worst":
+            self._marked = session.denoiser.encode([config.identifier + text for text in texts])
         self._texts = texts
         self._sampling = session.denoiser.noise_schedule(config.num_steps, "ddpm")
         self._checkpoints = Checkpoints(session.context.work)
@@ -80,7 +59,7 @@ class PoolObjective(SampleObjective):
         turn = step // (config.pool_every or config.steps)
         prompts = [shuffled(len(self._texts), config.training.seed, "pool", turn * count + number) for number in range(count)]
         latents, scores = self._sample(step, prompts)
-        chosen = self._choose(scores)
+        chosen = choose(config, scores)
         if not chosen:
             raise StageError(f"of {count * each:,} images none was chosen", fix="a larger pool_prompts or images_per_prompt")
         pool = {
