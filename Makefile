@@ -30,7 +30,7 @@ $(VENV)/mutants: $(VENV)/dev
 	$(INSTALL) --editable '.[mutants]'
 	touch $@
 
-demo: $(VENV)/demo ## from nothing to a tuned generator and what it is worth, offline, into demo/
+demo: $(VENV)/demo ## from nothing to a tuned generator and its evaluation, offline, into demo/
 	@mkdir -p demo
 	@cd demo && { test -f irpipe.toml || $(IRPIPE) init; }
 	@cd demo && $(IRPIPE) run evaluate-rm
@@ -46,9 +46,9 @@ demo: $(VENV)/demo ## from nothing to a tuned generator and what it is worth, of
 	@cd demo && $(IRPIPE) show select-prompts | sed -n 's|^  path *\(.*\)|What was selected:  \1/coverage.png|p'
 	@cd demo && $(IRPIPE) show generate-images | sed -n 's|^  path *\(.*\)|What was drawn:     \1/sheets/0.png|p'
 	@cd demo && $(IRPIPE) show train-rm | sed -n 's|^  path *\(.*\)|How it was trained: \1/curves.png|p'
-	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|What it is worth:   \1/evaluation.png|p'
+	@cd demo && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|Its evaluation:     \1/evaluation.png|p'
 	@cd demo && $(IRPIPE) show refl | sed -n 's|^  path *\(.*\)|How it was tuned:   \1/curves.png and before_after.png|p'
-	@cd demo && $(IRPIPE) show compare-generators | sed -n 's|^  path *\(.*\)|What that is worth: \1/side_by_side.png|p'
+	@cd demo && $(IRPIPE) show compare-generators | sed -n 's|^  path *\(.*\)|Its evaluation:     \1/side_by_side.png|p'
 	@cd demo && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  demo/report.html"
 	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 

@@ -72,7 +72,7 @@ def crowd(count: int, noise: float, lean: float, rng: np.random.Generator) -> li
     ]
 
 
-def worths(person: Annotator, images: Sequence[Impression]) -> NDArray[np.float64]:
+def utilities_for(person: Annotator, images: Sequence[Impression]) -> NDArray[np.float64]:
     """(k,) utilities as a person would see them without noise."""
     return np.array([utility(image.alignment, image.fidelity, person.lean) for image in images])
 
@@ -86,9 +86,9 @@ def annotate(person: Annotator, images: Sequence[Impression], contradicts: bool,
     Returns:
         fields of our own JSONL: ranking, overall, alignment, fidelity, problems.
     """
-    seen = worths(person, images) + rng.normal(0, person.noise, len(images))
-    ranking = slots(seen)
-    overall = _points(seen, person.strictness)
+    perceived = utilities_for(person, images) + rng.normal(0, person.noise, len(images))
+    ranking = slots(perceived)
+    overall = _points(perceived, person.strictness)
     if contradicts:
         best, worst = int(np.argmin(ranking)), int(np.argmax(ranking))
         overall[best], overall[worst] = overall[worst], overall[best]
@@ -101,9 +101,9 @@ def annotate(person: Annotator, images: Sequence[Impression], contradicts: bool,
     return {"ranking": ranking, "overall": overall, **ratings, "problems": [_problems(image, rng) for image in images]}
 
 
-def _points(worth: NDArray[np.float64], strictness: float) -> list[int]:
+def _points(utilities: NDArray[np.float64], strictness: float) -> list[int]:
     """Ratings from 1 to 7 of utilities (k,)."""
-    return [int(value) for value in np.clip(np.rint(1 + 6 * worth - strictness), 1, 7)]
+    return [int(value) for value in np.clip(np.rint(1 + 6 * utilities - strictness), 1, 7)]
 
 
 def _problems(image: Impression, rng: np.random.Generator) -> list[str]:
@@ -112,33 +112,33 @@ def _problems(image: Impression, rng: np.random.Generator) -> list[str]:
     return [name for name, is_present in present.items() if is_present and rng.random() >= _SLIP]
 
 
-def slots(seen: NDArray[np.float64]) -> list[int]:
+def slots(perceived: NDArray[np.float64]) -> list[int]:
     """Ranks from 1, best, to 5, at most two images each.
 
     Of all ways to tie neighbours, the one that ties those closest together: it loses the least worth, where a tie loses what
     it ties over and gains `TIE`. Slots to spare stay empty where neighbours are far apart.
 
     Args:
-        seen: (k,) worth as seen, k from 1 to 10.
+        perceived: (k,) worth as seen, k from 1 to 10.
 
     Raises:
         ValueError: there are more images than the slots hold.
     """
-    if not 1 <= len(seen) <= SLOTS * MOST_PER_SLOT:
-        raise ValueError(f"{len(seen)} images do not fit {SLOTS} slots of {MOST_PER_SLOT}")
-    order = np.argsort(-seen, kind="stable")
-    gaps = -np.diff(seen[order])
-    # lost[groups][i]: the least loss of putting the best i images into so many slots; tied: whether the last two share one.
+    if not 1 <= len(perceived) <= SLOTS * MOST_PER_SLOT:
+        raise ValueError(f"{len(perceived)} images do not fit {SLOTS} slots of {MOST_PER_SLOT}")
+    order = np.argsort(-perceived, kind="stable")
+    gaps = -np.diff(perceived[order])
+    # losses[groups][i]: the least loss of putting the best i images into so many slots; tied: whether the last two share one.
     count = len(order)
-    lost = np.full((SLOTS + 1, count + 1), np.inf)
+    losses = np.full((SLOTS + 1, count + 1), np.inf)
     tied = np.zeros((SLOTS + 1, count + 1), dtype=bool)
-    lost[0, 0] = 0
+    losses[0, 0] = 0
     for groups in range(1, SLOTS + 1):
         for i in range(1, count + 1):
-            alone = lost[groups - 1, i - 1]
-            shared = lost[groups - 1, i - 2] + gaps[i - 2] - TIE if i >= 2 else np.inf
-            lost[groups, i], tied[groups, i] = min(alone, shared), shared < alone
-    groups = int(lost[:, count].argmin())
+            alone = losses[groups - 1, i - 1]
+            shared = losses[groups - 1, i - 2] + gaps[i - 2] - TIE if i >= 2 else np.inf
+            losses[groups, i], tied[groups, i] = min(alone, shared), shared < alone
+    groups = int(losses[:, count].argmin())
     sizes, i = [], count
     for group in range(groups, 0, -1):
         sizes.append(2 if tied[group, i] else 1)
@@ -157,9 +157,9 @@ def slots(seen: NDArray[np.float64]) -> list[int]:
 def best_accuracy(
     prompts: Iterable[Sequence[Impression]], people: Sequence[Annotator], draws: int, rng: np.random.Generator
 ) -> tuple[float, int]:
-    """The Bayes bound: how often the best possible judge of pairs, who knows the truth and the people, agrees with one of them.
+    """The Bayes bound: the accuracy on pairs of the best possible scorer, which knows the truth and the annotators.
 
-    For each pair the judge says what most of the people, by the noise model, prefer; new records are drawn and their pairs
+    For each pair that scorer predicts what most annotators prefer, by the noise model; new records are drawn and their pairs
     that are not tied are counted.
 
     Args:
@@ -175,7 +175,7 @@ def best_accuracy(
         chance = np.where(preference > 0, 1.0, np.where(preference < 0, 0.0, 0.5))
         for _ in range(draws):
             person = people[int(rng.integers(len(people)))]
-            ranks = np.array(slots(worths(person, images) + rng.normal(0, person.noise, len(images))))
+            ranks = np.array(slots(utilities_for(person, images) + rng.normal(0, person.noise, len(images))))
             better = ranks[:, None] < ranks[None, :]
             agreed += float(chance[better].sum())
             counted += int(better.sum())
@@ -186,6 +186,6 @@ def _preference(person: Annotator, images: Sequence[Impression]) -> NDArray[np.f
     """(k, k) how much more probably than not a person prefers image i to image j."""
     from scipy.special import erf
 
-    worth = worths(person, images)
+    utilities = utilities_for(person, images)
     # P(i over j) = Phi(d / (sqrt(2) noise)), and 2 Phi(z) - 1 = erf(z / sqrt(2)).
-    return np.asarray(erf((worth[:, None] - worth[None, :]) / (2 * person.noise)))
+    return np.asarray(erf((utilities[:, None] - utilities[None, :]) / (2 * person.noise)))

@@ -44,7 +44,7 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene. What is None is left open by the prompt."""
+    """One object of a scene. None: left open by the prompt."""
 
     size: str | None
     colour: str
@@ -53,7 +53,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, perhaps at a place, or two and how the first stands to the second; and what is behind them."""
+    """One thing, perhaps at a place, or two things and their relation; and the background."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -198,7 +198,7 @@ _MEANING = {
 
 
 def parse(prompt: str) -> tuple[Scene, tuple[Requirement, ...]]:
-    """The scene a sentence of this grammar asks for, and which of its words ask for what.
+    """The scene that a sentence of this grammar describes, and its requirements with their words.
 
     Raises:
         ValueError: the sentence is not of this grammar.

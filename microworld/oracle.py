@@ -195,16 +195,16 @@ def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> 
 
 
 def best_reading(scene: Scene, requirements: tuple[Requirement, ...], view: View) -> list[bool]:
-    """Which requirements are met, with the wanted things matched to the seen ones in the kindest way."""
+    """Which requirements are met, under the best matching of the scene's things to the seen ones."""
     seen: list[Seen | None] = [*view.things[:4], *[None] * len(scene.things)]
     readings = ([met(r, scene, chosen, view) for r in requirements] for chosen in permutations(seen, len(scene.things)))
     return max(readings, key=lambda reading: (sum(reading), reading))
 
 
 def met(requirement: Requirement, scene: Scene, chosen: Sequence[Seen | None], view: View) -> bool:
-    """Whether a requirement is met when `chosen` stand for the scene's things.
+    """Whether a requirement is met if `chosen` are the scene's things.
 
-    A seen thing can stand for a wanted one only if it shares its colour or its shape.
+    A seen thing can match a thing of the scene only if it shares its colour or its shape.
     """
     if requirement.kind == "background":
         return view.background == requirement.value

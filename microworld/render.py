@@ -111,7 +111,7 @@ def _place(position: str | None, rng: np.random.Generator) -> tuple[float, float
 
 
 def render(scene: Scene, rng: np.random.Generator) -> tuple[Image, list[Placed], str]:
-    """A perfect picture of a scene, where its things stand, and its background."""
+    """A perfect picture of a scene, the positions of its things, and its background."""
     placed = lay_out(scene, rng)
     background = scene.background or str(rng.choice(BACKGROUNDS))
     parts = [(coverage(p.shape, p.x, p.y, p.radius), _jittered(p.colour, rng)) for p in placed]

@@ -41,7 +41,7 @@ def code_digest(package: str, parsed: Parsed | None = None) -> str:
 
 
 def _read(module: str, path: Path) -> tuple[str, frozenset[str]]:
-    """A module's syntax tree as text, without docstrings, and what it imports."""
+    """A module's syntax tree as text, without docstrings, and its imports."""
     tree = ast.parse(path.read_bytes())
     imports: set[str] = set()
     for node in ast.walk(tree):  # once: this is on the way of every run
@@ -77,7 +77,7 @@ def _modules_of(package: str) -> dict[str, Path]:
 
 
 def _file_of(module: str) -> dict[str, Path]:
-    """The module's file, or nothing where there is no such module, or no Python file of it."""
+    """The module's file, by name; empty where there is no such module, or it is no Python file."""
     spec = _spec_of(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return {}
@@ -85,7 +85,7 @@ def _file_of(module: str) -> dict[str, Path]:
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """Where a module lies. Only the packages above it are imported, never the module itself."""
+    """The spec of a module. Only the packages above it are imported, never the module itself."""
     package = module.rpartition(".")[0]
     above = _spec_of(package) if package else None
     if package and (above is None or above.submodule_search_locations is None):

@@ -57,7 +57,7 @@ class StoreError(IrpipeError):
 
 
 class DamageError(StoreError):
-    """An object's files are not what its manifest says."""
+    """An object's files differ from its manifest."""
 
 
 class TrainingError(IrpipeError):

@@ -70,7 +70,7 @@ def digest(value: Any) -> str:
 
 
 def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], external: Mapping[str, Any]) -> str:
-    """What a run would be, known before it.
+    """The key: what a run would be, known before it.
 
     Args:
         stage: name of the stage.
@@ -83,7 +83,7 @@ def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mappi
 
 
 def content_id(files: Iterable[tuple[str, int, str]]) -> str:
-    """What came out of a run: the Merkle digest of (relative path, size in bytes, SHA-256) of its files."""
+    """The content id of a run's result: the Merkle digest of (relative path, size in bytes, SHA-256) of its files."""
     return digest(["content", SCHEME, sorted([path, size, sha] for path, size, sha in files)])
 
 

@@ -97,7 +97,7 @@ class _Both:
 
 
 def read_journal(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a log from a byte on, and the byte after them. What is no JSON object is left out."""
+    """The complete lines of a log from a byte on, and the byte after them. Lines that are no JSON object are left out."""
     if not path.exists():
         return [], start
     with path.open("rb") as file:

@@ -63,7 +63,7 @@ def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
 
 
 def parents_of(record: Record, runs: Sequence[Record]) -> list[str]:
-    """Keys of the runs, of those given, whose results a run read."""
+    """Keys of those of some runs whose results a run read."""
     makers = {run.content_id: run.key for run in sorted(runs, key=lambda run: run.ended)}
     keys = {run.key for run in runs}
     # The same content may have been made again under another key, which is the one among these.

@@ -114,7 +114,7 @@ class Planner:
         return steps
 
     def examine(self, node: Node, entries: Mapping[str, InputEntry]) -> Step:
-        """One node, given what its upstream nodes made."""
+        """The step of one node, given the entries of its upstream nodes."""
         stage = node.stage
         externals = self.externals(node)
         inputs = {slot: entries[name] for slot, name in node.upstream.items() if name in entries}

@@ -17,7 +17,7 @@ class Progress(Protocol):
     """A bar of one piece of work."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """So many units are done. A note (the loss, say) is shown with the bar."""
+        """Add finished units. A note (such as the loss) is shown with the bar."""
 
     def resume(self, amount: int) -> None:
         """So many units were done by an earlier attempt: they count as done, and not towards the rate."""
@@ -69,7 +69,7 @@ class Watcher:
         yield _Ticker(self, what, total, unit)
 
     def tick(self, what: str, done: int, total: int | None, unit: str, seconds: float, note: str, resumed: int = 0) -> None:
-        """Work goes on: called at most every few seconds. `resumed` of what is done was done by an earlier attempt."""
+        """Work goes on: called at most every few seconds. `resumed` units of `done` were done by an earlier attempt."""
 
 
 class _Ticker(Pace):
@@ -173,7 +173,7 @@ def tick_line(what: str, done: int, total: int | None, unit: str, seconds: float
 
 
 def standing(done: int, total: int | None, unit: str, seconds: float, resumed: int) -> str:
-    """``578 of 1,318 images, 18.1 images/s, 41 s left``: the rate is of what this attempt did."""
+    """``578 of 1,318 images, 18.1 images/s, 41 s left``: the rate counts this attempt only."""
     rate = (done - resumed) / max(seconds, 1e-9)
     remaining = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
     return f"{portion(done, total, unit)}, {amount(rate, unit)}/s{remaining}"

@@ -91,7 +91,7 @@ class Recipe:
         return [key for key in flat if key in unused and key not in firm]
 
     def wiring(self, name: str) -> Mapping[str, Sequence[str]]:
-        """Which nodes a node reads, by kind, as far as the recipe says: its own choice over that of the node it is like.
+        """The nodes that the recipe names for a node to read, by kind; its own names over those of its `like` node.
 
         Raises:
             RecipeError: it is no table, or names what is no node.
@@ -112,7 +112,7 @@ class Recipe:
         return nodes_by_kind
 
     def chain(self, target: str) -> list[Node]:
-        """The target and everything upstream of it, each after what it reads.
+        """The target and everything upstream of it, each node after its inputs.
 
         Raises:
             RecipeError: the recipe lacks a node, has two for one kind, or has a cycle.
@@ -131,7 +131,7 @@ class Recipe:
         return list(nodes.values())
 
     def upstream(self, target: str) -> Mapping[str, Node]:
-        """A node and everything upstream of it, by name, each after what it reads; whatever overrides there are."""
+        """The names of a node and of everything upstream of it, each after its inputs, without checking overrides."""
         nodes: dict[str, Node] = {}
         self._visit(target, nodes, ())
         return nodes
@@ -145,7 +145,7 @@ class Recipe:
     # -- settings -----------------------------------------------------------------------------------------------------
 
     def _like(self, name: str) -> str | None:
-        """The node that a node is like.
+        """The node in a node's `like`.
 
         Raises:
             RecipeError: there is none of that name.
@@ -158,7 +158,7 @@ class Recipe:
         return like
 
     def _models(self, name: str) -> Iterator[str]:
-        """The nodes that a node is like, the nearest first.
+        """The chain of `like` nodes of a node, the nearest first.
 
         Raises:
             RecipeError: they have a cycle.

@@ -369,7 +369,7 @@ def _packages() -> dict[str, str]:
 
 
 def _git(folder: Path) -> dict[str, object] | None:
-    """The commit of the folder the recipe lies in, and whether anything there differs from it."""
+    """The git commit of the recipe's folder, and whether the folder has changes."""
 
     def git(*arguments: str) -> str | None:
         try:

@@ -25,7 +25,7 @@ from irpipe.pipeline.store import sync_folder, write_durably
 
 
 class Worker(Protocol):
-    """Makes shards one after the other. It can be pickled, and loads what it needs (a model, say) at its first shard."""
+    """Makes shards one after the other. It can be pickled, and loads what it needs (such as a model) at its first shard."""
 
     def __call__(self, shard: Any, draft: Path, /) -> None:
         """Write the result of one shard.
@@ -169,7 +169,7 @@ class _Missing(Mapping[str, tuple[Any, Path]]):
 
 
 def make_executor(name: str | None, processes: int) -> Executor:
-    """An executor by name; without one, this process or several, as the number says.
+    """An executor by name; without a name, `inline` for one process, else `processes`.
 
     Raises:
         RecipeError: no installed package declares it.

@@ -95,7 +95,7 @@ class Context:
         processes: int = 1,
         executor: str | None = None,
     ) -> list[Path]:
-        """Make shards that survive a kill, each whole: those of an earlier attempt are used again. See `pipeline/shards.py`.
+        """Make shards that survive a kill; those of an earlier attempt are used again. See `pipeline/shards.py`.
 
         Args:
             worker: writes the result of one shard to a path.
@@ -229,7 +229,7 @@ class Stage:
         return kinds
 
     def num_processes(self, config: Config) -> int:
-        """How many processes work on one run of it together, where nobody says otherwise."""
+        """The number of processes of one run, by the settings."""
         return self.processes(config) if callable(self.processes) else 1
 
     def determinism_of(self, config: Config) -> Determinism:

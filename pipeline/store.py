@@ -150,7 +150,7 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold a key. The kernel frees it when the process ends, however it ends."""
+        """Lock a key. The kernel frees it when the process ends, however it ends."""
         with _flock(self.lock_path(key), fcntl.LOCK_EX, on_wait):
             yield
 
@@ -239,7 +239,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync the entries of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

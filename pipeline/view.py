@@ -25,7 +25,7 @@ from irpipe.pipeline.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or two. A headline also stands at the top of a page."""
+    """A sentence or two. A headline is also shown at the top of a page."""
 
     text: str
     headline: bool = False
@@ -33,7 +33,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. `note` says what is left out, if anything is."""
+    """A table. `note` says what is left out, if anything."""
 
     title: str
     columns: Sequence[str]
@@ -92,7 +92,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Card:
-    """Images that belong together: those of a prompt, say. `tags` are what a gallery is filtered by."""
+    """Images that belong together, such as those of a prompt. A gallery is filtered by `tags`."""
 
     heading: str
     images: Sequence[Thumbnail]

@@ -7,6 +7,7 @@ In a command `...` stands for something told before; it is only parsed. `irpipe 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -244,15 +245,20 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 def as_toml(tables: dict[str, Any]) -> str:
     """A recipe's text; values are what JSON and TOML write alike."""
-    import json
-
-    lines = [f"{name} = {json.dumps(value)}" for name, value in tables.items() if not isinstance(value, dict)]
+    lines = list(as_lines({name: value for name, value in tables.items() if not isinstance(value, dict)}))
     for name, table in tables.items():
         if isinstance(table, dict):
-            lines.append(f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
-            lines += [f"reads.{kind} = {json.dumps(stage)}" for kind, stage in table.get("reads", {}).items()]
+            lines += [f"[{name}]", *as_lines(table)]
     return "\n".join(lines) + "\n"
+
+
+def as_lines(table: dict[str, Any], within: str = "") -> Iterator[str]:
+    """A line per value, nested tables with dotted names."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from as_lines(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name} = {json.dumps(value)}"
 
 
 def lay_over(folder: Path, block: Block) -> None:

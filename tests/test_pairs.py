@@ -317,7 +317,7 @@ def test_splits_have_their_shares_and_depend_on_the_seed_alone():
 def test_related_prompts_share_a_split(pairs, seed):
     links = [Link(one, two, "") for one, two in pairs if one != two]
     splits = cut(TEXTS[:40], links, {}, (0.2, 0.2), seed)
-    assert all(splits[link.one] == splits[link.two] for link in links)
+    assert all(splits[link.first] == splits[link.second] for link in links)
     labels = components(40, links)
     assert (np.bincount(splits, minlength=3)[1:] <= 8).all() and len(labels) == 40
 
@@ -349,12 +349,12 @@ def test_a_leak_is_named():
 
 def test_texts_equal_after_normalisation_are_related():
     links = links_by_text(["A cat!", "a dog", "a  cat", "a bird"])
-    assert [(link.one, link.two) for link in links] == [(0, 2)]
+    assert [(link.first, link.second) for link in links] == [(0, 2)]
 
 
 def test_near_vectors_are_related():
     points = np.array([[1, 0], [0.995, 0.0999], [0, 1]], dtype=np.float32)
-    assert [(link.one, link.two) for link in links_by_vector(np.array([4, 7, 9]), points, 0.95)] == [(4, 7)]
+    assert [(link.first, link.second) for link in links_by_vector(np.array([4, 7, 9]), points, 0.95)] == [(4, 7)]
 
 
 def test_many_equal_vectors_cost_few_links_and_all_belong_together():

@@ -148,7 +148,7 @@ class TestShow:
         monkeypatch.setattr("irpipe.views.reward_model._POINTS", 3)
         record = seen.store.newest("micro", "train-rm")
         charts = [block for block in blocks_of(Subject(seen.store, record, [record])) if isinstance(block, Chart)]
-        curves = seen.rows("SELECT split, max(step) AS last, count(*) AS points FROM curves GROUP BY split")
+        curves = seen.rows("SELECT split, max(step) AS last, count(*) AS points FROM curves WHERE figure = 'loss' GROUP BY split")
         for row in curves:
             drawn = [one["step"] for one in charts[0].data if one["split"] == row["split"]]
             assert drawn[-1] == row["last"] and len(drawn) >= 2
@@ -333,7 +333,7 @@ class TestBadInput:
             Gallery(hostile, [card, other], hostile),
             Picture(hostile, hostile, tmp_path / "none.png"),
         ]
-        monkeypatch.setattr(page_module, "seen", lambda shown: (blocks, ""))
+        monkeypatch.setattr(page_module, "blocks_or_fault", lambda shown: (blocks, ""))
         record = seen.store.newest("micro", "simulate-prompts")
         with Watcher().progress("", 1, "") as bar:
             (tmp_path / "page.html").write_text(

@@ -75,7 +75,7 @@ def test_every_column_says_what_it_is(table):
 
 def test_the_file_does_not_tell_how_rows_arrived(tmp_path):
     """Invariant 9: whole row groups, cut at fixed places."""
-    rows = {"prompt_id": np.arange(1000), "split": ["train"] * 1000, "component": np.arange(1000)}
+    rows = {"prompt_id": np.arange(1000), "prompt": ["a"] * 1000, "split": ["train"] * 1000, "component": np.arange(1000)}
     for name, step in (("one", 1000), ("two", 7), ("three", 100)):
         with splits.PROMPT_SPLITS.writer(tmp_path / name, row_group=100) as writer:
             for start in range(0, 1000, step):
@@ -113,7 +113,7 @@ def test_a_failed_write_is_not_silent(tmp_path, monkeypatch, failing):
 
 
 def write_25_rows(path):
-    rows = {"prompt_id": [1] * 10, "split": ["train"] * 10, "component": [1] * 10}
+    rows = {"prompt_id": [1] * 10, "prompt": ["a"] * 10, "split": ["train"] * 10, "component": [1] * 10}
     with splits.PROMPT_SPLITS.writer(path, row_group=10) as writer:
         for count in (10, 10, 5):
             writer.append({name: column[:count] for name, column in rows.items()})
@@ -125,7 +125,9 @@ def test_a_failed_write_of_a_small_table_is_not_silent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
     with pytest.raises(OSError, match="no space left"):
-        splits.PROMPT_SPLITS.write(tmp_path, {"prompt_id": [1, 2], "split": ["train", "test"], "component": [0, 1]})
+        splits.PROMPT_SPLITS.write(
+            tmp_path, {"prompt_id": [1, 2], "prompt": ["a", "b"], "split": ["train", "test"], "component": [0, 1]}
+        )
 
 
 @settings(max_examples=30, deadline=None)

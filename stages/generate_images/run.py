@@ -55,8 +55,8 @@ def plan_jobs(config: GenerateImagesConfig, prompts: Sequence[Mapping[str, Any]]
     jobs: list[Job] = []
     for row in prompts:
         identity = row["prompt_id"]
-        spread = config.max_images - config.min_images + 1
-        count = config.min_images + row_id("number of images", config.seed, identity) % spread
+        num_counts = config.max_images - config.min_images + 1
+        count = config.min_images + row_id("number of images", config.seed, identity) % num_counts
         first = row_id("first model", config.seed, identity)
         for index in range(count):
             seed = row_id("noise", config.seed, identity, index)

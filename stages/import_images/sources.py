@@ -121,7 +121,7 @@ def _image_tables(root: Path) -> list[Path]:
 
 
 def _inside(path: str) -> bool:
-    """Whether a given path stays below its root, as far as its text tells."""
+    """Whether a given path stays below its root, judged by its text."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and ":" not in parts[0] and "\0" not in path
 

@@ -63,7 +63,7 @@ def refuse(shards: Sequence[Path], rejections: Rejections) -> None:
 
 
 def write_scores(names: Sequence[str], shards: Sequence[Path], out: Path) -> None:
-    """The table `scores`: scorers one after the other, images in the order they lie in."""
+    """The table `scores`: scorers one after the other, images in their order."""
     with SCORES.writer(out / f"{SCORES.name}.parquet") as writer:
         for name in names:
             for table in in_row_groups(scored(name, shards)):
