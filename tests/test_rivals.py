@@ -165,7 +165,7 @@ class TestComparing:
         assert low == pytest.approx(values.mean() - half, abs=0.03) and high == pytest.approx(values.mean() + half, abs=0.03)
 
 
-class TestLocalPairs:
+class TestLocalCaptions:
     def picture(self, path, colour=(255, 0, 0), size=(8, 8)):
         Image.new("RGB", size, colour).save(path)
 
