@@ -76,7 +76,7 @@ def run(
     arguments += ["--strict-code"] if strict_code else []
     try:
         runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
-        with together(processes, arguments):
+        with together(processes, None, arguments):
             record = runner.run(stage, only=only)
     except BaseException as error:  # reported and raised again: a program that reads the events must learn how it ended
         watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)

@@ -36,19 +36,27 @@ def count() -> int:
 
 
 @contextmanager
-def together(processes: int, arguments: Sequence[str]) -> Iterator[None]:
+def together(processes: int, threads: int | None, arguments: Sequence[str]) -> Iterator[None]:
     """Start the other processes of a run, this one being the first, and end them with it.
 
     Args:
+        threads: that each process computes with; None: its share of the processors, or what the environment says.
         arguments: of the command line that all run.
 
     Raises:
         StageError: one of the others failed.
     """
+    before = dict(os.environ)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     if processes == 1:
-        yield
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         return
-    shared, before = _environment(processes), dict(os.environ)
+    shared = _environment(processes)
     with tempfile.TemporaryFile("w+") as errors:
         others = [_start(number, arguments, shared, errors) for number in range(1, processes)]
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")

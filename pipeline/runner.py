@@ -207,7 +207,7 @@ class Runner:
             scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths, step.externals.models
         )
         try:
-            with together(self._num_processes(step), self._command(step)):
+            with together(*self._workers(step), self._command(step)):
                 report = stage.load_run()(step.node.config, inputs, out, context)
                 workers = _workers(step.node.config)
             _check(step.name, report)
@@ -243,9 +243,9 @@ class Runner:
             f" ({size(written)}, {duration(record.seconds)})"
         )
 
-    def _num_processes(self, step: Step) -> int:
-        """The number of processes of a run, this one included; 1 where a launcher or the command has started them."""
-        return step.node.stage.num_processes(step.node.config) if count() == 1 else 1
+    def _workers(self, step: Step) -> tuple[int, int | None]:
+        """The processes of a run, this one included, and their threads: none are started where a launcher or the command did."""
+        return step.node.stage.workers(step.node.config) if count() == 1 else (1, None)
 
     def _command(self, step: Step) -> list[str]:
         """The arguments of `irpipe` for another process of the same run."""

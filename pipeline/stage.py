@@ -186,8 +186,8 @@ class Stage:
             (`First`); a function where that depends on its settings.
         reads_if_upstream: kinds it reads only where they are ancestors of another input.
         extra: the extra of its package that its work needs installed.
-        processes: whether several processes may work on one run of it together; a function from its settings to how many do where
-            neither the command nor a launcher says.
+        processes: whether several processes may work on one run of it together; a function from its settings to how many do,
+            and with how many threads each (None: their share of the processors), where neither the command nor a launcher says.
         plugins: from its settings and the folders of what it reads (artifacts and models) to the names of the entry points, by
             group, that its work loads. Those of other packages count towards the key, by version and files.
         writes: the kind of artifact it writes.
@@ -204,7 +204,7 @@ class Stage:
     reads: Reads = ()
     reads_if_upstream: Sequence[str] = ()
     extra: str | None = None
-    processes: bool | Callable[[Any], int] = False
+    processes: bool | Callable[[Any], tuple[int, int | None]] = False
     plugins: Plugins | None = None
     writes: str
     determinism: Determinism | Callable[[Any], Determinism] = "bitwise"
@@ -228,9 +228,9 @@ class Stage:
                 kinds[read.kind if isinstance(read, Many) else read] = isinstance(read, Many)
         return kinds
 
-    def num_processes(self, config: Config) -> int:
-        """The number of processes of one run, by the settings."""
-        return self.processes(config) if callable(self.processes) else 1
+    def workers(self, config: Config) -> tuple[int, int | None]:
+        """How many processes work on one run of it together, and the threads of each, where nobody says otherwise."""
+        return self.processes(config) if callable(self.processes) else (1, None)
 
     def determinism_of(self, config: Config) -> Determinism:
         """Whether two runs under a config give the same bytes."""

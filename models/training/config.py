@@ -43,6 +43,13 @@ class TrainingSettings(Group):
     micro_batch_size: int = setting(
         2, ge=1, role="execution", meaning="Samples per forward and backward pass. Lower it if memory runs out."
     )
+    threads: int | None = setting(
+        None,
+        ge=1,
+        role="execution",
+        meaning="Threads that each process computes with. Another number changes the last bits. Unset: its share of the"
+        " processors that it may use.",
+    )
     checkpoint_activations: bool = setting(
         False, role="execution", meaning="Recompute activations in the backward pass: less memory, about a third more time."
     )
