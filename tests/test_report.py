@@ -422,7 +422,7 @@ class TestWatching:
         """The lock says that it runs: it is held here as a run holds it."""
         store, key, out = seen.store, "f" * 64, seen.root / "report.html"
         (store.work_path(key) / "scratch").mkdir(parents=True)
-        told = {"stage": "train-rm", "recipe": "micro", "pid": 1, "started": "2999-01-01T00:00:00+00:00"}
+        told = {"stage": "train-rm", "node": "train-rm", "recipe": "micro", "pid": 1, "started": "2999-01-01T00:00:00+00:00"}
         (store.work_path(key) / "attempt.json").write_text(json.dumps(told), encoding="utf-8")
         command = [sys.executable, "-m", "irpipe.cli", "report", "--watch"]
         with store.lock(key, lambda: None):
