@@ -108,7 +108,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     # Hashed n-grams need no model: loading one takes longer than most tests.
     shipped = (root / "irpipe.toml").read_text(encoding="utf-8")
     text = shipped.replace('model = "micro-sentences"\ndtype = "float32"', 'embedder = "lexical"')
-    project.recipe("".join(line for line in text.splitlines(keepends=True) if not line.startswith("near_duplicate")))
+    # Starting further processes takes longer than most tests as well.
+    dropped = ("near_duplicate", "num_processes", "training.processes", "training.threads")
+    project.recipe("".join(line for line in text.splitlines(keepends=True) if not line.startswith(dropped)))
     return project
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+_BUCKET = 1 << 25  # numbers whose gradients are exchanged at a time: 128 MB
 
 
 class Weights:
@@ -58,7 +60,22 @@ class Weights:
             value.grad = torch.zeros_like(value)
 
     def sum_gradients(self, accelerator: Accelerator) -> None:
-        """Gradients become their sum over all processes."""
-        if accelerator.num_processes > 1:
-            for value in self.trained.values():
-                value.grad = accelerator.reduce(value.grad, "sum")
+        """Gradients become their sum over all processes, many tensors at a time: each exchange costs a round trip."""
+        if accelerator.num_processes == 1:
+            return
+        for bucket in _buckets(list(self.trained.values())):
+            flat = accelerator.reduce(torch.cat([value.grad.flatten() for value in bucket]), "sum")
+            for value, part in zip(bucket, flat.split([value.numel() for value in bucket]), strict=True):
+                value.grad = part.view_as(value)
+
+
+def _buckets(values: Sequence[Any]) -> Iterator[list[Any]]:
+    """Tensors in their order, in lists of at most `_BUCKET` numbers, or of one tensor that is larger."""
+    bucket: list[Any] = []
+    for value in values:
+        if bucket and sum(one.numel() for one in bucket) + value.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(value)
+    if bucket:
+        yield bucket
