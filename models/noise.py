@@ -42,7 +42,7 @@ class Noise:
         return self._places
 
     def keep_mask(self, shape: torch.Size | tuple[int, ...], keep: float, place: int, like: Tensor) -> Tensor:
-        """A mask of 1 with probability `keep` and 0 else, of a shape whose first dimension is samples."""
+        """A mask (samples, ...) of a shape: 1 with probability `keep`, else 0."""
         if self._groups is None:
             return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep)
         if sum(count for count, _ in self._groups) != shape[0]:
@@ -64,7 +64,7 @@ class SeededDropout(nn.Module):
         self.p, self._noise, self._place = p, noise, noise.place()
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values, of any shape whose first dimension is samples."""
+        """Values (samples, ...) of any shape, some of them dropped."""
         if not self.training or self.p == 0:
             return values
         return values * self._noise.keep_mask(values.shape, 1 - self.p, self._place, values).div_(1 - self.p)

@@ -175,7 +175,7 @@ class Decoder:
 
 
 def _decode_row(row: Mapping[str, Any], size: int | None) -> tuple[NDArray[np.uint8], str | None]:
-    """The picture of a row of `images`, or a black one and why."""
+    """The picture of a row of `images`, (height, width, 3), or a black one and why."""
     try:
         if row["fault"] is not None:
             raise InputError(row["fault"])

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from irpipe.pipeline.cpus import usable_cpus
+from irpipe.pipeline.cpus import threads, usable_cpus
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.interrupt import ignore_interrupts
 
@@ -36,30 +36,24 @@ def count() -> int:
 
 
 @contextmanager
-def together(processes: int, threads: int | None, arguments: Sequence[str]) -> Iterator[None]:
+def together(processes: int, threads_each: int | None, arguments: Sequence[str]) -> Iterator[None]:
     """Start the other processes of a run, this one being the first, and end them with it.
 
     Args:
-        threads: that each process computes with; None: its share of the processors, or what the environment says.
+        threads_each: that each process computes with; None: its share of the processors, or what the environment says.
         arguments: of the command line that all run.
 
     Raises:
         StageError: one of the others failed.
     """
-    before = dict(os.environ)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    own = {} if threads_each is None else {"OMP_NUM_THREADS": str(threads_each)}
     if processes == 1:
-        try:
+        with _environ(own):
             yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         return
-    shared = _environment(processes)
-    with tempfile.TemporaryFile("w+") as errors:
+    shared = {**_environment(processes), **own}
+    with _environ({**shared, "RANK": "0", "LOCAL_RANK": "0"}), tempfile.TemporaryFile("w+") as errors:
         others = [_start(number, arguments, shared, errors) for number in range(1, processes)]
-        os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         over = threading.Event()
         threading.Thread(target=_watch, args=(others, errors, over), daemon=True).start()
         try:
@@ -75,8 +69,18 @@ def together(processes: int, threads: int | None, arguments: Sequence[str]) -> I
             for other in others:
                 other.kill()
                 other.wait()
-            os.environ.clear()
-            os.environ.update(before)
+
+
+@contextmanager
+def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process's environment, and restore it."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -89,7 +93,7 @@ def _environment(processes: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes))),
+        "OMP_NUM_THREADS": str(min(threads(), max(1, usable_cpus() // processes))),
         _PARENT: str(os.getpid()),
     }
 

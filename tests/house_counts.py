@@ -24,6 +24,7 @@ FOLDERS = (
     "views",
 )
 _ARRAY = re.compile(r"\b(NDArray|Tensor)\b")
+_BY_NAME = re.compile(r"\b(?:Mapping|dict)\[str, (?:NDArray\[[^\]]*\]|Tensor)\]")  # weights: each has a shape of its own
 _SHAPE = re.compile(r"\((?:\.\.\.|[a-z0-9][\w ]*(?: [+*-] \w+)*),|\[(?:n|m|k), ")
 
 
@@ -70,7 +71,7 @@ def _has_arrays(function: ast.FunctionDef) -> bool:
     arguments = function.args
     parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     annotations = [parameter.annotation for parameter in parameters] + [function.returns]
-    return any(_ARRAY.search(ast.unparse(annotation)) for annotation in annotations if annotation is not None)
+    return any(_ARRAY.search(_BY_NAME.sub("", ast.unparse(one))) for one in annotations if one is not None)
 
 
 def shapeless(folder: str) -> tuple[list[Function], int]:

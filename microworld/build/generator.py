@@ -87,6 +87,7 @@ def train_vae(count: int, shown: int) -> Any:
     images = to_tensor(pictures(shown, seed=6, wrong_captions=0, damaged=0.1).pixels)
 
     def compute(_step: int) -> tuple[torch.Tensor, float]:
+        """The loss of images (batch, 3, 32, 32), encoded and decoded again, and a figure of it."""
         batch = images[torch.randint(0, len(images), (VAE_BATCH,))].contiguous(memory_format=torch.channels_last)
         latent = vae.encode(batch).latent_dist
         weight = 1 + 8 * (_away_from_background(batch) > 0.2).float()
@@ -109,7 +110,7 @@ def _away_from_background(images: torch.Tensor) -> torch.Tensor:
 def standardise(vae: Any, images: torch.Tensor) -> None:
     """Give every latent channel mean 0 and variance 1, by folding scale and shift into the 1 x 1 convolutions around it.
 
-    Images decode as before; diffusion then spends no less care on one channel than on another.
+    Images (n, 3, h, w) decode as before; diffusion then spends no less care on one channel than on another.
     """
     with torch.no_grad():
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(250)])
@@ -168,7 +169,7 @@ def new_unet() -> Any:
 def train_denoiser(
     tokenizer: Any, data: Pictures, mean: torch.Tensor, spread: torch.Tensor, count: int
 ) -> tuple[Any, Any, float]:
-    """Text encoder and UNet, together, on the plain noise-prediction loss; the EMA of the weights is kept."""
+    """Text encoder and UNet, together, on the noise-prediction loss of latents (n, c, h, w); the EMA of the weights is kept."""
     torch.manual_seed(2)
     text, unet = new_text_encoder(tokenizer), new_unet()
     noise_schedule = scheduler()
@@ -176,6 +177,7 @@ def train_denoiser(
     nothing = token_ids(tokenizer, [""])[0]
 
     def compute(_step: int) -> tuple[torch.Tensor, float]:
+        """The loss of latents (batch, c, h, w) with noise, and a figure of it."""
         batch = torch.randint(0, len(ids), (UNET_BATCH,))
         latents = mean[batch] + spread[batch] * torch.randn_like(mean[batch])
         captions = torch.where(torch.rand(UNET_BATCH, 1) < NO_CAPTION, nothing, ids[batch])

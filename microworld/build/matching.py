@@ -121,7 +121,7 @@ def train(tokenizer: Any, count: int, shown: int) -> tuple[Any, float]:
 def wrong_captions(
     batch: torch.Tensor, right: tuple[torch.Tensor, torch.Tensor], one_off: tuple[torch.Tensor, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Ids and mask of a wrong caption for each picture of a batch: one with a wrong word, or, for a fifth, another picture's."""
+    """Ids and mask, (n, l) each, of a wrong caption per picture: one with a wrong word, or, for a fifth, another picture's."""
     another = torch.rand(len(batch), 1) < 0.2
     return [torch.where(another, own[batch.roll(1)], near[batch]) for own, near in zip(right, one_off, strict=True)]
 
@@ -147,7 +147,7 @@ def text_states(model: Any, tokens: torch.Tensor, ids: torch.Tensor, mask: torch
 def contrast(
     model: Any, tokens: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, wrong_ids: torch.Tensor, wrong_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Contrastive loss of pictures and captions encoded apart, wrong captions being further negatives."""
+    """Contrastive loss, (), of pictures and captions (n, d) encoded apart, wrong captions being further negatives."""
     both, both_mask = torch.cat([ids, wrong_ids]), torch.cat([mask, wrong_mask])
     longest = int(both_mask.sum(dim=1).max())
     texts = model.text_encoder(input_ids=both[:, :longest], attention_mask=both_mask[:, :longest]).last_hidden_state[:, 0]

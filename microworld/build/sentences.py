@@ -73,6 +73,7 @@ def train(tokenizer: Any, count: int) -> tuple[Any, float]:
     model.pooler.requires_grad_(False)  # sentences are means of states; AdamW would only decay it
 
     def compute(_step: int) -> tuple[torch.Tensor, float]:
+        """The loss of likenesses (batch, 2) of sentences, and a figure of it."""
         scenes = [sample_scene(rng, "train") for _ in range(BATCH)]
         others = [_relative(scene, rng) for scene in scenes]
         strangers = others[1:] + others[:1]

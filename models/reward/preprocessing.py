@@ -32,9 +32,11 @@ class Preprocessing:
         return self._of_tensor(image) if isinstance(image, Tensor) else self.normalised(self._of_picture(image))
 
     def _of_picture(self, image: Pillow.Image) -> Tensor:
+        """(3, size, size) from 0 to 1, before normalisation."""
         return torch.from_numpy(resize_and_crop(image, self.image_size).copy()).permute(2, 0, 1).float().div(255)
 
     def _of_tensor(self, image: Tensor) -> Tensor:
+        """(..., 3, size, size) of an image (..., 3, H, W)."""
         size, (height, width) = self.image_size, image.shape[-2:]
         if min(height, width) != size:
             width, height = resized_size(width, height, size)

@@ -71,23 +71,31 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
         raise ModelError(f"{model.name} is a reward model with a head of its own", expected="head auto or kept")
     towers = _Towers({}, reward, None) if reward is not None else _blip(model, folder)
     chosen: Head = ("itm" if towers.matching else "random") if head == "auto" else head
-    generator = torch.Generator().manual_seed(seed)
-    layers = towers.model.head_layers
-    if chosen == "kept":
-        raise ModelError(f"{model.name} has no reward head to keep", expected="head auto, itm or random")
-    if chosen == "itm":
-        if towers.matching is None:
-            raise ModelError(f"{model.name} has no head for image-text matching", expected="head auto or random")
-        weight, bias = towers.matching
-        initialise_head(layers, weight[1] - weight[0], float(bias[1] - bias[0]), generator)
-    elif chosen == "published":
-        initialise_head_as_published(layers, generator)
-    else:
-        initialise_head(layers, None, 0.0, generator)
+    _fill_head(towers, chosen, model.name, torch.Generator().manual_seed(seed))
     if towers.weights:
         head_weights = {f"head.{name}": value for name, value in towers.model.head.state_dict().items()}
         fill(towers.model, {**towers.weights, **head_weights}, model.name)
     return of_size(towers.model, image_size), chosen
+
+
+def _fill_head(towers: _Towers, head: Head, name: str, generator: torch.Generator) -> None:
+    """Initialise the head of a blank model.
+
+    Raises:
+        ModelError: what the head is made of is missing.
+    """
+    layers = towers.model.head_layers
+    if head == "kept":
+        raise ModelError(f"{name} has no reward head to keep", expected="head auto, itm or random")
+    if head == "published":
+        initialise_head_as_published(layers, generator)
+    elif head == "random":
+        initialise_head(layers, None, 0.0, generator)
+    elif towers.matching is None:
+        raise ModelError(f"{name} has no head for image-text matching", expected="head auto or random")
+    else:
+        weight, bias = towers.matching
+        initialise_head(layers, weight[1] - weight[0], float(bias[1] - bias[0]), generator)
 
 
 def of_size(model: ImageReward, image_size: int | None) -> ImageReward:

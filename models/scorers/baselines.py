@@ -48,6 +48,7 @@ class ClipScorer:
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        """(n,) scores of pictures (size, size, 3), each for its prompt."""
         model, device = self._model, self._model.device
         pixels = squares(pictures, self._preprocessing, device, model.dtype)
         with torch.no_grad():
@@ -82,6 +83,7 @@ class BlipScorer:
         self.image_size = self._preprocessing.image_size
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        """(n,) scores of pictures (size, size, 3), each for its prompt."""
         model = self._model
         longest = min(35, model.config.text_config.max_position_embeddings)
         texts = self._tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -103,6 +105,7 @@ class RandomScorer:
         self._seed = seed
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        """(n,) scores of pictures (size, size, 3), each for its prompt."""
         drawn = zip(prompts, pictures, strict=True)
         draws = [row_id("random scorer", self._seed, prompt, picture.tobytes()) for prompt, picture in drawn]
         return np.array(draws, dtype=np.float64) / 2**64

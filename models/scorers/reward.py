@@ -46,6 +46,7 @@ class RewardModelScorer:
         return card
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
+        """(n,) raw scores of pictures (size, size, 3), each for its prompt."""
         pixels = squares(pictures, self.model.preprocess, self.model.device, self._dtype)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         with torch.no_grad():

@@ -139,7 +139,7 @@ class Denoiser:
         return out.float()
 
     def predicted_x0(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """The clean latents x0 that an output predicts, as `latents` (DDPM, equation 15; alike for v- and x0-prediction)."""
+        """The clean latents x0, (n, c, h, w), that an output predicts (DDPM, equation 15; alike for v- and x0-prediction)."""
         alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
         signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
         if self.kind == "epsilon":
@@ -147,14 +147,14 @@ class Denoiser:
         return signal * latents - noise * predicted if self.kind == "v_prediction" else predicted
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """The network's right output for noised latents, as `x0`."""
+        """The network's right output for noised latents, (n, c, h, w)."""
         if self.kind == "epsilon":
             return noise
         alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0 if self.kind == "v_prediction" else x0
 
     def noised(self, x0: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Clean latents x0 with noise of a timestep's level added (DDPM, equation 4), as `x0`."""
+        """Clean latents x0, (n, c, h, w), with noise of a timestep's level added (DDPM, equation 4)."""
         alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
@@ -212,7 +212,7 @@ def drawn(shape: Sequence[int], seeds: Sequence[int], device: torch.device) -> T
 
 
 def rows_of(conditions: Conditions, rows: Sequence[int] | Tensor, device: torch.device) -> dict[str, Tensor]:
-    """The encodings of some texts, on a device."""
+    """The encodings (n, ...) of some texts, on a device."""
     indices = torch.as_tensor(rows)
     return {name: value[indices].to(device) for name, value in conditions.items()}
 

@@ -226,7 +226,7 @@ def _note(evaluation: Evaluation, first: Evaluation) -> str:
 
 
 def standard_error(differences: NDArray[np.float64]) -> float:
-    """Of a mean over prompts."""
+    """Standard error of a mean over prompts, of values (n,)."""
     return float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 

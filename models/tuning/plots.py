@@ -52,13 +52,13 @@ def draw_curves(evaluations: Sequence[Evaluation], rows: Sequence[Row], kept: in
 
 
 def draw_before_after(before: NDArray[Any], after: NDArray[Any], prompts: Sequence[str], path: Path) -> None:
-    """A column per prompt: its first image before, and after from the same noise."""
+    """A column per prompt: its first image before, and after from the same noise; images (prompts, 2, height, width, 3)."""
     columns = [[pair[0][0], pair[1][0]] for pair in zip(before[:SHOWN], after[:SHOWN], strict=True)]
     draw_columns(columns, ["before", "after"], prompts[:SHOWN], path)
 
 
 def draw_columns(columns: Sequence[Sequence[NDArray[Any]]], rows: Sequence[str], prompts: Sequence[str], path: Path) -> None:
-    """Images side by side: a column per prompt, a row per generator; small images are enlarged pixel by pixel."""
+    """Images (height, width, 3) side by side: a column per prompt, a row per generator. Small ones are enlarged."""
     font, step = ImageFont.load_default(11), _SIDE + _MARGIN
     left, top = 130, 5 * _LINE
     page = Image.new("RGB", (left + len(columns) * step, top + len(rows) * step), "white")

@@ -81,7 +81,7 @@ class Pretraining(SampleObjective):
         self._captioned, self._rows, self._seed = captioned, rows, config.training.seed
 
     def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
-        """See `SampleObjective`."""
+        """Losses (n,) of captioned images."""
         count = len(self._rows)
         rows = [self._rows[shuffled(count, self._seed, self.name, step * self.batch_size + index)] for index in indices]
         seeds = [noise_seed(self._seed, self.name, step, index) for index in indices]

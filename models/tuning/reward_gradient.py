@@ -79,6 +79,7 @@ class RewardGradients:
         return scores.view(-1, self.noise_samples).mean(dim=1)
 
     def _normalised(self, raw: Tensor) -> Tensor:
+        """(n,) normalised rewards of raw scores (n,)."""
         scores: Tensor = self.model.card.normalised(raw).float()
         return scores
 
