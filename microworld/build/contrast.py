@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from irpipe.microworld.build.data import augmented, corrupted_captions, pictures
+from irpipe.microworld.build.data import augmented
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
 from irpipe.microworld.build.training import Recipe
 from irpipe.microworld.build.training import train as train_modules
+from irpipe.microworld.captions import corrupted_captions, pictures
 from irpipe.microworld.grammar import sample_scene
 from irpipe.microworld.render import damage, render, to_pixels
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from irpipe.microworld.build.data import Pictures, pictures
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, clip_tokenizer, token_ids
 from irpipe.microworld.build.training import Recipe, train
+from irpipe.microworld.captions import Pictures, pictures
 
 PICTURES, WRONG_CAPTIONS, DAMAGED = 32_000, 0.15, 0.2
 VAE_STEPS, VAE_BATCH = 3000, 8  # a small batch and many steps: with a large one colours collapse to a few

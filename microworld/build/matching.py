@@ -23,10 +23,11 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from irpipe.microworld.build.data import augmented, corrupted_captions, pictures
+from irpipe.microworld.build.data import augmented
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
 from irpipe.microworld.build.training import Recipe
 from irpipe.microworld.build.training import train as train_modules
+from irpipe.microworld.captions import corrupted_captions, pictures
 from irpipe.microworld.grammar import Scene, corrupt, describe, sample_scene
 from irpipe.microworld.render import render, to_pixels
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
-from irpipe.microworld.build.data import corrupt_within_training
 from irpipe.microworld.build.tokenizer import MAX_TOKENS, token_ids, word_pieces
 from irpipe.microworld.build.training import Recipe
 from irpipe.microworld.build.training import train as train_modules
+from irpipe.microworld.captions import corrupt_within_training
 from irpipe.microworld.grammar import Scene, canonical, describe, sample_scene, split_of, turned
 
 STEPS, BATCH = 4000, 128
