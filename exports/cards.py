@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.exports.markup import code, fenced, front_matter, joined, plain, table
-from irpipe.exports.reproduction import recipe_of, table_name
+from irpipe.exports.reproduction import recipe_of
 from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.export import LINEAGE
 from irpipe.pipeline.lineage import lineage
@@ -118,7 +118,7 @@ def reproduce(origin: Origin) -> str:
         f"With irpipe {plain(origin.record.packages.get('irpipe', ''))}, in a folder with this `{RECIPE_FILE}`"
         " (paths are relative to it):",
         fenced("toml", recipe_of(origin.runs)),
-        fenced("sh", f"irpipe run {shlex.quote(table_name(origin.record.node))}"),
+        fenced("sh", f"irpipe run {shlex.quote(origin.record.node)}"),
     ).rstrip()
 
 

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from irpipe.exports.markup import toml
+from irpipe.exports.markup import quoted, toml
 from irpipe.pipeline.manifest import Record
-from irpipe.pipeline.recipe import STAGE, WIRING
+from irpipe.pipeline.recipe import GRID, STAGE, WIRING
 from irpipe.pipeline.stage import kind_in
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # TOML's names that need no quotes
+_AXES = re.compile(r"(?:\[|, )([A-Za-z0-9_.-]+)=")  # in the name of a grid's point: GRID[SETTING=VALUE, SETTING=VALUE]
 
 
 def recipe_of(runs: Sequence[Record]) -> str:
-    """irpipe.toml with a table for each node of some runs, in their order: given settings and wiring."""
+    """irpipe.toml with a table for each node or grid of some runs, in their order: given settings and wiring.
+
+    Nodes keep their names, since a run that reads several of a kind knows them by name.
+    """
     producers = _producers(runs)
-    blocks = [f"recipe = {toml(runs[-1].recipe)}"]
+    tables: dict[str, list[Record]] = {}
     for run in runs:
-        name = table_name(run.node)
-        settings = {setting: run.config[setting] for setting in run.given if run.config[setting] is not None}
-        wiring = _wiring(run, producers)
+        tables.setdefault(run.node.partition("[")[0], []).append(run)
+    blocks = [f"recipe = {toml(runs[-1].recipe)}"]
+    for name, points in tables.items():
+        run = points[0]
+        wiring, grid = _wiring(run, producers), _grid(points)
+        settings = {key: run.config[key] for key in run.given if run.config[key] is not None and key not in grid}
         lines = [
-            f"[{name}]",
+            f"[{name if _BARE.fullmatch(name) else quoted(name)}]",
             *([f"{STAGE} = {toml(run.stage)}"] if name != run.stage else []),
             *(f"{setting} = {toml(value)}" for setting, value in settings.items()),
+            *(f"{GRID}.{setting} = {toml(values)}" for setting, values in grid.items()),
             *([f"{WIRING} = {toml(wiring)}"] if wiring else []),
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def table_name(node: str) -> str:
-    """A node's name as a table of irpipe.toml: the name of a grid's point becomes a plain one."""
-    return node if _BARE.fullmatch(node) else re.sub(r"[^A-Za-z0-9_-]+", "-", node).strip("-")
 
 
 def _producers(runs: Sequence[Record]) -> Mapping[str, set[str]]:
@@ -46,8 +50,18 @@ def _producers(runs: Sequence[Record]) -> Mapping[str, set[str]]:
 
 
 def _wiring(run: Record, producers: Mapping[str, set[str]]) -> dict[str, str | list[str]]:
-    """The wiring of a node, for kinds that several nodes of the recipe write."""
+    """The wiring of a node: kinds that several nodes of the recipe write, and points of grids, which are read by name only."""
     read: dict[str, list[str]] = {}
     for slot, entry in run.inputs.items():
-        read.setdefault(kind_in(slot), []).append(table_name(entry.node))
-    return {kind: nodes[0] if len(nodes) == 1 else nodes for kind, nodes in sorted(read.items()) if len(producers[kind]) > 1}
+        read.setdefault(kind_in(slot), []).append(entry.node)
+    return {
+        kind: nodes[0] if len(nodes) == 1 else nodes
+        for kind, nodes in sorted(read.items())
+        if len(producers[kind]) > 1 or any("[" in node for node in nodes)
+    }
+
+
+def _grid(points: Sequence[Record]) -> dict[str, list[Any]]:
+    """The values of each setting that the points of a grid are named by; nothing for a plain node."""
+    axes = [axis for axis in _AXES.findall(points[0].node) if axis in points[0].config]
+    return {axis: list(dict.fromkeys(point.config[axis] for point in points)) for axis in axes}

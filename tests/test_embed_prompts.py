@@ -255,7 +255,7 @@ def test_a_recipes_idle_settings_stand_aside_for_the_command_line(project):
     project.recipe('recipe = "x"\n[embed-prompts]\npath = "p.jsonl"\nembedder = "sentence-transformers"\ndtype = "float32"\n')
     project.jsonl("p.jsonl", [{"prompt": "a"}])
     plan = project("plan", "embed-prompts", "--set", "embed-prompts.embedder=lexical").out
-    assert "dtype of the recipe has no effect here" in plan
+    assert "embed-prompts.dtype of the recipe has no effect beside other settings" in plan
     project.run("embed-prompts", "embed-prompts.embedder=lexical")
     message = project.run("embed-prompts", "embed-prompts.embedder=lexical", "embed-prompts.dtype=float32", status=2).err
     assert "dtype has no effect" in message

@@ -146,7 +146,7 @@ def assert_made_by_its_card(project, folder: Path, more: int = 0) -> None:
     """Under the card's recipe, its command has nothing to do: every key is what it was.
 
     Args:
-        more: runs beyond one a stage.
+        more: nodes beyond one per table.
     """
     (recipe,), (command,) = blocks(folder, "toml"), blocks(folder, "sh")
     project.recipe(recipe)
@@ -241,7 +241,7 @@ class TestDataset:
         assert tomllib.loads(recipe)["generate-images"]["num_steps"] == 8
         assert_made_by_its_card(rm, tmp_path / "pairs")
 
-    def test_trials_are_told_by_the_stage_that_tried(self, rm, tmp_path, load):
+    def test_the_points_of_a_grid_are_one_table(self, rm, tmp_path, load):
         rm.run("sweep-rm")
         rm("export", "sweep-rm", str(tmp_path / "sweep"), "--to", "hf-dataset")
         assert len(load(tmp_path / "sweep")["full"]) == 2
@@ -379,19 +379,24 @@ class TestGenerator:
     def test_another_kind_is_refused(self, world, tmp_path):
         told = world("export", "build-pairs", str(tmp_path / "x"), "--to", "diffusers", status=2).err
         assert "build-pairs writes 'pairs', which cannot be exported to diffusers" in told
-        assert "filter-tune, raft, refl, reward-weighted" in told and "--to files or --to hf-dataset" in told
+        assert "an artifact of finetune, refl\n" in told and "--to files or --to hf-dataset" in told
         assert not (tmp_path / "x").exists()
 
     def test_the_figures_after_are_those_of_the_kept_step(self, tmp_path):
-        from irpipe.exports.generator import monitors
-        from irpipe.schemas.generator import MONITORS
+        from irpipe.exports.generator import evaluations
+        from irpipe.schemas.curves import CURVES, write_curves
 
-        rows = {"step": [0, 10, 20], "measure": ["reward"] * 3, "value": [0.0, 0.25, 0.5], "error": [None, 0.125, 0.0625]}
-        MONITORS.write(tmp_path, rows)
-        artifact = SimpleNamespace(
-            table=lambda name: [tmp_path / f"{name}.parquet"], manifest=SimpleNamespace(tables={MONITORS.name: None})
+        rows = [(0, 0.0), (10, 0.25), (20, 0.5)]
+        errors = [(10, 0.125), (20, 0.0625)]
+        write_curves(
+            [(step, "validation", "reward", value) for step, value in rows]
+            + [(step, "validation", "reward_error", value) for step, value in errors],
+            tmp_path,
         )
-        told = monitors(artifact, GeneratorCard("m", "0" * 64, "refl", "lora", 20, 10, "held_out fell", {}))
+        artifact = SimpleNamespace(
+            table=lambda name: [tmp_path / f"{name}.parquet"], manifest=SimpleNamespace(tables={CURVES.name: None})
+        )
+        told = evaluations(artifact, GeneratorCard("m", "0" * 64, "refl", "lora", 20, 10, "held_out fell", {}))
         assert "| `reward` | 0 | 0.25 | 0.125 |" in told and "0.5" not in told
 
     @pytest.mark.parametrize("name", ["unet/model.bin", "unet/model.PT", "model.Pth", "a.CKPT", "b.pkl", "c.Pickle"])
@@ -448,9 +453,9 @@ class TestRewardModel:
         before = ImageReward.from_pretrained(artifact).score("a prompt", images)
         assert before[0] != before[1]
         monkeypatch.chdir(tmp_path)
-        made: dict[str, Any] = {"images": images}
+        made: dict[str, Any] = {"images": [np.asarray(image) for image in images]}
         exec(blocks(folder, "python")[0], made)
-        assert made["scores"] == before
+        assert list(made["scores"]) == pytest.approx(before, abs=1e-6)
         assert not any(name.startswith("last") or name.endswith(".parquet") for name in files(folder))
 
     def test_the_card(self, world, tmp_path):
@@ -570,9 +575,9 @@ class TestMarkup:
 
 
 class TestReproduction:
-    def run(self, stage, config, inputs=(), given=None):
-        entries = {kind: SimpleNamespace(stage=maker) for kind, maker in inputs}
-        return SimpleNamespace(stage=stage, config=config, given=given or tuple(config), inputs=entries, recipe="r")
+    def run(self, stage, config, inputs=(), node=None):
+        entries = {slot: SimpleNamespace(node=maker) for slot, maker in inputs}
+        return SimpleNamespace(stage=stage, node=node or stage, config=config, given=tuple(config), inputs=entries, recipe="r")
 
     def test_what_reads_from_where_is_told_where_two_write_a_kind(self):
         runs = [
@@ -585,14 +590,22 @@ class TestReproduction:
         assert told["build-pairs"] == {"reads": {"images": "import-images"}}
         assert told["simulate-annotations"] == {"reads": {"images": "generate-images"}}
 
-    def test_what_trials_differ_in_is_left_to_the_stage_that_tries(self):
+    def test_the_points_of_a_grid_are_one_table(self):
+        points = {
+            f"grid[seed={seed}, group.rate={rate}]": {"seed": seed, "group.rate": rate, "k": 3}
+            for seed in (1, 2)
+            for rate in (0.1, 0.2)
+        }
         runs = [
-            self.run("train-rm", {"seed": 1, "learning_rate": 0.1}),
-            self.run("train-rm", {"seed": 1, "learning_rate": 0.2}),
-            self.run("sweep-rm", {"learning_rates": [0.1, 0.2], "note": None}, [("reward-model[learning_rate=0.1]", "train-rm")]),
+            *(self.run("train-rm", config, node=node) for node, config in points.items()),
+            self.run("sweep-rm", {"note": None}, [(f"reward-model[{node}]", node) for node in points]),
         ]
         told = tomllib.loads(recipe_of(runs))
-        assert told["train-rm"] == {"seed": 1} and told["sweep-rm"] == {"learning_rates": [0.1, 0.2]}
+        assert told["grid"] == {"stage": "train-rm", "k": 3, "grid": {"seed": [1, 2], "group": {"rate": [0.1, 0.2]}}}
+        assert told["sweep-rm"] == {"reads": {"reward-model": list(points)}}
+        told = tomllib.loads(recipe_of([runs[1], self.run("refl", {}, [("reward-model", runs[1].node)])]))
+        assert told["grid"]["grid"] == {"seed": [1], "group": {"rate": [0.2]}}
+        assert told["refl"] == {"reads": {"reward-model": runs[1].node}}
 
     def test_a_stage_name_that_toml_must_quote(self):
         assert tomllib.loads(recipe_of([self.run("a.b", {"x": 1e-05})]))["a.b"] == {"x": 1e-05}

@@ -39,6 +39,7 @@ STAGES = [
     "import-images",
     "simulate-annotations",
     "load-annotations",
+    "split-prompts",
     "build-pairs",
 ]
 

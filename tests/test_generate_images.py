@@ -234,7 +234,7 @@ def test_shards_are_of_whole_prompts_and_one_model():
     prompts = [{"prompt_id": number, "prompt": str(number)} for number in range(50)]
     jobs = plan_jobs(GenerateImagesConfig(models=("a", "b")), prompts, 2)
     shards = cut_shards(jobs, 32)
-    assert sorted(job.place for shard in shards for job in shard.jobs) == list(range(len(jobs)))
+    assert sorted(job.row for shard in shards for job in shard.jobs) == list(range(len(jobs)))
     for shard in shards:
         assert {job.model for job in shard.jobs} == {shard.model}
     for model in (0, 1):

@@ -158,7 +158,7 @@ class TestTruth:
             inside = next((world.root / "artifacts" / "objects").glob(f"*/{artifact}"))
             for path in (artifact, artifact[:12], inside, next(inside.glob("*"))):
                 message = world.run("smuggles", f"smuggles.path={path}", status=2).err
-                assert "smuggles.path may not be made from the truth" in message
+                assert "smuggles.path may not be made from ground truth" in message
         for path in (inside.parent, inside.parent.parent, world.root / "artifacts" / "refs"):
             assert "is a part of the store and no artifact" in world.run("smuggles", f"smuggles.path={path}", status=2).err
         (world.root / "mine").mkdir()
@@ -168,7 +168,7 @@ class TestTruth:
         judged = world.store.newest("world", "judges").content_id
         world.store.record_path(world.store.newest("world", "oracle-truth").key).unlink()
         told = world.run("smuggles", f"smuggles.path={judged}", status=2).err
-        assert "smuggles.path may not be made from the truth" in told, "a parent whose record is gone is still one"
+        assert "smuggles.path may not be made from ground truth" in told, "a parent whose record is gone is still one"
 
 
 class PathConfig(Config):

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from irpipe.models.generators import Sampling
+from irpipe.models.pictures import decode
 from irpipe.models.training.loop import Trainer
 from irpipe.models.tuning.evaluation import GeneratorEvaluator
 from irpipe.models.tuning.reward_gradient import RewardGradients
@@ -84,14 +86,24 @@ class TestStage:
         assert world.last("refl", setting, "refl.steps=2")["metrics"]["steps"] == 2
 
     def test_more_images_of_a_held_out_prompt_are_judged_and_two_are_kept(self, world):
-        first = "SELECT image_digest FROM refl.images WHERE generator = 'refl step 0' ORDER BY image_id"
         judged = "SELECT value FROM refl.curves WHERE step = 0 AND figure IN ('reward', 'held_out') ORDER BY figure"
-        world.last("refl", "refl.steps=1")
-        two = world.rows(first), world.rows(judged)
-        world.last("refl", "refl.steps=1", "refl.evaluation.images=4")
-        four = world.rows(first), world.rows(judged)
-        assert two[0] and two[0] == four[0]
-        assert len(two[1]) == 2 and all(one != other for one, other in zip(two[1], four[1], strict=True))
+        two, judged_by_two = self.first_images(world.last("refl", "refl.steps=1")), world.rows(judged)
+        more = world.last("refl", "refl.steps=1", "refl.evaluation.images=4")
+        four, judged_by_four = self.first_images(more), world.rows(judged)
+        assert two and list(two) == list(four)
+        for image, picture in two.items():
+            assert np.abs(picture - four[image]).max() <= 1, "a batch of another size rounds another way"
+        assert len(judged_by_two) == 2
+        assert all(one != other for one, other in zip(judged_by_two, judged_by_four, strict=True))
+
+    def first_images(self, done):
+        """Images before the first step, by image and seed."""
+        rows = pq.read_table(Path(done["path"]) / "images").to_pylist()
+        return {
+            (row["image_id"], row["seed"]): np.asarray(decode(row["image"]["bytes"])).astype(int)
+            for row in rows
+            if row["generator"] == "refl step 0"
+        }
 
     def test_recomputed_activations_are_the_same_training(self, world):
         plain = world.last("refl", "refl.steps=2")
