@@ -212,7 +212,7 @@ def _check_class(name: object, model: Model) -> None:
 
 
 def _enough_memory(batch: int) -> AbstractContextManager[None]:
-    smaller = f"--set generate-images.batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
+    smaller = f"the setting batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
     return memory_errors(
         f"{batch} images a batch", f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused"
     )
