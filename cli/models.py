@@ -77,16 +77,15 @@ def open_scorer(name: str, model: str | None, device: str) -> Any:
     Raises:
         ModelError: it needs a model, and none was given.
     """
-    from irpipe.models.loading import files_of
     from irpipe.models.plugins import OWN_SCORERS
-    from irpipe.models.reward import load_reward_model
+    from irpipe.models.reward.base import load_given
     from irpipe.models.scorers.make import REWARD_MODEL, make_scorers
     from irpipe.pipeline.errors import ModelError
 
     if model is None and name in OWN_SCORERS:
         raise ModelError(f"the scorer {name} needs a model", fix="--model FOLDER")
     models = [locate(model)] if model is not None else []
-    rewards = {REWARD_MODEL: load_reward_model(files_of(models[0]))} if name == REWARD_MODEL else {}
+    rewards = {REWARD_MODEL: load_given(models[0])} if name == REWARD_MODEL else {}
     model_settings = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), models)
     return make_scorers([name], model_settings, rewards, device=device, dtype="float32", seed=0)[name]
 

@@ -9,7 +9,7 @@ from typing import Any
 from irpipe.exports.markup import quoted, toml
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.recipe import GRID, STAGE, WIRING
-from irpipe.pipeline.stage import kind_in
+from irpipe.pipeline.stage import find_stage, kind_in, registered
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # TOML's names that need no quotes
 _AXES = re.compile(r"(?:\[|, )([A-Za-z0-9_.-]+)=")  # in the name of a grid's point: GRID[SETTING=VALUE, SETTING=VALUE]
@@ -27,7 +27,8 @@ def recipe_of(runs: Sequence[Record]) -> str:
     blocks = [f"recipe = {toml(runs[-1].recipe)}"]
     for name, points in tables.items():
         run = points[0]
-        wiring, grid = _wiring(run, producers), _grid(points)
+        grid = _grid(points)
+        wiring = {kind: nodes for kind, nodes in _wiring(run, producers).items() if f"{WIRING}.{kind}" not in grid}
         settings = {key: run.config[key] for key in run.given if run.config[key] is not None and key not in grid}
         lines = [
             f"[{name if _BARE.fullmatch(name) else quoted(name)}]",
@@ -41,9 +42,11 @@ def recipe_of(runs: Sequence[Record]) -> str:
 
 
 def _producers(runs: Sequence[Record]) -> Mapping[str, set[str]]:
-    """The nodes that each kind was read from."""
+    """The nodes that write each kind, and that it was read from, which may be runs of other recipes."""
     nodes: dict[str, set[str]] = {}
     for run in runs:
+        if run.stage in registered():
+            nodes.setdefault(find_stage(run.stage).writes, set()).add(run.node)
         for slot, entry in run.inputs.items():
             nodes.setdefault(kind_in(slot), set()).add(entry.node)
     return nodes
@@ -63,5 +66,19 @@ def _wiring(run: Record, producers: Mapping[str, set[str]]) -> dict[str, str | l
 
 def _grid(points: Sequence[Record]) -> dict[str, list[Any]]:
     """The values of each setting that the points of a grid are named by; nothing for a plain node."""
-    axes = [axis for axis in _AXES.findall(points[0].node) if axis in points[0].config]
-    return {axis: list(dict.fromkeys(point.config[axis] for point in points)) for axis in axes}
+    node = points[0].node
+    values = {axis: [_value(point, axis) for point in points] for axis in _AXES.findall(node) if _is_axis(points[0], axis)}
+    return {axis: [value for place, value in enumerate(own) if value not in own[:place]] for axis, own in values.items()}
+
+
+def _is_axis(point: Record, axis: str) -> bool:
+    return axis in point.config or axis.partition(".")[0] == WIRING
+
+
+def _value(point: Record, axis: str) -> Any:
+    """The value of an axis as its point's name has it: a whole number given for a setting of floats stays one."""
+    outer, _, kind = axis.partition(".")
+    if outer == WIRING:
+        return next(entry.node for slot, entry in point.inputs.items() if kind_in(slot) == kind)
+    value = point.config[axis]
+    return int(value) if isinstance(value, float) and f"{axis}={value}" not in point.node and value.is_integer() else value

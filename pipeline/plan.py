@@ -150,7 +150,7 @@ class Planner:
         name = node.name
         if again or name not in self._externals:
             self._externals[name] = resolve(
-                node.stage.name,
+                node.name,
                 node.config,
                 self.recipe.root,
                 self.store,

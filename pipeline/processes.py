@@ -23,6 +23,7 @@ from irpipe.pipeline.interrupt import ignore_interrupts
 
 _PARENT = "IRPIPE_PARENT"
 _GRACE_SECONDS = 5.0
+_MEETING = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 def rank() -> int:
@@ -69,6 +70,15 @@ def together(processes: int, threads_each: int | None, arguments: Sequence[str])
             for other in others:
                 other.kill()
                 other.wait()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work by itself, although others of the same run wait for a later stage."""
+    with _environ({}):
+        for name in _MEETING:
+            os.environ.pop(name, None)
+        yield
 
 
 @contextmanager

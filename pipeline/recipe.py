@@ -138,9 +138,18 @@ class Recipe:
 
     def overrides_for(self, nodes: Iterable[str]) -> list[str]:
         """The overrides that have an effect on some nodes, by name."""
-        names = set(nodes)
-        reached = names | {like for name in names for like in self._models(name)}
-        return [item for item in self.overridden if {node_of(item), *self.grids.get(node_of(item), ())} & reached]
+        names = list(nodes)
+        return [item for item in self.overridden if any(self._reaches(item, name) for name in names)]
+
+    def _reaches(self, override: str, name: str) -> bool:
+        """Whether an override is of a node's own table, or of one it is like without its own value."""
+        table, setting = node_of(override), field_of(override)
+        for node in (name, *self._models(name)):
+            if node == table or node in self.grids.get(table, ()):
+                return True
+            if setting in _flattened(self.tables[node], self.stages[node]):
+                return False
+        return False
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
@@ -220,7 +229,7 @@ class Recipe:
         upstream: dict[str, str] = {}
         for kind, many in kinds.items():
             chosen = self._producers(name, kind, wiring.get(kind), many=many)
-            upstream |= {slot_of(kind, node, several=len(chosen) > 1): node for node in chosen}
+            upstream |= {slot_of(kind, node, several=many): node for node in chosen}
         for producer in upstream.values():
             self._visit(producer, nodes, (*path, name))
         ancestors = _ancestors(upstream.values(), nodes)
@@ -228,8 +237,8 @@ class Recipe:
             if kind in wiring:
                 upstream[kind] = self._producers(name, kind, wiring[kind], many=False)[0]
                 self._visit(upstream[kind], nodes, (*path, name))
-            elif candidates := [producer for producer in self.producers.get(kind, ()) if producer in ancestors]:
-                upstream[kind] = candidates[0]
+            elif candidates := [node for node in ancestors if self.stages[node].writes == kind]:
+                upstream[kind] = self._only(name, kind, sorted(candidates))
         truths = [producer for producer in upstream.values() if nodes[producer].knows_truth]
         if truths and not stage.evaluation:
             raise RecipeError(
@@ -237,6 +246,28 @@ class Recipe:
                 fix=f"let {name} read another node, or declare it with evaluation=True if it neither trains nor selects",
             )
         nodes[name] = Node(name, stage, config, upstream, stage.truth or bool(truths))
+
+    def _only(self, name: str, kind: str, candidates: Sequence[str]) -> str:
+        """The one node upstream that writes a kind.
+
+        Raises:
+            RecipeError: there are several.
+        """
+        if len(candidates) > 1:
+            raise RecipeError(
+                f"{name} reads {kind!r}, which {' and '.join(candidates)} write, and it depends on both",
+                fix=self._choose(name, kind, candidates[0]),
+            )
+        return candidates[0]
+
+    def _choose(self, name: str, kind: str, node: str, *, many: bool = False) -> str:
+        """How to name the node, or several, that a node reads."""
+        table = name.partition("[")[0]  # the points of a grid are set together
+        listed = f'["{node}", ...]' if many else f'"{node}"'
+        return (
+            f"name {'one or several' if many else 'one'}: --set {table}.{WIRING}.{kind}={node}, or in {RECIPE_FILE}:"
+            f" [{table}.{WIRING}] {kind} = {listed}"
+        )
 
     def _producers(self, name: str, kind: str, chosen: Sequence[str] | None, *, many: bool) -> Sequence[str]:
         """The nodes from which a node reads a kind: one, or several where it takes several.
@@ -250,14 +281,12 @@ class Recipe:
         if chosen is None and not producers:
             raise RecipeError(
                 f"{name} reads {kind!r}, and no stage of the recipe {self.name!r} writes it",
-                fix=_instead(self.stages[name], kind) or _table_for(kind) or f"irpipe cite {self.stages[name].name}",
+                fix=_instead(name, self.stages[name], kind) or _table_for(kind) or f"irpipe cite {self.stages[name].name}",
             )
         if chosen is None:
-            listed = f'["{producers[0]}", ...]' if many else f'"{producers[0]}"'
             raise RecipeError(
                 f"{name} reads {kind!r}, which {' and '.join(producers)} write",
-                fix=f"name {'one or several' if many else 'one'}: --set {name}.{WIRING}.{kind}={producers[0]}, or in"
-                f" {RECIPE_FILE}: [{name}.{WIRING}] {kind} = {listed}",
+                fix=self._choose(name, kind, producers[0], many=many),
             )
         for node in chosen:
             writes = self.stages[node].writes
@@ -288,11 +317,11 @@ def _flattened(table: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     return flat
 
 
-def _instead(stage: Stage, kind: str) -> str | None:
-    """The option that gives a stage a file instead of an artifact of a kind, if it has one."""
+def _instead(node: str, stage: Stage, kind: str) -> str | None:
+    """The option that gives a node a file instead of an artifact of a kind, if it has one."""
     for name in hashed_names(default_config(stage.config), ("external", "model")):
         if kind not in stage.kinds_read(default_config(stage.config, **nested({name: Path("FILE")}))):
-            return f"--set {stage.name}.{name}=FILE"
+            return f"--set {node.partition('[')[0]}.{name}=FILE"
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from irpipe.pipeline.errors import RecipeError, did_you_mean
 from irpipe.pipeline.recipe import GRID, LIKE, RECIPE_FILE, STAGE, Recipe, field_of, node_of
 
+_LONGEST_NAME = 120  # names of files hold it, and the fault's text must be readable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -53,7 +54,7 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))
     for node in tables:
         if not _NAME.fullmatch(node):
-            raise RecipeError(f"[{node}] is no name for a node", where=str(path), expected="letters, digits, -, _ and .")
+            raise RecipeError(f"[{node}] is no name for a node", where=str(path), expected="letters, digits, - and _")
     for override in overrides:
         _override(tables, override)
     expanded, grids = _expand(tables)
@@ -75,15 +76,33 @@ def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, A
         axes = _axes(table[GRID])
         if not axes or not all(isinstance(values, list) and values for values in axes.values()):
             raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
+        for axis in axes:
+            if _holds(table, axis):
+                raise RecipeError(
+                    f"[{name}] {axis} is given both by itself and by {GRID}",
+                    fix=f"--set {name}.{GRID}.{axis}=[...] replaces its values",
+                )
         grids[name] = []
         for point in product(*axes.values()):
             settings = dict(zip(axes, point, strict=True))
             node = f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]".replace("/", ":")
+            if node in expanded:
+                raise RecipeError(f"[{name}.{GRID}] gives two nodes the name {node!r}", fix="leave one of the values out")
+            if len(node) > _LONGEST_NAME:
+                raise RecipeError(
+                    f"[{name}.{GRID}] gives a node a name of {len(node)} letters", expected=f"at most {_LONGEST_NAME}"
+                )
             grids[name].append(node)
             expanded[node] = _with({key: value for key, value in table.items() if key != GRID}, settings)
             if LIKE not in table:
                 expanded[node].setdefault(STAGE, name)
     return expanded, grids
+
+
+def _holds(table: Mapping[str, Any], axis: str) -> bool:
+    """Whether a table has a setting, by name or in its group."""
+    outer, _, inner = axis.partition(".")
+    return axis in table if not inner else inner in (table.get(outer) or ())
 
 
 def _axes(grid: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +27,7 @@ from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, input_entry
-from irpipe.pipeline.processes import count, end_with_parent, together
+from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Node, Recipe
 from irpipe.pipeline.settings import Config, given_names, shown_config
@@ -58,7 +59,7 @@ class Runner:
             RecipeError: the stage is work for one process.
         """
         end_with_parent()
-        self._refuse_alone(target)
+        self._refuse_alone(self.recipe.chain(target)[-1])
         step = self.planner.plan(target)[-1]
         while step.key is None or not (self.store.is_locked(step.key) and (self.store.work_path(step.key) / "scratch").is_dir()):
             if step.state == "reuse":
@@ -71,10 +72,11 @@ class Runner:
         with tempfile.TemporaryDirectory() as nowhere:
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
 
-    def _refuse_alone(self, target: str) -> None:
-        if not self.recipe.stages[target].processes:
+    def _refuse_alone(self, target: Node) -> None:
+        if not target.stage.processes:
             raise RecipeError(
-                f"{target} is work for one process", fix="leave out --processes; irpipe cite names num_processes or num_workers"
+                f"{target.name} is work for one process",
+                fix="leave out --processes; irpipe cite names num_processes or num_workers",
             )
 
     def run(self, target: str, *, only: bool = False) -> Record:
@@ -88,7 +90,7 @@ class Runner:
         """
         entries: dict[str, InputEntry] = {}
         if count() > 1:
-            self._refuse_alone(target)
+            self._refuse_alone(self.recipe.chain(target)[-1])
         set_threads()  # before numpy or torch is loaded
         with disk_errors(self.store.root), self.store.in_use():
             chain = self.recipe.chain(target)
@@ -102,7 +104,8 @@ class Runner:
                         f"{target} reads {step.name}, which does not exist yet: {'; '.join(step.reasons)}",
                         fix=f"irpipe run {step.name}, or leave out --only",
                     )
-                record = self._reuse(step) if step.record else self._make(step)
+                with nullcontext() if node.name == target else alone():  # the other processes meet at the target only
+                    record = self._reuse(step) if step.record else self._make(step)
                 self.store.point(self.recipe.name, node.name, record)
                 entries[step.name] = input_entry(node, record)
         self.planner.watcher.event(

@@ -607,5 +607,26 @@ class TestReproduction:
         assert told["grid"]["grid"] == {"seed": [1], "group": {"rate": [0.2]}}
         assert told["refl"] == {"reads": {"reward-model": runs[1].node}}
 
+    def test_a_grid_of_lists_of_whole_numbers_and_of_what_is_read(self):
+        def name(values):
+            return f"grid[{', '.join(f'{key}={value}' for key, value in values.items())}]"
+
+        given = [{"scorers": ["a"], "rate": 1, "reads.pairs": "p"}, {"scorers": ["b"], "rate": 1, "reads.pairs": "q"}]
+        runs = [
+            self.run("train-rm", {"scorers": point["scorers"], "rate": 1.0}, [("pairs", point["reads.pairs"])], node=name(point))
+            for point in given
+        ]
+        told = tomllib.loads(recipe_of(runs))["grid"]
+        assert told == {"stage": "train-rm", "grid": {"scorers": [["a"], ["b"]], "rate": [1], "reads": {"pairs": ["p", "q"]}}}
+        assert isinstance(told["grid"]["rate"][0], int), "the point's name has 1, not 1.0"
+
+    def test_what_is_written_but_not_read_counts_as_a_choice(self):
+        runs = [
+            self.run("refl", {}),
+            self.run("finetune", {}, node="raft"),
+            self.run("compare-generators", {}, [("generator[refl]", "refl")]),
+        ]
+        assert tomllib.loads(recipe_of(runs))["compare-generators"] == {"reads": {"generator": "refl"}}
+
     def test_a_stage_name_that_toml_must_quote(self):
         assert tomllib.loads(recipe_of([self.run("a.b", {"x": 1e-05})]))["a.b"] == {"x": 1e-05}

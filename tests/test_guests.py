@@ -183,3 +183,16 @@ def test_the_guests_numbers_are_its_own(site, colours, world):
     red[..., 0] = 255
     scores = score_pictures(RewardModelScorer(model, "cpu", torch.float32), ["red", "a blue", "green and red"], [red] * 3)
     assert scores.tolist() == [1.0, -1.0, 0.0]
+
+
+def test_on_the_hub_its_code_would_not_count(site, colours, world, monkeypatch):
+    """What a plan cannot see cannot be part of a key, so it is refused."""
+    from irpipe.models.reward.base import load_given
+    from irpipe.pipeline.errors import ModelError
+    from irpipe.pipeline.stage import Model
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **more: str(world.root / colours))
+    with pytest.raises(ModelError, match="of the format 'colours', which another package reads") as caught:
+        load_given(Model("somebody/colours", "0" * 40, None))
+    assert "hf download somebody/colours --revision" in caught.value.fix
+    assert load_given(Model(colours, "r", world.root / colours)).format == "colours"

@@ -59,6 +59,50 @@ PACKAGE = {
 }
 
 
+PACKAGE |= {
+    "rhyme/__init__.py": """
+        from irpipe.pipeline.stage import Config, Stage
+        class RhymeConfig(Config):
+            pass
+        STAGE = Stage(name="rhyme", version=1, reads=("song",), reads_if_upstream=("word",), writes="rhyme",
+                      config=RhymeConfig, run="choir.rhyme.run:run")
+    """,
+    "rhyme/run.py": """
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            (out / "rhyme.txt").write_text(inputs["word"].file("word.txt").read_text())
+            return Report(Rows(1, 1, 0))
+    """,
+    "drum/__init__.py": """
+        from irpipe.pipeline.stage import Config, Stage
+        class DrumConfig(Config):
+            pass
+        STAGE = Stage(name="drum", version=1, writes="beat", processes=True, config=DrumConfig, run="choir.drum.run:run")
+    """,
+    "drum/run.py": """
+        from irpipe.pipeline.processes import count
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            (out / "beat.txt").write_text(str(count()))
+            return Report(Rows(1, 1, 0))
+    """,
+    "band/__init__.py": """
+        from irpipe.pipeline.stage import Config, Stage
+        class BandConfig(Config):
+            pass
+        STAGE = Stage(name="band", version=1, reads=("beat",), writes="band", processes=True, config=BandConfig,
+                      run="choir.band.run:run")
+    """,
+    "band/run.py": """
+        from irpipe.pipeline.processes import count
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            (out / "band.txt").write_text(f"{inputs['beat'].file('beat.txt').read_text()} then {count()}")
+            return Report(Rows(1, 1, 0))
+    """,
+}
+
+
 @pytest.fixture
 def choir(project, tmp_path, monkeypatch, install):
     """A user's own package with stages that write words, and one that reads several."""
@@ -67,7 +111,7 @@ def choir(project, tmp_path, monkeypatch, install):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder.parent))
-    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song")})
+    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song", "rhyme", "drum", "band")})
     yield project
     for name in [name for name in sys.modules if name.partition(".")[0] == "choir"]:
         del sys.modules[name]
@@ -126,6 +170,42 @@ def test_the_same_words_by_other_nodes_are_another_song(choir):
     assert choir.last("song")["key"] != first
 
 
+def test_the_name_of_a_single_one_counts_too(choir):
+    choir.recipe('recipe = "choir"\n[word]\n[word-2]\nlike = "word"\n[song]\nreads.word = "word"\n')
+    assert song(choir) == "word:hello"
+    assert song(choir, "song.reads.word=word-2") == "word-2:hello"
+
+
+def test_what_is_read_if_upstream_may_be_of_a_grid(choir):
+    grid = 'recipe = "choir"\n[word]\ngrid.text = ["a", "b"]\n[song]\nreads.word = %s\n[rhyme]\n'
+    choir.recipe(grid % '"word[text=b]"')
+    choir.run("rhyme")
+    assert choir.store.newest("choir", "rhyme").inputs["word"].node == "word[text=b]"
+    choir.recipe(grid % '"word"')
+    error = choir.run("rhyme", status=2).err
+    assert "rhyme reads 'word', which word[text=a] and word[text=b] write, and it depends on both" in error
+    assert "--set rhyme.reads.word=word[text=a]" in error
+    choir.run("rhyme", "rhyme.reads.word=word[text=a]")
+    assert choir.store.newest("choir", "rhyme").inputs["word"].node == "word[text=a]"
+
+
+def test_several_processes_meet_at_the_target_alone(choir, monkeypatch):
+    """The others wait for the target: a stage upstream that waited for them would wait for ever."""
+    from pathlib import Path
+
+    choir.recipe('recipe = "choir"\n[drum]\n[band]\n')
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert (Path(choir.last("band")["path"]) / "band.txt").read_text() == "1 then 2"
+
+
+@pytest.mark.parametrize(("target", "message"), [("bnad", "did you mean 'band'?"), ("drum", "drum is a grid of 1 nodes")])
+def test_several_processes_for_what_is_no_node(choir, monkeypatch, target, message):
+    choir.recipe('recipe = "choir"\n[drum]\ngrid.x = [1]\n[band]\n')
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert message in choir.run(target, status=2).err
+
+
 class TestLike:
     def test_settings_of_another_node_are_defaults(self, choir):
         choir.recipe(
@@ -144,6 +224,10 @@ class TestLike:
         )
         choir.run("echo", "echo.reads.word=word")
         assert choir.store.newest("choir", "echo").config == {"text": "hi"}
+
+    def test_a_set_that_its_own_settings_hide_is_an_error(self, choir):
+        choir.recipe('recipe = "choir"\n[word]\n[soft]\nlike = "word"\ntext = "hi"\n[song]\nreads.word = "soft"\n')
+        assert "--set word.text=ho has no effect" in choir.run("song", "word.text=ho", status=2).err
 
     def test_what_has_no_effect_beside_own_settings_stands_aside(self, choir):
         choir.recipe(
@@ -190,6 +274,25 @@ class TestGrids:
         choir.recipe('recipe = "choir"\n[word]\ngrid.voice.times = [1, 2]\n[song]\nreads.word = "word"\n')
         assert song(choir) == "word[voice.times=1]:hello word[voice.times=2]:hellohello"
         assert song(choir, "word.grid.voice.times=[3]") == "word[voice.times=3]:hellohellohello"
+
+    @pytest.mark.parametrize("setting", ["loud.text=c", "loud.voice.times=4"])
+    def test_a_setting_beside_its_axis_is_an_error(self, choir, setting):
+        choir.recipe(self.RECIPE + '[song]\nreads.word = "loud"\n')
+        axis = setting.removeprefix("loud.").partition("=")[0]
+        error = choir.run("song", setting, status=2).err
+        assert f"[loud] {axis} is given both by itself and by grid" in error and f"--set loud.grid.{axis}=[...]" in error
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (["a/b", "a:b"], "gives two nodes the name 'word[text=a:b]'"),
+            (["a", "a"], "gives two nodes the name 'word[text=a]'"),
+            (["a" * 200], "gives a node a name of 211 letters"),
+        ],
+    )
+    def test_its_points_have_names_of_their_own(self, choir, values, message):
+        choir.recipe(f'recipe = "choir"\n[word]\ngrid.text = {values}\n[song]\n')
+        assert message in choir.run("song", status=2).err
 
     def test_its_name_alone_is_no_node(self, choir):
         choir.recipe(self.RECIPE)

@@ -16,14 +16,28 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from irpipe.models.scorers.make import make_scorers
 from irpipe.models.tuning.captions import decoded, fitted, local_captions
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.schemas.generator import GeneratorCard
+from irpipe.stages.compare_generators.run import refuse_taken
 from irpipe.stages.compare_generators.table import compare, interval, won
 from irpipe.stages.finetune.choose import best_and_worst, best_of_each, weighted
 from tests.paired import RECIPE
 
 REWARDS = np.array([[0.0, 3.0, 1.0], [np.nan, -1.0, -2.0]])
+
+
+@pytest.mark.parametrize("node", ["base", "best-of-2"])
+def test_no_node_takes_the_place_of_a_row(node):
+    refuse_taken(["refl", "best-of-3"], (2,))
+    with pytest.raises(RecipeError, match=f"'{node}' is a row of the comparison"):
+        refuse_taken(["refl", node], (2,))
+
+
+def test_no_reward_model_takes_the_place_of_a_scorer():
+    with pytest.raises(RecipeError, match="'random' is a scorer, and the node of a reward model"):
+        make_scorers(["reward-model", "random"], {}, {"random": None, "other": None}, device="cpu", dtype="float32", seed=0)
 
 
 class TestChoosing:

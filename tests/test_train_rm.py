@@ -437,6 +437,12 @@ class TestSweep:
         plain = rm.run("train-rm", "train-rm.optimizer.learning_rate=0.001").err
         assert "train-rm: reused" in plain, "a point of a grid is an ordinary run"
 
+    def test_trainings_of_two_processes_follow_each_other_in_one_run(self, rm):
+        """Each meets anew: the other process of an earlier training is gone."""
+        rm.run("sweep-rm", "train-rm.training.processes=2", "train-rm.training.threads=1", "train-rm.epochs=1")
+        nodes = [f"train-rm-grid[optimizer.learning_rate={rate}]" for rate in (0.0001, 0.001)]
+        assert [rm.store.newest("micro", node).processes for node in nodes] == [2, 2]
+
     def test_seeds_are_repetitions_of_one_point(self, rm):
         rm.run(
             "sweep-rm",

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from irpipe.models.loading import files_of
 from irpipe.models.plugins import format_of
 from irpipe.pipeline.errors import ModelError, did_you_mean
 from irpipe.pipeline.registry import REWARD_MODELS, declared
+from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import ScoreCard
 
 if TYPE_CHECKING:
@@ -75,6 +77,31 @@ class RewardModel(Protocol):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` with the format, the weights, `score_card.json`, and whatever the texts need."""
+
+
+def load_given(model: Model) -> Any:
+    """The reward model that a setting names.
+
+    Raises:
+        ModelError: as `load_reward_model`; or it is on the hub and another package's, whose code would not count.
+    """
+    path = files_of(model)
+    refuse_uncounted(model, path)
+    return load_reward_model(path)
+
+
+def refuse_uncounted(model: Model, path: Path) -> None:
+    """The code of another package counts towards a run's key only where the model's files are at hand when it is planned.
+
+    Raises:
+        ModelError: the model is on the hub, and another package's.
+    """
+    name, known = format_of(path), declared(REWARD_MODELS)
+    if model.folder is None and name is not None and name in known and known[name].module.partition(".")[0] != "irpipe":
+        raise ModelError(
+            f"{model.name} is a reward model of the format {name!r}, which another package reads",
+            fix=f"hf download {model.name} --revision {model.revision} --local-dir FOLDER, and name the folder",
+        )
 
 
 def load_reward_model(location: str | Path) -> Any:

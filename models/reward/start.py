@@ -15,7 +15,7 @@ from transformers import BlipConfig, BlipTextConfig
 
 from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
-from irpipe.models.reward.base import load_reward_model
+from irpipe.models.reward.base import load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
 from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.preprocessing import Preprocessing
@@ -64,6 +64,7 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
         ModelError: the model is of another kind, or has no such head.
     """
     folder = files_of(model)
+    refuse_uncounted(model, folder)
     reward = _reward_model(folder)
     if reward is not None and head in ("auto", "kept"):
         return _sized(reward, image_size, model), "kept"

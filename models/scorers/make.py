@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from irpipe.models.loading import device_errors, files_of, pick_device
+from irpipe.models.loading import device_errors, pick_device
 from irpipe.models.plugins import OWN_SCORERS
-from irpipe.models.reward.base import load_reward_model
+from irpipe.models.reward.base import load_given, load_reward_model
 from irpipe.models.scorers.base import Scorer
 from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, RandomScorer, aesthetic_head
 from irpipe.models.scorers.reward import RewardModelScorer
@@ -28,7 +28,7 @@ def load_reward_models(inputs: Inputs, models: Mapping[str, Sequence[Model]]) ->
         `RewardModel`s in evaluation mode.
     """
     if "reward_model" in models:
-        return {REWARD_MODEL: load_reward_model(files_of(models["reward_model"][0]))}
+        return {REWARD_MODEL: load_given(models["reward_model"][0])}
     folders = {node: artifact.path for node, artifact in inputs.all(REWARD_MODEL).items()}
     if len(folders) == 1:
         return {REWARD_MODEL: load_reward_model(next(iter(folders.values())))}
@@ -57,6 +57,9 @@ def make_scorers(
         ModelError: a model is not at hand, or of another kind.
         StageError: another package's is no scorer.
     """
+    taken = sorted(set(reward_models) & (set(names) - {REWARD_MODEL}))
+    if taken and REWARD_MODEL in names:
+        raise RecipeError(f"{taken[0]!r} is a scorer, and the node of a reward model", fix="give the node another name")
     place = pick_device(device)
     with device_errors(place):
         torch.empty(1, device=place)

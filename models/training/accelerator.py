@@ -33,6 +33,8 @@ def make_accelerator(stage: str, training: TrainingSettings, title: str, setting
         StageError: a tracker is not installed.
     """
     trackers, device = training.trackers, pick_device(training.device)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # of an earlier training of this process, whose others are gone
     for shared in (AcceleratorState, PartialState):
         shared._reset_state()  # another training of this process may have had another precision
     on_cpu = device == "cpu"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from irpipe.models.loading import files_of, quiet
-from irpipe.models.reward.base import load_reward_model
+from irpipe.models.loading import quiet
+from irpipe.models.reward.base import load_given, load_reward_model
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.base import Scorer
 from irpipe.models.scorers.baselines import ClipScorer
@@ -227,7 +227,7 @@ def excluded(context: Context) -> set[str]:
 def open_reward_model(inputs: Mapping[str, Artifact], context: Context) -> Any:
     """The reward model that is tuned for: the one that `reward_model` names, or else the recipe's."""
     given = context.models.get("reward_model")
-    return load_reward_model(files_of(given[0]) if given else inputs["reward-model"].path)
+    return load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
 
 
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:

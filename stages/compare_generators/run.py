@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     prompts = read_prompts(config, inputs, context)
     generators = inputs.all("generator")
     cards: dict[str, GeneratorCard] = {node: check_base(node, artifact, context) for node, artifact in generators.items()}
+    refuse_taken(cards, config.best_of)
     reward_models = load_reward_models(inputs, context.models)
     if config.best_of and len(reward_models) > 1:
         raise RecipeError(
@@ -111,9 +112,20 @@ def check_base(node: str, artifact: Artifact, context: Context) -> GeneratorCard
         raise InputError(
             f"{node} tuned {card.base}, and the base here is {base.name}",
             where=artifact.content_id[:12],
-            fix=f"--set compare-generators.model={card.base}",
+            fix=f"set compare-generators.model to what {node} was tuned from (irpipe show {node})",
         )
     return card
+
+
+def refuse_taken(nodes: Iterable[str], best_of: Sequence[int]) -> None:
+    """Tuned generators stand in the comparison by the names of their nodes, beside the base and its best of n.
+
+    Raises:
+        RecipeError: a node has the name of one of those.
+    """
+    taken = sorted({BASE, *(f"best-of-{n}" for n in best_of)} & set(nodes))
+    if taken:
+        raise RecipeError(f"{taken[0]!r} is a row of the comparison, and the name of a node", fix="give the node another name")
 
 
 def make_all(
