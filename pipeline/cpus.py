@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 _OPENMP = "OMP_NUM_THREADS"  # read by torch, MKL and OpenBLAS when they are loaded
 # How long a thread of GNU OpenMP, which torch brings, holds its core while it waits for the others: 1 ms and more by default.
 # On a machine with other work the thread that is waited for then gets no core: two threads were ten times slower than one.
-_SPINNING = ("GOMP_SPINCOUNT", "1000")
+_SPINNING = ("GOMP_SPINCOUNT", "10000")
 
 
 def usable_cpus(root: Path = Path("/")) -> int:

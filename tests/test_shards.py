@@ -321,7 +321,7 @@ class TestProcessors:
         assert "GOMP_SPINCOUNT" not in os.environ
         monkeypatch.delenv("OMP_WAIT_POLICY")
         set_threads()
-        assert os.environ["GOMP_SPINCOUNT"] == "1000"
+        assert os.environ["GOMP_SPINCOUNT"] == "10000"
         monkeypatch.setenv("GOMP_SPINCOUNT", "7")
         set_threads()
         assert os.environ["GOMP_SPINCOUNT"] == "7"
