@@ -33,10 +33,7 @@ def make_accelerator(stage: str, training: TrainingSettings, title: str, setting
         StageError: a tracker is not installed.
     """
     trackers, device = training.trackers, pick_device(training.device)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # of an earlier training of this process, whose others are gone
-    for shared in (AcceleratorState, PartialState):
-        shared._reset_state()  # another training of this process may have had another precision
+    _forget_earlier_training()
     on_cpu = device == "cpu"
     os.environ.pop("ACCELERATE_USE_CPU", None)
     if on_cpu:
@@ -62,6 +59,14 @@ def make_accelerator(stage: str, training: TrainingSettings, title: str, setting
     if trackers:
         accelerator.init_trackers(title, {name: str(value) for name, value in settings.items()})
     return accelerator
+
+
+def _forget_earlier_training() -> None:
+    """An earlier training of this process may have had another precision, and other processes, which are gone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for shared in (AcceleratorState, PartialState):
+        shared._reset_state()
 
 
 def used_gigabytes(device: torch.device) -> float:
