@@ -229,7 +229,7 @@ class Recipe:
         upstream: dict[str, str] = {}
         for kind, many in kinds.items():
             chosen = self._producers(name, kind, wiring.get(kind), many=many)
-            upstream |= {slot_of(kind, node, several=many): node for node in chosen}
+            upstream |= {slot_of(kind, node, many=many): node for node in chosen}
         for producer in upstream.values():
             self._visit(producer, nodes, (*path, name))
         ancestors = _ancestors(upstream.values(), nodes)

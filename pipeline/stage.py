@@ -140,7 +140,7 @@ class Inputs(Mapping[str, "Artifact"]):
     """The artifacts that a run reads. ``inputs[kind]`` is the one of a kind; ``inputs.all(kind)`` are those of a `Many`.
 
     Args:
-        slots: the name of the node that made it, and the artifact, by kind; by ``kind[node]`` where there are several.
+        slots: the name of the node that made it, and the artifact, by kind; those of a `Many` by ``kind[node]``.
     """
 
     def __init__(self, slots: Mapping[str, tuple[str, Artifact]]) -> None:
@@ -160,9 +160,12 @@ class Inputs(Mapping[str, "Artifact"]):
         return dict(sorted((node, artifact) for slot, (node, artifact) in self._slots.items() if kind_in(slot) == kind))
 
 
-def slot_of(kind: str, node: str, *, several: bool) -> str:
-    """The name under which a run reads a node's artifact: its kind, or ``kind[node]`` where it reads several of that kind."""
-    return f"{kind}[{node}]" if several else kind
+def slot_of(kind: str, node: str, *, many: bool) -> str:
+    """The name under which a run reads a node's artifact: its kind, or ``kind[node]`` where it may read several.
+
+    Results show the names of the nodes of a `Many`, so the name counts towards the key also where only one is read.
+    """
+    return f"{kind}[{node}]" if many else kind
 
 
 def kind_in(slot: str) -> str:

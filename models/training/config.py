@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Strict
 
@@ -72,6 +72,11 @@ class TrainingSettings(Group):
     def unused(self) -> dict[str, str]:
         """Settings without effect beside the others, and why, as a config's `unused` has them (the group being `training`)."""
         return {} if self.trackers else {"training.tracker_folder": "no trackers are given"}
+
+
+def workers(config: Any) -> tuple[int, int | None]:
+    """How many processes share a training, and the threads of each, by the settings of its stage (`Stage.processes`)."""
+    return config.training.processes, config.training.threads
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from irpipe.models.plugins import plugins
+from irpipe.models.training.config import workers
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.pipeline.stage import Stage, setting
 
@@ -90,7 +91,7 @@ STAGE = Stage(
     version=1,
     reads=TuneConfig.shared_reads,
     writes="generator",
-    processes=lambda config: (config.training.processes, config.training.threads),
+    processes=workers,
     determinism="numeric",
     extra="tune",
     config=ReflConfig,

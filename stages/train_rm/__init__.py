@@ -16,7 +16,7 @@ from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.published import BLIP
-from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings
+from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings, workers
 from irpipe.pipeline.stage import Config, Group, Stage, group, setting
 
 CODE = "released code, train/"
@@ -187,7 +187,7 @@ STAGE = Stage(
     version=1,
     reads=("pairs", "annotations", "images"),
     writes="reward-model",
-    processes=lambda config: (config.training.processes, config.training.threads),
+    processes=workers,
     determinism="numeric",
     extra="train",
     plugins=plugins,
