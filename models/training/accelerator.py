@@ -33,7 +33,8 @@ def make_accelerator(stage: str, training: TrainingSettings, title: str, setting
         StageError: a tracker is not installed.
     """
     trackers, device = training.trackers, pick_device(training.device)
-    _forget_earlier_training()
+    for shared in (AcceleratorState, PartialState):
+        shared._reset_state()  # another training of this process may have had another precision
     on_cpu = device == "cpu"
     os.environ.pop("ACCELERATE_USE_CPU", None)
     if on_cpu:
@@ -59,14 +60,6 @@ def make_accelerator(stage: str, training: TrainingSettings, title: str, setting
     if trackers:
         accelerator.init_trackers(title, {name: str(value) for name, value in settings.items()})
     return accelerator
-
-
-def _forget_earlier_training() -> None:
-    """An earlier training of this process may have had another precision, and other processes, which are gone."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    for shared in (AcceleratorState, PartialState):
-        shared._reset_state()
 
 
 def used_gigabytes(device: torch.device) -> float:
