@@ -18,7 +18,9 @@ from irpipe.schemas.annotations import (
     RANKINGS,
     RATINGS,
 )
+from irpipe.schemas.splits import PROMPT_SPLITS
 
+_SPLITS = "splits"
 IMAGES = 7  # C(7, 2) = 21 pairs a ranking, less about a fifth of ties
 
 
@@ -53,14 +55,18 @@ def main(folder: Path, size: Size) -> None:
 
 
 def _write(folder: Path, prompts: int, rankings: int) -> None:
-    """The tables of an annotations artifact: prompts, each ranked by many annotators."""
+    """The tables of an annotations artifact, prompts that many annotators ranked, and in a folder within it the splits."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     prompt_ids = rng.integers(0, 1 << 63, prompts, dtype=np.uint64)
     image_ids = rng.integers(0, 1 << 63, (prompts, IMAGES), dtype=np.uint64)
     prompt_of = np.sort(rng.integers(0, prompts, rankings))
     ranking_ids = rng.integers(0, 1 << 63, rankings, dtype=np.uint64)
-    ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": [f"prompt {row}" for row in range(prompts)]})
+    texts = [f"prompt {row}" for row in range(prompts)]
+    ANNOTATED_PROMPTS.write(folder, {"prompt_id": prompt_ids, "prompt": texts})
+    splits = {"split": ["train" if row % 10 else "test" for row in range(prompts)], "component": np.arange(prompts)}
+    (folder / _SPLITS).mkdir()
+    PROMPT_SPLITS.write(folder / _SPLITS, {"prompt_id": prompt_ids, "prompt": texts, **splits})
     ANNOTATION_IMAGES.write(
         folder,
         {
@@ -103,8 +109,8 @@ def _build(folder: Path) -> tuple[float, int, int]:
 
     out = folder / "out"
     out.mkdir()
-    artifact = Artifact(folder, describe(folder))
-    seconds, report = timed(lambda: run(BuildPairsConfig(), {"annotations": artifact}, out, quiet_context(folder / "work")))
+    inputs = {name: Artifact(path, describe(path)) for name, path in (("annotations", folder), ("splits", folder / _SPLITS))}
+    seconds, report = timed(lambda: run(BuildPairsConfig(), inputs, out, quiet_context(folder / "work")))
     return seconds, report.rows.kept, report.rows.read
 
 

@@ -282,6 +282,7 @@ def test_the_micro_recipe_as_shipped(project):
         "generate-images",
         "simulate-annotations",
         "load-annotations",
+        "split-prompts",
         "build-pairs",
         "oracle-truth",
     }
