@@ -283,18 +283,38 @@ class TestInterrupted:
 
 class TestProcesses:
     @pytest.mark.slow
-    def test_two_processes_agree_with_one(self, world):
-        laid = ("refl.steps=2", "refl.evaluation.every=100")
-        one = world.last("refl", *laid)
-        first = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
+    @pytest.mark.parametrize(
+        ("node", "laid"),
+        [
+            ("refl", ("refl.steps=2", "refl.evaluation.every=100")),
+            (
+                "refl",
+                (
+                    "refl.steps=2",
+                    "refl.evaluation.every=1",
+                    "refl.refresh_every=2",
+                    "refl.rollouts=5",
+                    "refl.training.sample_batch_size=2",
+                ),
+            ),
+            ("raft", ("raft.steps=3", "raft.evaluation.every=1", "raft.training.sample_batch_size=3")),
+        ],
+    )
+    def test_two_processes_agree_with_one(self, world, node, laid):
+        one = world.last(node, *laid)
+        curves = f"SELECT * FROM {node}.curves ORDER BY split, step, figure"
+        first = world.rows(curves)
         path = world.root / "artifacts" / "keys" / one["key"][:2] / f"{one['key']}.json"
         path.unlink()
         flags = [part for setting in laid for part in ("--set", setting)]
-        command = [sys.executable, "-m", "irpipe.cli", "run", "refl", "--processes", "2", *flags]
+        command = [sys.executable, "-m", "irpipe.cli", "run", node, "--processes", "2", *flags]
         subprocess.run(
             command, cwd=world.root, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-        second = world.rows("SELECT * FROM refl.curves WHERE split = 'train' ORDER BY step, figure")
+        second = world.rows(curves)
+        assert [(row["split"], row["step"], row["figure"]) for row in second] == [
+            (row["split"], row["step"], row["figure"]) for row in first
+        ]
         for this, other in zip(first, second, strict=True):
             assert other["value"] == pytest.approx(this["value"], rel=2e-3, abs=1e-5), this
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from irpipe.models.training.config import OptimizerSettings, TrainingConfig, Tra
 from irpipe.models.training.loop import Trainer
 from irpipe.models.training.objective import Evaluator, Objective, Samples, Verdict
 from irpipe.models.training.optimizer import Schedule
+from irpipe.models.training.sharing import shared_rows
 from irpipe.models.training.weights import Weights
 from irpipe.models.tuning.captions import CaptionedImages
 from irpipe.models.tuning.denoiser import load_denoiser
@@ -360,3 +363,35 @@ def test_the_ema_is_the_plain_recursion():
         assert float(weights.ema["w"]) == pytest.approx(expected, abs=1e-12)
     assert float(Weights({"w": parameter}, 0.0).evaluated()["w"]) == parameter.item()
     assert isinstance(Line().around(0, 0), nullcontext)
+
+
+class TestSharedRows:
+    @pytest.mark.parametrize(("processes", "count", "size"), [(1, 5, 2), (2, 5, 2), (3, 7, 1), (3, 2, 4), (3, 8, 2), (4, 12, 3)])
+    def test_every_process_gets_every_row_once_and_in_order(self, processes, count, size):
+        together, computed = threading.Barrier(processes, timeout=20), [[] for _ in range(processes)]
+        given = [None] * processes
+
+        def process(rank):
+            def gather(tensors):
+                given[rank] = tensors
+                together.wait()
+                whole = [torch.cat(parts) for parts in zip(*given, strict=True)]
+                together.wait()
+                return whole
+
+            def compute(numbers):
+                computed[rank].append(list(numbers))
+                rows = torch.tensor(numbers)
+                return rows, torch.stack([rows * 2, rows * 3], dim=1)
+
+            told = []
+            accelerator = SimpleNamespace(num_processes=processes, process_index=rank, gather=gather, device="cpu")
+            rows, more = shared_rows(accelerator, count, size, compute, told.append)
+            assert rows.tolist() == list(range(count)) and more.tolist() == [[row * 2, row * 3] for row in range(count)]
+            assert sum(told) == count
+
+        with ThreadPoolExecutor(processes) as pool:
+            assert list(pool.map(process, range(processes))) == [None] * processes
+        assert all(0 < len(batch) <= size for batches in computed for batch in batches)
+        twice = sum(map(len, (batch for batches in computed for batch in batches))) - count
+        assert twice < processes, "only the last row is computed more than once"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from irpipe.models.training.accelerator import used_gigabytes
@@ -212,15 +211,10 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluate; keep the weights if they are the best so far, and stop if the verdict or patience says so."""
         verdict = self._verdict()
-        if self.accelerator.num_processes > 1:
-            verdicts: list[Any] = [verdict]
-            broadcast_object_list(verdicts)
-            verdict = verdicts[0]
-        assert verdict is not None, "the first process has one"
         with undisturbed():
             self._mind(verdict)
 
-    def _verdict(self) -> Verdict | None:
+    def _verdict(self) -> Verdict:
         """The evaluator's verdict on the EMA weights. An interrupt puts the trained ones back; the evaluation is made again."""
         trained = self.weights.copy() if self.weights.ema else {}
         self._whole = False

@@ -102,8 +102,8 @@ class Evaluator(Protocol):
         """Whether to evaluate after so many steps; 0 is before the first one."""
         ...
 
-    def evaluate(self, step: int) -> Verdict | None:
-        """Evaluate, in every process. None in other processes than the first, where that one does it alone."""
+    def evaluate(self, step: int) -> Verdict:
+        """Evaluate, in every process: they share the work, and must come to the same verdict."""
         ...
 
     def resume(self, steps: Sequence[int]) -> None:  # noqa: ARG002 # a default for subclasses

@@ -252,6 +252,19 @@ def sample(
     return torch.stack(kept, dim=1)
 
 
+def sample_images(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    conditions: Conditions,
+    rows: Sequence[int],
+    seeds: Sequence[int],
+    guidance: float = 1.0,
+) -> Tensor:
+    """Sample to the end without gradients: latents (n, channels, h, w) of encoded texts by row, as `sample` draws them."""
+    given, steps = rows_of(conditions, rows, denoiser.device), len(schedule.timesteps)
+    return sample(denoiser, schedule, given, seeds, stop=steps, keep_from=steps, guidance=guidance)[:, -1]
+
+
 def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
     """How a scheduler takes its noise; diffusers' DDIM takes one generator alone, and draws only if eta is above 0."""
     return {"generator": generators} if type(scheduler).__name__ == "DDPMScheduler" else {}

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Evaluator, Verdict
+from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
-from irpipe.models.tuning.denoiser import Denoiser, as_pixels, rows_of, sample, sampling_memory
+from irpipe.models.tuning.denoiser import Denoiser, as_pixels, sample_images, sampling_memory
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.hashing import row_id
 
 REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "denoising_loss"
 HELD_OUT_SCORERS = (HELD_OUT, SIMILARITY)
 DIVERSITY = "diversity"
+STATISTICS = ("brightness", "contrast", "saturation", "edge_energy", "high_frequency_share", "colour_entropy", "dark_share")
 SHOWN = 12  # prompts whose images stand in the plot before and after
 _KEPT = 2  # images per prompt that are kept
 _COLOUR_BINS = 8  # per channel
@@ -94,14 +97,12 @@ class Evaluation:
 
 @dataclass
 class GeneratorEvaluator(Evaluator):
-    """Evaluates on the same prompts, noise and captioned images every time. The first process does it alone.
+    """Evaluates on the same prompts, noise and captioned images every time; all processes share the images.
 
     Attributes:
         scorers: by measure.
         captioned: never trained on.
-        autocast: the training's precision.
         checkpoints: keep every evaluation, so that a training that goes on has them again.
-        main: whether this is the first process.
         evaluations: those so far; fired: what the stop rule said of them.
     """
 
@@ -110,10 +111,9 @@ class GeneratorEvaluator(Evaluator):
     prompts: Sequence[str]
     scorers: Mapping[str, Scorer]
     captioned: CaptionedImages
-    autocast: Callable[[], AbstractContextManager[Any]]
+    accelerator: Accelerator
     checkpoints: Checkpoints
     say: Callable[[str], None]
-    main: bool = True
     evaluations: list[Evaluation] = field(default_factory=list)
     fired: list[str] = field(default_factory=list)
 
@@ -122,25 +122,25 @@ class GeneratorEvaluator(Evaluator):
         self._schedule = self.denoiser.noise_schedule(chosen.num_steps, "ddpm")
         self._rule = StopRule(chosen)
         self._conditions = self.denoiser.encode(self.prompts)
-        self._seeds = [
-            [row_id("monitor", self.config.training.seed, prompt, turn) >> 1 for turn in range(chosen.images)]
-            for prompt in self.prompts
+        self._images = [
+            (number, row_id("monitor", self.config.training.seed, prompt, turn) >> 1)
+            for number, prompt in enumerate(self.prompts)
+            for turn in range(chosen.images)
         ]
 
     def due(self, step: int) -> bool:
         """Every so many steps, and at the end."""
         return step % self.config.evaluation.every == 0 or step == self.config.steps
 
-    def evaluate(self, step: int) -> Verdict | None:
+    def evaluate(self, step: int) -> Verdict:
         """Sample, score and measure.
 
         Raises:
             TrainingError: the stop rule fires before the first step.
         """
-        if not self.main:
-            return None
         evaluation = self.measure(step)
-        self.checkpoints.write(f"evaluation-{step}.pt", _saved(evaluation))
+        if self.accelerator.is_main_process:
+            self.checkpoints.write(f"evaluation-{step}.pt", _saved(evaluation))
         fault = self._take(evaluation)
         if fault and not step:
             raise TrainingError(f"before the first step {fault}", fix="another generator or scorer, or training.dtype=float32")
@@ -154,7 +154,7 @@ class GeneratorEvaluator(Evaluator):
 
     def resume(self, steps: Sequence[int]) -> None:
         """Go back to the evaluations of these steps."""
-        for step in steps if self.main else ():
+        for step in steps:
             saved = self.checkpoints.read(f"evaluation-{step}.pt")
             measures = {name: values.numpy() for name, values in saved["measures"].items()}
             self._take(Evaluation(step, measures, saved["pictures"].numpy()))
@@ -169,49 +169,37 @@ class GeneratorEvaluator(Evaluator):
 
     def measure(self, step: int) -> Evaluation:
         """Sample images of the held-out prompts, score them, and measure the denoising loss."""
-        chosen = self.config.evaluation
-        with sampling_memory(self.config.training.sample_batch_size), torch.no_grad(), self.autocast():
-            pictures, denoising = self._sample(), self._denoising()
-        flat = pictures.reshape(-1, *pictures.shape[2:])
-        texts = [prompt for prompt in self.prompts for _ in range(chosen.images)]
+        chosen, size = self.config.evaluation, self.config.training.sample_batch_size
+        pixels, *figures = shared_rows(self.accelerator, len(self._images), size, self._sampled)
+        (denoising,) = shared_rows(self.accelerator, len(self.captioned), size, self._denoising)
+        pictures = pixels.numpy().reshape(len(self.prompts), chosen.images, *pixels.shape[1:])
         measures = {
-            name: score_pictures(scorer, texts, list(flat), normalised=name == REWARD) for name, scorer in self.scorers.items()
+            name: values.numpy().reshape(-1, chosen.images).mean(axis=1)
+            for name, values in zip([*self.scorers, *STATISTICS], figures, strict=True)
         }
-        pixels = flat.astype(np.float64) / 255
-        measures |= image_statistics(pixels)
-        measures = {name: values.reshape(-1, chosen.images).mean(axis=1) for name, values in measures.items()}
-        measures[DIVERSITY] = diversity(pixels.reshape(pictures.shape))
-        measures[DENOISING] = denoising
+        measures[DIVERSITY] = diversity(pictures.astype(np.float64) / 255)
+        measures[DENOISING] = denoising.numpy()
         return Evaluation(step, measures, pictures[: max(chosen.kept_images, SHOWN), :_KEPT].copy())
 
-    def _sample(self) -> NDArray[np.uint8]:
-        """(prompts, images, height, width, 3)."""
-        chosen, batch_size, pictures = self.config.evaluation, self.config.training.sample_batch_size, []
-        order = [(row, seed) for row, seeds in enumerate(self._seeds) for seed in seeds]
-        for start in range(0, len(order), batch_size):
-            rows, seeds = zip(*order[start : start + batch_size], strict=True)
-            latents = sample(
-                self.denoiser,
-                self._schedule,
-                rows_of(self._conditions, rows, self.denoiser.device),
-                seeds,
-                stop=chosen.num_steps,
-                keep_from=chosen.num_steps,
-                guidance=chosen.guidance_scale,
-            )[:, -1]
-            with torch.autocast(latents.device.type, enabled=False):
-                pictures += as_pixels(self.denoiser.decode(latents))
-        return np.stack(pictures).reshape(len(self.prompts), chosen.images, *pictures[0].shape)
+    def _sampled(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Images by number, as pixels (n, height, width, 3) uint8, and (n,) of each scorer and each statistic."""
+        rows, seeds = zip(*(self._images[number] for number in numbers), strict=True)
+        with sampling_memory(len(rows)), torch.no_grad():
+            with self.accelerator.autocast():
+                guidance = self.config.evaluation.guidance_scale
+                latents = sample_images(self.denoiser, self._schedule, self._conditions, rows, seeds, guidance)
+            pictures = as_pixels(self.denoiser.decode(latents))
+        texts = [self.prompts[row] for row in rows]
+        scores = [score_pictures(scorer, texts, pictures, normalised=name == REWARD) for name, scorer in self.scorers.items()]
+        pixels = np.stack(pictures)
+        statistics = image_statistics(pixels.astype(np.float64) / 255)
+        return [torch.from_numpy(values) for values in (pixels, *scores, *(statistics[name] for name in STATISTICS))]
 
-    def _denoising(self) -> NDArray[np.float64]:
-        """The denoising loss of each captioned image, (n,), under the same noise every time."""
-        batch_size, parts = self.config.training.sample_batch_size, []
-        for start in range(0, len(self.captioned), batch_size):
-            rows = list(range(start, min(start + batch_size, len(self.captioned))))
-            seeds = [row_id("monitored pair", self.config.training.seed, row) >> 1 for row in rows]
-            parts.append(denoising_losses(self.denoiser, self._schedule, self.captioned, rows, seeds).cpu())
-        losses: NDArray[np.float64] = torch.cat(parts).double().numpy()
-        return losses
+    def _denoising(self, rows: Sequence[int]) -> Sequence[Tensor]:
+        """The denoising loss of captioned images by row, (n,), under the same noise every time."""
+        seeds = [row_id("monitored pair", self.config.training.seed, row) >> 1 for row in rows]
+        with sampling_memory(len(rows)), torch.no_grad(), self.accelerator.autocast():
+            return (denoising_losses(self.denoiser, self._schedule, self.captioned, rows, seeds).cpu().double(),)
 
 
 def _saved(evaluation: Evaluation) -> dict[str, Any]:

@@ -110,10 +110,9 @@ class Session:
             list(held_out.values()),
             make_scorers(stage, reward, config, context, str(accelerator.device)),
             captioned.part(slice(config.evaluation.captioned_images)),
-            accelerator.autocast,
+            accelerator,
             Checkpoints(context.work),
             context.say,
-            accelerator.is_main_process,
         )
         schedule = denoiser.noise_schedule(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
         args = (stage, config, context, inputs, accelerator, denoiser, schedule, prompts, held_out, reward)
@@ -148,7 +147,7 @@ class Session:
         self.accelerator.end_training()
         rows = Rows(self.read, self.read - len(self.rejections), len(self.rejections))
         if not self.accelerator.is_main_process:
-            return Report(rows)  # the first process has evaluated, and writes
+            return Report(rows)  # the first process writes
         if not state.best_step:
             self.context.say("  no evaluation was better than the first one on what is held out: the base is kept as it was")
         self.rejections.write(out)

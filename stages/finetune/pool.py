@@ -13,8 +13,9 @@ from torch import Tensor
 from irpipe.models.scorers.base import score_pictures
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, shuffled
+from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
-from irpipe.models.tuning.denoiser import as_pixels, rows_of, sample, sampling_memory
+from irpipe.models.tuning.denoiser import as_pixels, sample_images, sampling_memory
 from irpipe.models.tuning.evaluation import REWARD
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
@@ -42,15 +43,14 @@ class PoolObjective(SampleObjective):
     # -- pools --------------------------------------------------------------------------------------------------------
 
     def prepare(self, step: int, save: Save) -> None:
-        """Make a pool where one is due; all processes share it."""
+        """Make a pool where one is due; all processes share the work, and train on the whole of it."""
         every = self._config.pool_every or self._config.steps
         first = step // every * every
         if step == first:
             save()  # so that a kill comes back to the weights that this pool is of
         elif self._pool is not None:
             return
-        with self._session.accelerator.main_process_first():
-            self._pool = self._checkpoints.read(f"pool-{first}.pt") or self._make(first)
+        self._pool = self._checkpoints.read(f"pool-{first}.pt") or self._make(first)
 
     def _make(self, step: int) -> dict[str, Any]:
         """Sample a pool, score it, choose of it, and keep what was chosen."""
@@ -70,36 +70,28 @@ class PoolObjective(SampleObjective):
             "drawn": count * each,
             "blackened": int(np.isnan(scores).sum()),
         }
-        self._checkpoints.write(f"pool-{step}.pt", pool)
+        if self._session.accelerator.is_main_process:
+            self._checkpoints.write(f"pool-{step}.pt", pool)
         self._say(scores, chosen)
         return pool
 
     def _sample(self, step: int, prompts: Sequence[int]) -> tuple[Tensor, NDArray[np.float64]]:
         """Latents (prompts, images per prompt, c, h, w) and scores (prompts, images per prompt), NaN for blackened images."""
         config, session = self._config, self._session
-        each, batch_size = config.images_per_prompt, config.training.sample_batch_size
-        order = [(number, image) for number in range(len(prompts)) for image in range(each)]
-        latents, scores = [], []
-        with session.context.progress("sampling a pool", len(order), "images") as bar:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                rows = [prompts[number] for number, _ in batch]
-                seeds = [noise_seed(config.training.seed, "pool", step, number * each + image) for number, image in batch]
-                with sampling_memory(batch_size), torch.no_grad(), session.accelerator.autocast():
-                    sampled = sample(
-                        session.denoiser,
-                        self._sampling,
-                        rows_of(self._conditions, rows, session.denoiser.device),
-                        seeds,
-                        stop=config.num_steps,
-                        keep_from=config.num_steps,
-                        guidance=config.guidance_scale,
-                    )[:, -1]
-                latents.append(sampled.cpu())
-                scores.append(self._score(sampled, rows))
-                bar.advance(len(batch))
+        each, size = config.images_per_prompt, config.training.sample_batch_size
+
+        def draw(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+            rows = [prompts[number // each] for number in numbers]
+            seeds = [noise_seed(config.training.seed, "pool", step, number) for number in numbers]
+            with sampling_memory(len(numbers)), torch.no_grad(), session.accelerator.autocast():
+                latents = sample_images(session.denoiser, self._sampling, self._conditions, rows, seeds, config.guidance_scale)
+            return latents, torch.from_numpy(self._score(latents, rows))
+
+        count = len(prompts) * each
+        with session.context.progress("sampling a pool", count, "images") as bar:
+            latents, scores = shared_rows(session.accelerator, count, size, draw, bar.advance)
         shape = (len(prompts), each)
-        return torch.cat(latents).view(*shape, *session.denoiser.shape), np.concatenate(scores).reshape(shape)
+        return latents.view(*shape, *session.denoiser.shape), scores.numpy().reshape(shape)
 
     def _score(self, latents: Tensor, rows: Sequence[int]) -> NDArray[np.float64]:
         """(n,) normalised rewards of latents (n, c, h, w) for prompts by index; NaN for what the safety checker blackens."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from irpipe.models.training.checkpoints import Checkpoints
-from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, own_share, shuffled
+from irpipe.models.training.objective import Figures, Samples, Save, micro_batches, noise_seed, own_share, shuffled
+from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.denoiser import NoiseSchedule, rows_of, sample, sampling_memory
 from irpipe.models.tuning.pretraining import SampleObjective, median_above_zero
 from irpipe.models.tuning.reward_gradient import RewardGradients, no_gradient
 from irpipe.models.tuning.session import Session
+from irpipe.pipeline.progress import Progress
 from irpipe.stages.refl import ReflConfig
 
 _NORMS = 400  # of the last samples, whose median clips a reward gradient
@@ -60,40 +63,56 @@ class ReflObjective(SampleObjective):
         if config.clip_reward_gradient == "median":  # where phi is flat the loss has no gradient
             self._limit = median_above_zero(self.carried)
         if config.refresh_every == 1:
-            self._rollouts = self._sample(step, own_share(self.batch_size, self.accelerator))
+            self._rollouts = self._own_rollouts(step)
         elif step % config.refresh_every == 0:
             save()  # so that a kill comes back to the weights that these rollouts are of
-            self._rollouts = self._read(step) or self._sample(step, range(config.rollouts_at_a_time))
+            self._rollouts = self._read(step) or self._shared_rollouts(step)
         elif self._rollouts is None:  # resumed between two refreshments
             self._rollouts = self._read(step // config.refresh_every * config.refresh_every)
 
-    def _sample(self, step: int, numbers: Sequence[int]) -> Rollouts:
-        """Rollouts by their numbers among those of the step."""
-        config, seed, batch_size = self.config, self.config.training.seed, self.config.training.sample_batch_size
-        first = step // config.refresh_every * config.rollouts_at_a_time
-        prompts = [shuffled(self._count, seed, "prompts", first + number) for number in numbers]
-        seeds = [noise_seed(seed, "rollout", step, number) for number in numbers]
-        parts = [torch.empty(0)] if not prompts else []
-        with self.context.progress("sampling rollouts", len(prompts), "rollouts") as bar:
-            for start in range(0, len(prompts), batch_size):
-                batch = slice(start, start + batch_size)
-                with sampling_memory(batch_size), self.accelerator.autocast():
-                    latents = sample(
-                        self.denoiser,
-                        self.schedule,
-                        rows_of(self.conditions, prompts[batch], self.denoiser.device),
-                        seeds[batch],
-                        stop=config.last_late_step,
-                        keep_from=config.first_late_step,
-                        guidance=config.guidance_scale,
-                    )
-                parts.append(latents.cpu())
-                bar.advance(len(prompts[batch]))
-        rollouts = Rollouts(torch.cat(parts), prompts, {number: row for row, number in enumerate(numbers)})
-        if config.refresh_every > 1 and self.accelerator.is_main_process:
+    def _own_rollouts(self, step: int) -> Rollouts:
+        """A rollout for each of this process's samples."""
+        numbers, size = own_share(self.batch_size, self.accelerator), self.config.training.sample_batch_size
+        parts = [torch.empty(0)] if not numbers else []
+        with self._progress(len(numbers)) as bar:
+            for mine in micro_batches(numbers, size):
+                parts.append(self._sample(step, mine).cpu())
+                bar.advance(len(mine))
+        return Rollouts(torch.cat(parts), self._prompts(step, numbers), {number: row for row, number in enumerate(numbers)})
+
+    def _shared_rollouts(self, step: int) -> Rollouts:
+        """The rollouts that serve this step and the next ones, in every process; they share the sampling."""
+        count, size = self.config.rollouts_at_a_time, self.config.training.sample_batch_size
+        with self._progress(count) as bar:
+            (latents,) = shared_rows(self.accelerator, count, size, lambda numbers: [self._sample(step, numbers)], bar.advance)
+        rollouts = Rollouts(latents, self._prompts(step, range(count)))
+        if self.accelerator.is_main_process:
             self.checkpoints.write(f"rollouts-{step}.pt", {"latents": rollouts.latents, "prompts": rollouts.prompts})
             self.checkpoints.keep_only("rollouts-*.pt", [f"rollouts-{step}.pt"])
         return rollouts
+
+    def _progress(self, count: int) -> AbstractContextManager[Progress]:
+        return self.context.progress("sampling rollouts", count, "rollouts")
+
+    def _prompts(self, step: int, numbers: Sequence[int]) -> list[int]:
+        """The prompts of rollouts by their numbers among those of the step."""
+        first = step // self.config.refresh_every * self.config.rollouts_at_a_time
+        return [shuffled(self._count, self.config.training.seed, "prompts", first + number) for number in numbers]
+
+    def _sample(self, step: int, numbers: Sequence[int]) -> Tensor:
+        """Rollouts (n, late steps, c, h, w) by their numbers among those of the step."""
+        config, prompts = self.config, self._prompts(step, numbers)
+        seeds = [noise_seed(config.training.seed, "rollout", step, number) for number in numbers]
+        with sampling_memory(len(numbers)), self.accelerator.autocast():
+            return sample(
+                self.denoiser,
+                self.schedule,
+                rows_of(self.conditions, prompts, self.denoiser.device),
+                seeds,
+                stop=config.last_late_step,
+                keep_from=config.first_late_step,
+                guidance=config.guidance_scale,
+            )
 
     def _read(self, step: int) -> Rollouts | None:
         saved = self.checkpoints.read(f"rollouts-{step}.pt")
