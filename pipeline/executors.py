@@ -19,6 +19,7 @@ from irpipe.pipeline.processes import end_with
 from irpipe.pipeline.shards import Worker
 
 _NUMBER = "IRPIPE_WORKER"
+_GRACE_SECONDS = 5.0
 
 
 def worker_number() -> int | None:
@@ -95,6 +96,10 @@ def _started(worker: Worker, count: int) -> Iterator[list[Connection]]:
             processes.append(process)
             its.close()  # so that the pipe ends when the process does
         yield pipes
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:  # one that is killed leaves what its libraries share, and Python warns of it
+            process.join(_GRACE_SECONDS)
     finally:
         for process in processes:
             process.kill()  # a shard may take minutes, and its result is not needed any more
