@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irpipe.models.loading import device_errors, load_errors, memory_errors, pick_device, quiet
+from irpipe.models.whole import check_pipeline
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
@@ -180,6 +181,7 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
         )
+        check_pipeline(pipeline, model.name)
     if sampling.scheduler != "own":
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from irpipe.models.whole import whole_weights
 from irpipe.pipeline.cpus import threads
-from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
 from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.stage import Model
 
@@ -61,23 +62,29 @@ def device_errors(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def load_errors(model: Model, what: str, expected: str) -> Iterator[None]:
-    """Turn what the hub and the loaders raise into one error that says what to do.
+def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iterator[None]:
+    """Load a model whole, and turn what the hub and the loaders raise into one error that says what to do.
 
     Args:
         what: the model's part in the run: "the generator".
         expected: what a local folder must hold.
+        other: another way out, added to the fix.
+
+    Raises:
+        ModelError: it cannot be loaded, or not whole (see `whole_weights`).
     """
     from huggingface_hub.errors import GatedRepoError
-    from safetensors import SafetensorError
 
     quiet()
     try:
         with warnings.catch_warnings():
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
-            yield
-    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            with whole_weights(f"{what} {model.name}"):
+                yield
+    except IrpipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 # a damaged file makes libraries raise anything; this is where files come in
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(cause)
@@ -88,14 +95,14 @@ def load_errors(model: Model, what: str, expected: str) -> Iterator[None]:
             ) from None
         where = str(model.folder) if model.folder else None
         get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        told = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
         raise ModelError(
             f"{what} {model.name} cannot be loaded: {told}",
             where=where,
             expected=expected if where else None,
-            fix=None if where else get,
+            fix="; ".join(filter(None, [None if where else get, other])) or None,
         ) from None
 
 

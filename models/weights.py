@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from irpipe.models.loading import load_errors
-from irpipe.pipeline.errors import ModelError
+from irpipe.models.whole import refuse_differences
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CONFIG
 
@@ -36,14 +36,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
         ModelError: names the missing, the unexpected, and those of another shape.
     """
     own = model.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    misshapen = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
-    told = []
-    for names, kind in ((missing, "lacks"), (surplus, "has the unknown"), (misshapen, "has another shape for")):
-        if names:
-            told.append(f"{kind} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-    if told:
-        raise ModelError(f"{what} {'; it '.join(told)}", expected="the weights of exactly this architecture")
+    misshapen = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    refuse_differences(what, own.keys() - weights.keys(), weights.keys() - own.keys(), misshapen)
     model.load_state_dict(dict(weights))
 
 

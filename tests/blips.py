@@ -17,7 +17,7 @@ TEXT = {
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "intermediate_size": 32,
-    "vocab_size": 64,
+    "vocab_size": 140,
     "max_position_embeddings": 40,
 }
 

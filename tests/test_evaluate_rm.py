@@ -245,7 +245,7 @@ class TestTheStages:
         ("settings", "told"),
         [
             (("score-images.scorers=['clap']",), "there is no scorer 'clap'; did you mean"),
-            (("score-images.scorers=['clip']", "score-images.clip_model=micro-blip"), "the CLIP micro-blip cannot be loaded"),
+            (("score-images.scorers=['clip']", "score-images.clip_model=micro-blip"), "the CLIP micro-blip: its CLIPModel lacks"),
             (("score-images.scorers=['aesthetic']", "score-images.aesthetic_model=micro-sentences"), "no aesthetic head"),
             (("score-images.scorers=['random']", "score-images.clip_model=micro-clip"), "no effect"),
             (("score-images.scorers=['random']", "score-images.device=cuda:9"), "cannot be used"),

@@ -566,15 +566,19 @@ def test_parquet_with_images_in_it(project, column):
     kept = {row["image_digest"]: row for row in project.rows("SELECT image_digest, image.path AS path, prompt_id FROM images")}
     digests = {hashlib.sha256(unlike(number)).hexdigest(): number for number in range(9)}
     assert {digests[digest]: row["path"] for digest, row in kept.items()} == {
-        0: "0.png",
-        1: "0.png",
+        0: "deep/0.parquet/0",
+        1: "deep/0.parquet/1",
         2: "deep/0.parquet/2",
         6: "1.parquet/70",
     }
     assert {digests[digest]: row["prompt_id"] for digest, row in kept.items()} == {
         number: id_of(prompt) for number, prompt in {0: CAT, 1: DOG, 2: DOG, 6: CAT}.items()
     }
-    assert faults(project) == {"gone.png": "empty", "text.png": "no image of a known format", "deep/0.parquet/5": "empty"}
+    assert faults(project) == {
+        "deep/0.parquet/3": "empty",
+        "deep/0.parquet/4": "no image of a known format",
+        "deep/0.parquet/5": "empty",
+    }
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from irpipe.models.reward.blip_weights import (
 )
 from irpipe.models.reward.preprocessing import Preprocessing
 from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CARD, CONFIG, WEIGHTS, ScoreCard
@@ -134,7 +135,9 @@ class ImageReward(nn.Module):
         folder = path if path.is_dir() else path.parent
         with load_errors(known, "the checkpoint", "the weights of an ImageReward model"):
             sizes = sizes_of(from_published_names(state))
-        return cls.from_published(state, *sizes, tokenizer or published_tokenizer(folder))
+        model = cls.from_published(state, *sizes, tokenizer or published_tokenizer(folder))
+        check_vocabulary(model.tokenizer, model.text, str(folder))
+        return model
 
     @classmethod
     def _from_folder(cls, folder: Path) -> Self:
@@ -151,6 +154,7 @@ class ImageReward(nn.Module):
             tokenizer=load_tokenizer(folder),
         )
         fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+        check_vocabulary(model.tokenizer, model.text, str(folder))
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:

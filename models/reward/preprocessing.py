@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +15,11 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from irpipe.models.pictures import crop_offset, resize_and_crop, resized_size
+from irpipe.pipeline.errors import ModelError
+
+_FILES = ("preprocessor_config.json", "processor_config.json")  # of transformers 4 and 5
+_BICUBIC = 3
+_APPLIED = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
 @dataclass(frozen=True)
@@ -52,3 +62,70 @@ class Preprocessing:
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+
+def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
+    """The preprocessing that a model's image processor describes, for a vision tower of a size.
+
+    A picture is always resized by its shorter side and cropped to the centre, as the released code of ImageReward does for CLIP
+    and BLIP; a file that asks for anything else is refused.
+
+    Args:
+        folder: holds `preprocessor_config.json`, or `processor_config.json` as transformers 5 writes it.
+
+    Raises:
+        ModelError: there is no such file, or what it says cannot be done.
+    """
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError("the model has no image preprocessing", where=str(folder), expected=" or ".join(_FILES))
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told = told.get("image_processor") if path.name == _FILES[1] and isinstance(told, dict) else told
+    if not isinstance(told, dict):
+        raise ModelError("the image preprocessing is no table", where=str(path))
+    faults = [*_geometry_faults(told, image_size), *_colour_faults(told)]
+    if faults:
+        raise ModelError(f"the image preprocessing cannot be applied: {'; '.join(faults)}", where=str(path))
+    # The file's scale is of pixels from 0 to 255, ours from 0 to 1.
+    scale = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    mean, std = (told["image_mean"], told["image_std"]) if told.get("do_normalize", True) else ([0.0] * 3, [1.0] * 3)
+    if math.isclose(scale, 1, rel_tol=1e-9):
+        return Preprocessing(image_size, tuple(mean), tuple(std))
+    return Preprocessing(image_size, tuple(value / scale for value in mean), tuple(value / scale for value in std))
+
+
+def _geometry_faults(told: Mapping[str, Any], image_size: int) -> list[str]:
+    """What a file asks of a picture's shape that is not done here."""
+    faults = [f"{name} is {told[name]!r}" for name in ("do_resize", "do_center_crop") if told.get(name) not in (None, True)]
+    for name in ("size", "crop_size"):
+        if told.get(name) is not None and _sides(told[name]) != {str(image_size)}:
+            faults.append(f"{name} is {told[name]!r}, and the model takes {image_size}")
+    if told.get("resample", _BICUBIC) != _BICUBIC:
+        faults.append(f"resample is {told['resample']!r}, not {_BICUBIC} (bicubic)")
+    others = [name for name, value in told.items() if name.startswith("do_") and name not in _APPLIED and value]
+    return faults + [f"{name} is {told[name]!r}" for name in others]
+
+
+def _sides(size: Any) -> set[str]:
+    """The sides that a size names, a number or a table of them, as they are written."""
+    if isinstance(size, dict):
+        return {str(value) for value in size.values() if value is not None}
+    return {str(size)}
+
+
+def _colour_faults(told: Mapping[str, Any]) -> list[str]:
+    """What is missing or wrong of a file's mean, standard deviation and scale."""
+    faults = []
+    for name in ("image_mean", "image_std") if told.get("do_normalize", True) else ():
+        values = told.get(name)
+        numbers = values if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)) else []
+        if not numbers or (name == "image_std" and min(numbers) <= 0):
+            faults.append(f"{name} is {values!r}, not three numbers" + (" above 0" if name == "image_std" else ""))
+    factor = told.get("rescale_factor", 1 / 255)
+    if told.get("do_rescale", True) and not (_is_number(factor) and factor > 0):
+        faults.append(f"rescale_factor is {factor!r}")
+    return faults
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

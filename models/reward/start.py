@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from irpipe.models.plugins import format_of
 from irpipe.models.reward.base import load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
 from irpipe.models.reward.imagereward import ImageReward
-from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
 from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CONFIG
@@ -169,6 +169,7 @@ def _of_released_blip(state: Mapping[str, Tensor], folder: Path) -> _Towers:
     blank = ImageReward(
         *configs(vision, text), preprocessing=Preprocessing(vision["image_size"]), tokenizer=published_tokenizer(folder)
     )
+    check_vocabulary(blank.tokenizer, blank.text, str(folder))
     own = blank.state_dict()
     table = "vision.embeddings.position_embedding"
     weights = {name: value for name, value in blip.items() if name in own}
@@ -192,7 +193,8 @@ def _of_hugging_face(folder: Path) -> _Towers:
 
     blip = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     config: BlipConfig = blip.config
-    image = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, blip.text_encoder, str(folder))
     text = BlipTextConfig(
         **{
             **config.text_config.to_dict(),
@@ -203,8 +205,8 @@ def _of_hugging_face(folder: Path) -> _Towers:
     blank = ImageReward(
         config.vision_config,
         text,
-        preprocessing=Preprocessing(config.vision_config.image_size, tuple(image["image_mean"]), tuple(image["image_std"])),
-        tokenizer=load_tokenizer(folder),
+        preprocessing=read_preprocessing(folder, config.vision_config.image_size),
+        tokenizer=tokenizer,
     )
     parts = {"vision": blip.vision_model, "text": blip.text_encoder}
     weights = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from irpipe.models.loading import files_of, load_errors
-from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.reward.preprocessing import read_preprocessing
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
-from irpipe.models.weights import read_checkpoint
+from irpipe.models.weights import fill, load_tokenizer, read_checkpoint
+from irpipe.models.whole import check_vocabulary, refuse_differences
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Model
@@ -33,7 +32,7 @@ class ClipScorer:
 
     card: ScoreCard | None = None
 
-    def __init__(self, model: Model, device: str, dtype: torch.dtype, aesthetic: nn.Module | None = None) -> None:
+    def __init__(self, model: Model, device: str, dtype: torch.dtype, aesthetic: nn.Sequential | None = None) -> None:
         from transformers import CLIPModel, CLIPTokenizerFast
 
         folder = files_of(model)
@@ -43,8 +42,11 @@ class ClipScorer:
             self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             self._model.to(device).eval()
             self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-            self._preprocessing = preprocessing_in(folder, self._model.config.vision_config.image_size)
+            check_vocabulary(self._tokenizer, self._model.text_model, model.name)
+            self._preprocessing = read_preprocessing(folder, self._model.config.vision_config.image_size)
         self.image_size = self._preprocessing.image_size
+        if aesthetic is not None:
+            _check_width(aesthetic, self._model.config.projection_dim, model.name)
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
@@ -61,6 +63,19 @@ class ClipScorer:
             return np.asarray((image * text).sum(dim=-1).float().cpu().numpy())
 
 
+def _check_width(head: nn.Sequential, width: int, clip: str) -> None:
+    """Whether an aesthetic head takes the embeddings of a CLIP.
+
+    Raises:
+        ModelError: it takes others.
+    """
+    if head[0].in_features != width:
+        raise ModelError(
+            f"the aesthetic head takes embeddings {head[0].in_features} wide, and those of {clip} are {width} wide",
+            expected="the head that was trained on this CLIP",
+        )
+
+
 class BlipScorer:
     """Cosine of BLIP's projections of prompt and image, each encoded on its own.
 
@@ -70,7 +85,7 @@ class BlipScorer:
     card: ScoreCard | None = None
 
     def __init__(self, model: Model, device: str, dtype: torch.dtype) -> None:
-        from transformers import AutoTokenizer, BlipForImageTextRetrieval
+        from transformers import BlipForImageTextRetrieval
 
         folder = files_of(model)
         with load_errors(model, "the BLIP", "a Hugging Face BlipForImageTextRetrieval: config.json, safetensors, tokenizer"):
@@ -78,8 +93,9 @@ class BlipScorer:
                 folder, use_safetensors=True, local_files_only=True, dtype=dtype
             )
             self._model.to(device).eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            self._preprocessing = preprocessing_in(folder, self._model.config.vision_config.image_size)
+            self._tokenizer = load_tokenizer(folder)
+            check_vocabulary(self._tokenizer, self._model.text_encoder, model.name)
+            self._preprocessing = read_preprocessing(folder, self._model.config.vision_config.image_size)
         self.image_size = self._preprocessing.image_size
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
@@ -111,13 +127,7 @@ class RandomScorer:
         return np.array(draws, dtype=np.float64) / 2**64
 
 
-def preprocessing_in(folder: Path, image_size: int) -> Preprocessing:
-    """Mean and standard deviation from a preprocessor's file."""
-    told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    return Preprocessing(image_size, tuple(told["image_mean"]), tuple(told["image_std"]))
-
-
-def aesthetic_head(model: Model) -> nn.Module:
+def aesthetic_head(model: Model) -> nn.Sequential:
     """The head on CLIP's image embedding: LAION's linear layers, or ImageReward's of the same kind, without activations.
 
     Raises:
@@ -125,13 +135,15 @@ def aesthetic_head(model: Model) -> nn.Module:
     """
     folder = files_of(model)
     named = folder / "aesthetic.safetensors"
-    state = read_checkpoint(named) if named.is_file() else read_checkpoint(folder)
-    weights = {name: value for name, value in (state or {}).items() if name.endswith("weight") and value.dim() == 2}
+    state = (read_checkpoint(named) if named.is_file() else read_checkpoint(folder)) or {}
+    weights = {name: value for name, value in state.items() if name.endswith("weight") and value.dim() == 2}
+    biases = {f"{name.removesuffix('weight')}bias" for name in weights} if len(state) > len(weights) else set()
+    refuse_differences(model.name, (weights.keys() | biases) - state.keys(), state.keys() - weights.keys() - biases, ())
     layers = []
     for name, weight in weights.items():
-        bias = (state or {}).get(name.removesuffix("weight") + "bias")
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        layer.load_state_dict({"weight": weight, **({"bias": bias} if bias is not None else {})})
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(biases))
+        its = {part: state[name.removesuffix("weight") + part] for part in layer.state_dict()}
+        fill(layer, its, f"the layer {name} of {model.name}")
         layers.append(layer)
     fits = all(one.out_features == other.in_features for one, other in pairwise(layers))
     if not layers or not fits or layers[-1].out_features != 1:

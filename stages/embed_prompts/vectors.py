@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.loading import worker_device
+from irpipe.models.loading import load_errors, worker_device
+from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.embeddings import VECTORS_FILE, save_vectors, unit_rows
@@ -153,7 +154,10 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
             fix="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
     disable_progress_bar()  # our own bar follows
-    try:
+    expected = "a sentence-transformers folder: modules.json, config.json, safetensors and a tokenizer"
+    with load_errors(model, "the sentence model", expected, other="without weights: --set embed-prompts.embedder=lexical"):
+        if model.folder is not None and not (model.folder / "modules.json").is_file():
+            raise ModelError(f"{model.name} is no sentence model: it does not tell how words are pooled", expected=expected)
         encoder = SentenceTransformer(
             model.location["pretrained_model_name_or_path"],
             revision=model.location.get("revision"),
@@ -161,12 +165,9 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
             model_kwargs={"dtype": getattr(torch, config.dtype), "use_safetensors": True},
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the sentence model {config.model} cannot be loaded: {str(error).splitlines()[0]}",
-            fix=f"hf download {model.name} --revision {model.revision}, or give a local folder:"
-            " --set embed-prompts.model=FOLDER; without weights: --set embed-prompts.embedder=lexical",
-        ) from None
+        network = getattr(encoder[0], "auto_model", None)
+        if network is not None:
+            check_vocabulary(encoder.tokenizer, network, model.name)
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         """Vectors (n, d) of n texts."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_batches, read_csv, read_jsonl
-from irpipe.stages.import_images.sources import Cell, Fetched, fetch_files, members, parquet_files
+from irpipe.stages.import_images.sources import Cell, Fetched, Zips, fetch_files, members, parquet_files
 
 _WHERE = "import-images.image_root"
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -121,7 +121,7 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
             where=_WHERE,
             expected="folders or zips part-000001, ..., each with its part-000001.json; in a zip, folders",
         )
-    for fetched in fetch_files(root, lists, _MAX_PART_BYTES):
+    for fetched in fetch_files(root, lists, _MAX_PART_BYTES, Zips()):
         part = PurePosixPath(str(fetched.location))
         for name, entry in _entries(fetched, root).items():
             location = str(PurePosixPath(part.parent, name))
@@ -177,7 +177,10 @@ def _plain(value: object) -> bool:
 
 
 def read_parquet(root: Path) -> Iterator[Listed]:
-    """The rows of Parquet with the images in them; an image without a path is known by its file and row.
+    """The rows of Parquet with the images in them.
+
+    An image without a path is known by its file and row; so is one whose path is a bare name, since `datasets` keeps no more of a
+    path when it embeds images, and `0.png` is then the name of an image of every prompt.
 
     Raises:
         InputError: a file has no column of images, or not one of prompts.
@@ -199,7 +202,9 @@ def read_parquet(root: Path) -> Iterator[Listed]:
         for batch in read_batches(file, [*texts, *(["image.path"] if "path" in fields else [])]):
             cells = batch["image"].to_pylist() if "path" in fields else [None] * batch.num_rows
             for prompt, cell in zip(batch[texts[0]].to_pylist(), cells, strict=True):
-                yield Listed(prompt, (cell or {}).get("path") or f"{name}/{row}", Cell(file, "image", row))
+                path = (cell or {}).get("path")
+                known = isinstance(path, str) and "/" in path
+                yield Listed(prompt, path if known else f"{name}/{row}", Cell(file, "image", row))
                 row += 1
 
 

@@ -21,11 +21,12 @@ from irpipe.stages.import_images.selection import (
     by_location,
     choose,
     existing_images,
+    of_one_name,
     selected_texts,
     without_images,
 )
 from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, KeptImage, read_checked
-from irpipe.stages.import_images.sources import Location, cells_of, is_parquet
+from irpipe.stages.import_images.sources import AMBIGUOUS, Location, cells_of, is_parquet, told
 
 CheckedByLocation = Mapping[Location, tuple[Location, Checked]]
 """By requested location: where the image was read, and the check's result."""
@@ -38,6 +39,8 @@ def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
     checked = check_images(config, locations, root, context)
     usable = list(good_rows(checked, locations, images, rejections))
     if config.layout != "annotated":
+        digests = {location: image.digest for location, (_, image) in checked.items()}
+        usable = of_one_name(usable, images, digests, rejections)
         usable = list(chain.from_iterable(by_location(images, sorted(choose(usable, images, config, rejections))).values()))
     kept_images = [KeptImage(*checked[images[row].location], images[row]) for row in usable]
     rejections.check(read, len(kept_images))
@@ -88,10 +91,12 @@ def check_images(
     )
     checked: dict[Location, tuple[Location, Checked]] = {}
     for (location, given), image in zip(reads, chain.from_iterable(map(read_checked, shards)), strict=True):
-        # A cell without bytes gives way to a later one that has some.
-        if given not in checked or checked[given][1].fault == "empty":
+        before = checked.get(given)
+        if before is None or before[1].fault == "empty":  # a cell without bytes gives way to a later one that has some
             checked.pop(given, None)
             checked[given] = location, image
+        elif image.fault is None and before[1].fault is None and image.digest != before[1].digest:
+            checked[given] = location, Checked(fault=AMBIGUOUS, detail=f"{told(before[0], root)} and {told(location, root)}")
     return checked | {location: (location, Checked(fault="missing")) for location in locations if location not in checked}
 
 
@@ -113,7 +118,8 @@ def good_rows(
             if image.fault is None:
                 yield row
             else:
-                rejections.refuse(row, image.fault, images[row].path)
+                detail = f": {image.detail}" if image.detail else ""
+                rejections.refuse(row, image.fault, f"{images[row].path}{detail}")
 
 
 def write(config: ImportImagesConfig, images: Sequence[KeptImage], root: Path, out: Path, context: Context) -> None:

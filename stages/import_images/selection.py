@@ -15,8 +15,9 @@ from irpipe.schemas.prompts import SELECTED_PROMPTS, prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.layouts import Listed
-from irpipe.stages.import_images.sources import Location
+from irpipe.stages.import_images.sources import AMBIGUOUS, Location
 
+LISTED_TWICE = "listed twice"
 _NAMED = 3  # prompts without images
 _SHOWN = 80  # characters of a prompt or a bad row
 _NOTHING: Mapping[str, Any] = {}
@@ -75,10 +76,10 @@ def existing_images(
             rejections.refuse(row, "path is no text", repr(image.path)[:_SHOWN])
             continue
         identity = image_id(prompt, image.path)
-        if identity in first:
-            rejections.drop(row, "listed twice", duplicate_of=first[identity])
+        before = first.setdefault(identity, row)
+        if before != row and images[before].location == image.location:
+            rejections.drop(row, LISTED_TWICE, duplicate_of=before)
             continue
-        first[identity] = row
         images[row] = ImageToImport(identity, prompt, image.path, image.location, image.columns)
     if not images and (other_prompt is not None or not len(rejections)):
         raise _no_match(texts, other_prompt, config)
@@ -95,6 +96,26 @@ def _no_match(texts: Mapping[int, str], other_prompt: str | None, config: Import
         expected=f"images of {selected}; found {images_found}",
         fix="select prompts of the file that the images are of, or give another layout",
     )
+
+
+def of_one_name(
+    good: Iterable[int], images: Mapping[int, ImageToImport], digests: Mapping[Location, str], rejections: Rejections
+) -> list[int]:
+    """The rows of good images whose name stands for one image; several rows of equal bytes are one."""
+    by_image: dict[int, list[int]] = {}
+    for row in good:
+        by_image.setdefault(images[row].image_id, []).append(row)
+    kept: list[int] = []
+    for rows in by_image.values():
+        first, *others = sorted(rows)
+        if len({digests[images[row].location] for row in rows}) == 1:
+            kept.append(first)
+            for row in others:
+                rejections.drop(row, LISTED_TWICE, duplicate_of=first)
+        else:
+            for row in rows:
+                rejections.refuse(row, AMBIGUOUS, images[row].path)
+    return kept
 
 
 def without_images(texts: Mapping[int, str], images: Mapping[int, ImageToImport]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.images import ImageShards, image_row
 from irpipe.stages.import_images.selection import ImageToImport
-from irpipe.stages.import_images.sources import Fetched, Location, fetch
+from irpipe.stages.import_images.sources import Fetched, Location, Zips, fetch
 
 _BLOCK = 64  # images in memory at once
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -34,6 +34,7 @@ class Checked:
     height: int = 0
     format: str = ""
     fault: str | None = None
+    detail: str | None = None
 
 
 _CHECKED = pa.schema(
@@ -43,6 +44,7 @@ _CHECKED = pa.schema(
         ("height", pa.int32()),
         ("format", pa.string()),
         ("fault", pa.string()),
+        ("detail", pa.string()),
     ]
 )
 
@@ -54,9 +56,11 @@ class Checker:
     root: Path
     max_bytes: int
     max_pixels: int
+    zips: Zips = field(default_factory=Zips, repr=False, compare=False)
 
     def __call__(self, locations: Sequence[Location], draft: Path) -> None:
-        rows = [astuple(row) for row in checked(fetch(self.root, locations, self.max_bytes), self.max_pixels)]
+        fetched = fetch(self.root, locations, self.max_bytes, self.zips)
+        rows = [astuple(row) for row in checked(fetched, self.max_pixels)]
         pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=_CHECKED), draft)
 
 
@@ -115,12 +119,13 @@ class ImageWriter:
 
     root: Path
     max_bytes: int
+    zips: Zips = field(default_factory=Zips, repr=False, compare=False)
 
     def __call__(self, images: Sequence[KeptImage], draft: Path) -> None:
         locations = [(location, list(rows)) for location, rows in groupby(images, key=lambda row: row.location)]
         with ImageShards(draft) as shards:
             for (_, rows), fetched in zip(
-                locations, fetch(self.root, [location for location, _ in locations], self.max_bytes), strict=True
+                locations, fetch(self.root, [location for location, _ in locations], self.max_bytes, self.zips), strict=True
             ):
                 digest = hashlib.sha256(fetched.data).hexdigest()
                 for _, checked_image, image in rows:

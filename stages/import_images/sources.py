@@ -31,6 +31,13 @@ Location = str | Cell
 """A path below the root, or a cell of a Parquet file."""
 
 
+def told(location: Location, root: Path) -> str:
+    """Where an image below a root is, for people."""
+    if isinstance(location, str):
+        return location
+    return f"{location.column} of row {location.row} of {location.file.relative_to(root.parent if root.is_file() else root)}"
+
+
 @dataclass(frozen=True)
 class Fetched:
     """The bytes of an image, or its fault."""
@@ -40,6 +47,7 @@ class Fetched:
     fault: str | None = None
 
 
+AMBIGUOUS = "several different images have this name"
 _NO_SUCH_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 _MOST_OPEN = 32  # archives
 # zipfile expands a whole bzip2 or LZMA block, however few bytes are read; images are not stored so.
@@ -49,8 +57,11 @@ _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _PARQUET_IMAGES = (("image", None), ("jpg_0", "image_0_uid"), ("jpg_1", "image_1_uid"))
 
 
-def fetch(root: Path, locations: Sequence[Location], max_bytes: int) -> Iterator[Fetched]:
-    """Every image once, in the order of `places`; cells of one file are in the order of rows.
+def fetch(root: Path, locations: Sequence[Location], max_bytes: int, zips: Zips) -> Iterator[Fetched]:
+    """Every image once, in the order of `locations`; cells of one file are in the order of rows.
+
+    Args:
+        zips: those that stay open between calls: the directory of a large one takes a second to read.
 
     Raises:
         InputError: the root is no folder or zip, or a Parquet file is damaged.
@@ -59,19 +70,18 @@ def fetch(root: Path, locations: Sequence[Location], max_bytes: int) -> Iterator
         if in_parquet:
             yield from _from_parquet([location for location in part if isinstance(location, Cell)], max_bytes)
         else:
-            yield from fetch_files(root, [location for location in part if isinstance(location, str)], max_bytes)
+            yield from fetch_files(root, [location for location in part if isinstance(location, str)], max_bytes, zips)
 
 
-def fetch_files(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fetched]:
+def fetch_files(root: Path, paths: Sequence[str], max_bytes: int, zips: Zips) -> Iterator[Fetched]:
     """The files `paths` of a folder (or of zips in it) or of one zip, in their order.
 
     Raises:
         InputError: the root is no folder or zip.
     """
     if root.is_dir():
-        yield from _from_folder(root, paths, max_bytes)
+        yield from _from_folder(root, paths, max_bytes, zips)
     elif zipfile.is_zipfile(root):
-        zips = _Zips()
         yield from (zips.read(root, [path], path, max_bytes) if _inside(path) else _outside(path) for path in paths)
     else:
         raise InputError(f"{root} is no folder, zip or Parquet file", where="import-images.image_root")
@@ -130,8 +140,8 @@ def _outside(path: str) -> Fetched:
     return Fetched(path, fault="path leaves the root")
 
 
-def _from_folder(root: Path, paths: Sequence[str], max_bytes: int) -> Iterator[Fetched]:
-    zips, real_root = _Zips(), root.resolve()
+def _from_folder(root: Path, paths: Sequence[str], max_bytes: int, zips: Zips) -> Iterator[Fetched]:
+    real_root = root.resolve()
     for path in paths:
         file = root / path if _inside(path) else None
         try:
@@ -153,7 +163,7 @@ def _read_file(file: Path, path: str, max_bytes: int) -> Fetched:
     return Fetched(path, file.read_bytes())
 
 
-def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Fetched:
+def _from_zip_above(root: Path, path: str, zips: Zips, max_bytes: int) -> Fetched:
     """`a/b/c.webp` may be the member `c.webp` (or `b/c.webp`) of `a/b.zip`, as ImageRewardDB publishes it."""
     parts = PurePosixPath(path).parts
     fetched = Fetched(path, fault="missing")
@@ -168,19 +178,22 @@ def _from_zip_above(root: Path, path: str, zips: _Zips, max_bytes: int) -> Fetch
 
 
 @dataclass
-class _Zips:
+class Zips:
     """A cache of open archives: each directory is read once, and few are open."""
 
     _open: OrderedDict[Path, zipfile.ZipFile | None] = field(default_factory=OrderedDict)
+    _twice: dict[Path, frozenset[str]] = field(default_factory=dict)
 
     def read(self, archive: Path, names: Sequence[str], path: str, max_bytes: int) -> Fetched:
         opened = self._archive(archive)
         if opened is None:
             return Fetched(path, fault="broken zip")
-        name = next((name for name in names if name in opened.NameToInfo), None)
-        if name is None:
+        found = [opened.getinfo(name) for name in dict.fromkeys(names) if name in opened.NameToInfo]
+        if not found:
             return Fetched(path, fault="missing")
-        member = opened.getinfo(name)
+        member = found[0]
+        if member.filename in self._twice[archive] or any(_content(other) != _content(member) for other in found):
+            return Fetched(path, fault=AMBIGUOUS)
         if member.file_size > max_bytes:
             return Fetched(path, fault="file too large")
         if member.compress_type not in _BOUNDED:
@@ -196,7 +209,8 @@ class _Zips:
         """The open archive, or None for a broken one."""
         if path not in self._open:
             try:
-                self._open[path] = zipfile.ZipFile(path)
+                self._open[path] = archive = zipfile.ZipFile(path)
+                self._twice[path] = _names_of_several(archive)
             except zipfile.BadZipFile:
                 self._open[path] = None
             if len(self._open) > _MOST_OPEN:
@@ -205,6 +219,18 @@ class _Zips:
                     oldest.close()
         self._open.move_to_end(path)
         return self._open[path]
+
+
+def _content(member: zipfile.ZipInfo) -> tuple[int, int]:
+    return member.CRC, member.file_size
+
+
+def _names_of_several(archive: zipfile.ZipFile) -> frozenset[str]:
+    """Names that several members have whose contents differ."""
+    members = archive.infolist()
+    if len(members) == len(archive.NameToInfo):
+        return frozenset()
+    return frozenset(one.filename for one in members if _content(one) != _content(archive.NameToInfo[one.filename]))
 
 
 def _image_columns(names: Sequence[str]) -> list[tuple[str, str | None]]:
