@@ -102,7 +102,7 @@ def _determinism(config: EmbedPromptsConfig) -> Determinism:
 
 STAGE = Stage(
     name="embed-prompts",
-    version=1,
+    version=2,
     reads=_reads,
     writes="embeddings",
     determinism=_determinism,

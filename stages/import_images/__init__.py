@@ -64,7 +64,7 @@ def _reads(config: ImportImagesConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="import-images",
-    version=2,
+    version=3,
     reads=_reads,
     writes="images",
     determinism="bitwise",

@@ -47,7 +47,7 @@ def _reads(config: SelectPromptsConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="select-prompts",
-    version=1,
+    version=2,
     reads=_reads,
     writes="selected-prompts",
     determinism="bitwise",

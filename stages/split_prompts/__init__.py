@@ -49,7 +49,7 @@ def _reads(config: SplitPromptsConfig) -> Sequence[str | First]:
 
 STAGE = Stage(
     name="split-prompts",
-    version=1,
+    version=2,
     reads=_reads,
     reads_if_upstream=("selected-prompts", "embeddings"),
     writes="splits",
