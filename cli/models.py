@@ -117,11 +117,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         InputError: there is none.
     """
     from irpipe.pipeline.errors import InputError
+    from irpipe.schemas.discovery import is_hidden
 
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            below = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in _SUFFIXES)
+            images = [file for file in below if not is_hidden(file.relative_to(path))]
             if not images:
                 raise InputError(f"{path} holds no images", where=str(path), expected=", ".join(_SUFFIXES))
             files += images

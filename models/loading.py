@@ -73,8 +73,6 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
     Raises:
         ModelError: it cannot be loaded, or not whole (see `whole_weights`).
     """
-    from huggingface_hub.errors import GatedRepoError
-
     quiet()
     try:
         with warnings.catch_warnings():
@@ -85,25 +83,31 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
     except IrpipeError:
         raise
     except Exception as error:  # noqa: BLE001 # a damaged file makes libraries raise anything; this is where files come in
-        chain: list[BaseException] = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-            chain.append(cause)
-        if any(isinstance(cause, GatedRepoError) for cause in chain):
-            raise ModelError(
-                f"{model.name} is given only to those who accept its licence",
-                fix=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
-            ) from None
-        where = str(model.folder) if model.folder else None
-        get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
-        told = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
-        raise ModelError(
-            f"{what} {model.name} cannot be loaded: {told}",
-            where=where,
-            expected=expected if where else None,
-            fix="; ".join(filter(None, [None if where else get, other])) or None,
-        ) from None
+        raise _loading_error(error, model, what, expected, other) from None
+
+
+def _loading_error(error: Exception, model: Model, what: str, expected: str, other: str) -> ModelError:
+    from huggingface_hub.errors import GatedRepoError
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
+        return ModelError(
+            f"{model.name} is given only to those who accept its licence",
+            fix=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
+        )
+    where = str(model.folder) if model.folder else None
+    get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
+    told = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):
+        told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
+    return ModelError(
+        f"{what} {model.name} cannot be loaded: {told}",
+        where=where,
+        expected=expected if where else None,
+        fix="; ".join(filter(None, [None if where else get, other])) or None,
+    )
 
 
 def files_of(model: Model) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from irpipe.pipeline.cpus import threads, usable_cpus
 from irpipe.pipeline.errors import InputError, StageError
@@ -25,6 +25,7 @@ from irpipe.pipeline.stage import Context
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards
 
 MOST_PIXELS = 1 << 27
+ORIENTATION = Base.Orientation
 _ROWS_PER_SHARD = 256
 _FEW = 4096  # fewer are decoded in this process: others would take longer to start
 _MOST_PROCESSES, _MOST_THREADS = 16, 16
@@ -44,9 +45,30 @@ def decode(data: bytes) -> Pillow.Image:
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        raise InputError(f"no image: {error}" if data else "no image: 0 bytes") from None
+        return of_8_bits(image)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 # damaged bytes make decoders raise anything; this is where they come in
+        raise InputError(f"no image: {error}"[:200] if data else "no image: 0 bytes") from None
+
+
+def of_8_bits(image: Pillow.Image) -> Pillow.Image:
+    """A picture whose values are 0 to 255: 16-bit grey is scaled. Pillow would clip it, so that all but the darkest is white.
+
+    Raises:
+        InputError: it holds numbers whose white is not known.
+    """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if sixteen:
+        return Pillow.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(f"a picture of mode {image.mode}, whose white is not known", fix="save it with 8 bits per channel")
     return image
+
+
+def is_turned(image: Pillow.Image) -> bool:
+    """Whether a picture's EXIF orientation says that people see it turned or mirrored."""
+    return image.getexif().get(ORIENTATION, 1) not in (0, 1)
 
 
 def resized_size(width: int, height: int, size: int) -> tuple[int, int]:

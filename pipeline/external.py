@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from irpipe.pipeline.endings import whole_ending
 from irpipe.pipeline.errors import InputError, IrpipeError, ModelError, UnreadError, did_you_mean
 from irpipe.pipeline.hashing import content_id, digest, file_digest
 from irpipe.pipeline.progress import Watcher, size
@@ -139,7 +140,7 @@ def _source(value: str, root: Path, store: Store, memory: Memory, where: str) ->
         _refuse_store(path, value, store, where)
         artifact_ = _artifact_of(path, store, where)
         digest_ = memory.digest(path, where)
-        return _Source([path.suffix.lower(), digest_] if path.is_file() else digest_, path, artifact_)
+        return _Source([whole_ending(path), digest_] if path.is_file() else digest_, path, artifact_)
     try:
         artifact = store.open(store.resolve(value).content_id)
     except IrpipeError:

@@ -1,10 +1,12 @@
-"""Reading files from outside. Every broken file ends in an `InputError` that names it."""
+"""Reading files from outside: the one place where they come in. Every broken file ends in an `InputError` that names it."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+import lzma
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +14,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from irpipe.pipeline.endings import COMPRESSED
 from irpipe.pipeline.errors import InputError, did_you_mean
 
 Cells = dict[str | None, Any]  # a CSV row: text by column, surplus cells under None
 _MAX_CSV_FIELD = 1 << 24  # characters; the library's own limit is 131,072
+_MAX_JSON = 1 << 32  # characters of a file that is read whole: a compressed one may expand without bound
+_NO_TEXT = 80  # characters that are shown of what is no JSON
 
 
 def is_text(value: object) -> bool:
@@ -28,18 +33,34 @@ def is_text(value: object) -> bool:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file, with or without a byte-order mark.
+    """A UTF-8 text file, with or without a byte-order mark, compressed or not (gzip, zstd, bzip2, xz, by its ending).
 
     Raises:
-        InputError: it is missing, a folder, or not UTF-8.
+        InputError: it is missing, a folder, not UTF-8, or not compressed as its ending says.
     """
+    kind = COMPRESSED.get(path.suffix.lower())
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
+        if kind is None:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+        else:
+            with (
+                _unpacked(path, kind) as unpacked,
+                io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as file,
+            ):
+                yield file
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", where=str(path)) from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        if kind is None:
+            raise  # a failing disk is no fault of the file
+        raise InputError(f"{path} is not compressed as its ending says, or cut short: {error}", where=str(path)) from None
+
+
+def _unpacked(path: Path, kind: str) -> Any:
+    return lzma.LZMAFile(path) if kind == "xz" else pa.input_stream(str(path), compression=kind)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -62,9 +83,28 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any, str | None]]:
 def parse_json(text: str) -> tuple[Any, str | None]:
     """A JSON value and None, or None and the text that is not JSON."""
     try:
-        return json.loads(text), None
+        return _json(text), None
     except (ValueError, RecursionError):
-        return None, text[:80]
+        return None, text[:_NO_TEXT]
+
+
+def _json(text: str) -> Any:
+    """A JSON value. NaN, which Python and pandas write, is null.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice, or a number of thousands of digits.
+    """
+    return json.loads(
+        text, parse_constant=lambda name: None if name == "NaN" else float(name), object_pairs_hook=_without_repetition
+    )
+
+
+def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return made
 
 
 def read_json(path: Path) -> Any:
@@ -74,26 +114,33 @@ def read_json(path: Path) -> Any:
         InputError: it is not JSON.
     """
     with open_text(path) as file:
-        try:
-            return json.load(file)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON: {error}", where=str(path)) from None
+        text = file.read(_MAX_JSON + 1)
+    if len(text) > _MAX_JSON:
+        raise InputError(f"{path} has more than {_MAX_JSON:,} characters", where=str(path), fix="give it as JSON Lines")
+    try:
+        return _json(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}"[:300], where=str(path)) from None
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
     """The number (from 0) and the cells by column of every row; surplus cells are under None.
 
     Raises:
-        InputError: an expected column is missing, or the file is no CSV.
+        InputError: an expected column is missing, one is there twice, a quote is not closed, or the file is no CSV.
     """
     csv.field_size_limit(_MAX_CSV_FIELD)
     with open_text(path) as file:
+        reader = csv.DictReader(file, strict=True)
         try:
-            reader = csv.DictReader(file)
-            check_columns(list(reader.fieldnames or ()), columns, str(path))
+            names = list(reader.fieldnames or ())
+            check_columns(names, columns, str(path))
+            check_columns(names, [name for name in names if name], str(path))
             yield from enumerate(reader)
         except csv.Error as error:
-            raise InputError(f"{path} is not CSV: {error}", where=str(path)) from None
+            raise InputError(
+                f"{path} is not CSV: {error}, in the row that ends in line {reader.line_num}", where=str(path)
+            ) from None
 
 
 def check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
@@ -116,9 +163,11 @@ def open_parquet(path: Path) -> Any:
         InputError: it is missing, truncated, or no Parquet.
     """
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}", where=str(path)) from None
+        file = pq.ParquetFile(path)
+        _ = file.schema_arrow.names
+        return file
+    except Exception as error:  # noqa: BLE001 # damaged bytes make the library raise anything; this is where they come in
+        raise InputError(f"{path} is not a readable Parquet file: {error}"[:400], where=str(path)) from None
 
 
 def read_batches(
@@ -136,8 +185,38 @@ def read_batches(
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} is damaged: {error}", where=str(path)) from None
+        except Exception as error:  # noqa: BLE001 # as above
+            raise InputError(f"{path} is damaged: {error}"[:400], where=str(path)) from None
         if batch is None:
             return
         yield batch
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+    """The number (from 0), the values by column, and the fault of every row of a Parquet file; a value with a fault is None.
+
+    Raises:
+        InputError: as `read_batches`.
+    """
+    number = 0
+    for batch in read_batches(path, columns):
+        read = {name: cells(batch.column(name)) for name in batch.schema.names}
+        for index in range(batch.num_rows):
+            fault = next((f"{name}: {faults[index]}" for name, (_, faults) in read.items() if index in faults), None)
+            yield number, {name: values[index] for name, (values, _) in read.items()}, fault
+            number += 1
+
+
+def cells(column: Any) -> tuple[list[Any], Mapping[int, str]]:
+    """The values of a column of Parquet, and the faults of those that Python has no value for (bytes that are no UTF-8)."""
+    try:
+        return column.to_pylist(), {}
+    except Exception:  # noqa: BLE001 # whatever it is, it is asked again cell by cell
+        values, faults = [], {}
+        for index, cell in enumerate(column):
+            try:
+                values.append(cell.as_py())
+            except Exception as error:  # noqa: BLE001 # this is where cells come in
+                values.append(None)
+                faults[index] = f"{type(error).__name__}: {error}"[:_NO_TEXT]
+        return values, faults

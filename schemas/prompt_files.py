@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.files import open_parquet, read_batches, read_csv, read_json, read_jsonl, read_lines
+from irpipe.schemas.files import open_parquet, read_csv, read_json, read_jsonl, read_lines, read_rows
+from irpipe.schemas.values import given
 
 
 def prompts_of(path: Path) -> Iterator[str]:
@@ -16,7 +18,7 @@ def prompts_of(path: Path) -> Iterator[str]:
     Raises:
         InputError: the file holds none.
     """
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if path.is_dir():
         tables = [file for file in sorted(path.rglob("*.parquet")) if "prompt" in open_parquet(file).schema_arrow.names]
         if not tables:
@@ -24,8 +26,11 @@ def prompts_of(path: Path) -> Iterator[str]:
         for file in tables:
             yield from prompts_of(file)
     elif ending == ".parquet":
-        for batch in read_batches(path, ["prompt"]):
-            yield from (text for text in batch["prompt"].to_pylist() if text is not None)
+        for row, values, fault in read_rows(path, ["prompt"]):
+            if fault is not None:
+                raise InputError(f"row {row} of {path} cannot be read: {fault}", where="exclude")
+            if given(values["prompt"]) is not None:
+                yield values["prompt"]
     elif ending == ".txt":
         yield from (line for _, line in read_lines(path))
     elif ending == ".csv":

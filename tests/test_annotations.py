@@ -168,7 +168,7 @@ def test_rows_of_a_folders_files_are_counted_on_where_records_join_rows(project)
     for name, rank in (("a", "2"), ("b", "first"), ("c", "2")):
         rows = f"r,a cat,x,1\nr,a cat,y,{rank}\nr,a cat,z,3\n"
         (project.root / "data" / f"{name}.csv").write_text(f"ranking_id,prompt,image,rank\n{rows}", encoding="utf-8")
-    assert [(one.row, one.last_row) for one in read_records(project.root / "data", "csv")] == [(0, 2), (3, 5), (6, 8)]
+    assert [(one.row, one.last_row) for one in read_records(project.root / "data", "csv", print)] == [(0, 2), (3, 5), (6, 8)]
     load(project, "data", "load-annotations.format=csv", "load-annotations.max_rejected=0.5")
     assert project.rows("SELECT source_row FROM annotations ORDER BY 1") == [{"source_row": 0}, {"source_row": 6}]
     assert project.rows("SELECT row FROM load_annotations.rejected") == [{"row": 3}]
@@ -274,7 +274,7 @@ GOOD = {"prompt": "a dog", "images": ["x", "y"], "ranking": [1, 2]}
         ({"ranking": [1, True, 3]}, "a rank is no whole number"),
         ({"ranking": [1, -1, 3]}, "a rank is negative or beyond 32 bits"),
         ({"ranking": [1, 1 << 40, 3]}, "a rank is negative or beyond 32 bits"),
-        ({"ranking": [1, float("nan"), 3]}, "a rank is no whole number"),
+        ({"ranking": [1, float("inf"), 3]}, "a rank is no whole number"),
         ({"images": ["a"], "ranking": [1]}, "fewer than two images"),
         ({"images": ["a", "a", "b"]}, "an image stands twice"),
         ({"images": ["a", "", "b"]}, "images are no list of paths"),

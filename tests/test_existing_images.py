@@ -154,7 +154,7 @@ def test_a_whole_image_of_900_million_pixels_is_never_decoded(project, monkeypat
     load, decoded = PngImagePlugin.PngImageFile.load, []
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1])
     assert importing(project, "folder", "images")["rows"] == {"read": 2, "kept": 1, "rejected": 1}
-    assert faults(project) == {of_cat("bomb.png")[0]: "too many pixels"} and decoded == [(8, 6)]
+    assert faults(project) == {of_cat("bomb.png")[0]: "too many pixels"} and set(decoded) == {(8, 6)}
 
 
 def test_a_zip_with_bombs_and_paths_that_leave_it(project):

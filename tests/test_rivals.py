@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from irpipe.models.scorers.make import make_scorers
-from irpipe.models.tuning.captions import decoded, fitted, local_captions
+from irpipe.models.tuning.caption_files import decoded, local_captions
+from irpipe.models.tuning.captions import fitted
 from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators.run import refuse_taken
@@ -210,7 +211,7 @@ class TestLocalCaptions:
             (None, "holds no captioned images"),
             ([{"file_name": "../secret.png", "text": "x"}], "lies outside of the data set"),
             ([{"file_name": "none.png", "text": "x"}], "there is no"),
-            ([{"file_name": "a.png"}], "row 0 has no caption"),
+            ([{"file_name": "a.png"}], "row 0 of .* has no caption"),
             ([{"text": "x"}], "a row names no picture"),
             ([], "there are no captioned images"),
         ],

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
 
-from irpipe.models.pictures import decode, need_room
+from irpipe.models.pictures import need_room
 from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, drawn, rows_of, sampling_memory
-from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import write_durably
-from irpipe.schemas.files import check_columns, is_text, open_parquet, read_csv, read_jsonl
 
 _CHUNK = 64
 
@@ -140,85 +137,3 @@ def _encode(
         advance(len(texts))
     for file in files.values():
         file.flush()  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class LocalCaptions:
-    """Captions of a local data set, and where its pictures are.
-
-    Attributes:
-        open: gives the encoded pictures in order.
-    """
-
-    captions: list[str]
-    open: Callable[[], Iterator[bytes | None]]
-
-
-def local_captions(path: Path, most: int) -> LocalCaptions:
-    """Captioned images of a local data set: an image folder with its metadata, or Parquet, both as `datasets` knows them.
-
-    Raises:
-        InputError: it is none, has no captions, or names pictures outside of it.
-    """
-    if path.is_dir() and not list(path.glob("*.parquet")):
-        return _of_folder(path, most)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    captions: list[str] = []
-    for file in files:
-        parquet = open_parquet(file)
-        check_columns(parquet.schema_arrow.names, ["image", "text"], str(file))
-        captions += [text for batch in parquet.iter_batches(columns=["text"]) for text in batch["text"].to_pylist()]
-    return LocalCaptions(_checked(captions, str(path))[:most], lambda: _of_parquet(files))
-
-
-def _of_parquet(files: Sequence[Path]) -> Iterator[bytes | None]:
-    for file in files:
-        for batch in open_parquet(file).iter_batches(batch_size=_CHUNK, columns=["image"]):
-            for image in batch["image"].to_pylist():
-                yield image["bytes"] if isinstance(image, dict) else image
-
-
-def _of_folder(path: Path, most: int) -> LocalCaptions:
-    lines, table = path / "metadata.jsonl", path / "metadata.csv"
-    if lines.is_file():
-        rows: list[Any] = [value for _, value, _ in read_jsonl(lines)]
-    elif table.is_file():
-        rows = [cells for _, cells in read_csv(table, ["file_name", "text"])]
-    else:
-        raise InputError(
-            f"{path} holds no captioned images",
-            where="pretraining_data",
-            expected="metadata.jsonl or metadata.csv with file_name and text, or Parquet with image and text",
-        )
-    rows = rows[:most]
-    if any(not isinstance(row, dict) or not is_text(row.get("file_name")) for row in rows):
-        raise InputError("a row names no picture", where=str(path), expected="file_name and text in every row")
-    names = [path / row["file_name"] for row in rows]
-    for name in names:
-        if not name.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{name} lies outside of the data set", where=str(path))
-        if not name.is_file():
-            raise InputError(f"there is no {name}", where=str(path))
-    return LocalCaptions(_checked([row.get("text") for row in rows], str(path)), lambda: (name.read_bytes() for name in names))
-
-
-def _checked(captions: Sequence[Any], where: str) -> list[str]:
-    if not captions:
-        raise InputError("there are no captioned images", where=where)
-    for row, text in enumerate(captions):
-        if not is_text(text) or not text.strip():
-            raise InputError(f"row {row} has no caption", where=where, expected="a text for every picture")
-    return list(captions)
-
-
-def decoded(data: Iterator[bytes | None]) -> Iterator[Pillow.Image]:
-    """Pictures of encoded bytes.
-
-    Raises:
-        InputError: names the row of one that is none.
-    """
-    for row, one in enumerate(data):
-        try:
-            yield decode(one or b"")
-        except InputError as error:
-            raise InputError(f"row {row} of the captioned images: {error.what}", fix="drop that row from the data set") from None

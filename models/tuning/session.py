@@ -22,7 +22,8 @@ from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.loop import Trainer
 from irpipe.models.training.objective import Objective
-from irpipe.models.tuning.captions import CaptionedImages, LocalCaptions, decoded, encode_captioned, local_captions
+from irpipe.models.tuning.caption_files import LocalCaptions, decoded, local_captions
+from irpipe.models.tuning.captions import CaptionedImages, encode_captioned
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, load_denoiser
 from irpipe.models.tuning.evaluation import (

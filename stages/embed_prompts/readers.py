@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.files import is_text, open_parquet, read_batches, read_csv, read_jsonl, read_lines
+from irpipe.schemas.files import cells, is_text, open_parquet, read_batches, read_csv, read_jsonl, read_lines
 from irpipe.schemas.rejected import Rejections
+from irpipe.schemas.values import given
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 
 _NSFW = ("prompt_nsfw", "image_nsfw")
@@ -43,12 +45,12 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
     elif kind == "jsonl":
         yield from _read_jsonl(path, config.prompt_column, rejections)
     elif kind == "csv":
-        for number, cells in read_csv(path, [config.prompt_column]):
-            if None in cells:
+        for number, row in read_csv(path, [config.prompt_column]):
+            if None in row:
                 rejections.refuse(number, "more cells than columns")
                 yield PromptRow(number, None)
             else:
-                yield PromptRow(number, _text(cells[config.prompt_column], number, rejections))
+                yield PromptRow(number, _text(row[config.prompt_column], number, rejections))
     else:
         for number, line in read_lines(path):
             yield PromptRow(number, line)
@@ -56,7 +58,7 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
 
 def guess_format(path: Path) -> str:
     """The format, by the file's ending; DiffusionDB's metadata is recognised by its columns."""
-    kind = _ENDINGS.get(path.suffix.lower())
+    kind = _ENDINGS.get(ending_of(path))
     if kind is None:
         raise InputError(
             f"the format of {path.name} cannot be guessed from its ending",
@@ -70,10 +72,13 @@ def guess_format(path: Path) -> str:
 def _read_parquet(path: Path, column: str, nsfw: list[str], rejections: Rejections) -> Iterator[PromptRow]:
     number = 0
     for batch in read_batches(path, [column, *nsfw]):
-        scores = {name: [_score(value, name, path) for value in batch[name].to_pylist()] for name in nsfw}
-        for index, text in enumerate(batch[column].to_pylist()):
+        scores = {name: [_score(value, name, path) for value in cells(batch[name])[0]] for name in nsfw}
+        texts, faults = cells(batch[column])
+        for index, text in enumerate(texts):
             row = {name: values[index] for name, values in scores.items()}
-            yield PromptRow(number, _text(text, number, rejections), **row)
+            if index in faults:
+                rejections.refuse(number, "prompt is no text", faults[index])
+            yield PromptRow(number, None if index in faults else _text(text, number, rejections), **row)
             number += 1
 
 
@@ -102,7 +107,7 @@ def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[Pro
 
 
 def _text(value: object, number: int, rejections: Rejections) -> str | None:
-    if value is None or value == "":
+    if given(value) is None:
         return ""
     if not is_text(value):
         rejections.refuse(number, "prompt is no text", repr(value)[:80])

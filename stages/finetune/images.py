@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.training.objective import Figures, Samples, noise_seed, shuffled
-from irpipe.models.tuning.captions import decoded, denoising_losses, encode_captioned
+from irpipe.models.tuning.caption_files import decoded
+from irpipe.models.tuning.captions import denoising_losses, encode_captioned
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import InputError, StageError

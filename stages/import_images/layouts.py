@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_batches, read_csv, read_jsonl
+from irpipe.schemas.discovery import is_hidden
+from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_csv, read_jsonl, read_rows
 from irpipe.stages.import_images.sources import Cell, Fetched, Zips, fetch_files, members, parquet_files
 
 _WHERE = "import-images.image_root"
@@ -46,13 +47,13 @@ class Listed:
 def read_folder(root: Path) -> Iterator[Listed]:
     """`<prompt id>/<image>` below a folder, or anywhere in a zip."""
     if root.is_dir():
-        folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
         names: Iterator[str] = (f"{folder.name}/{name}" for folder in folders for name in sorted(_names(folder)))
     else:
         names = iter(sorted(members(root)))
     for name in names:
         path = PurePosixPath(name)
-        if path.suffix.lower() in _ENDINGS:
+        if path.suffix.lower() in _ENDINGS and not is_hidden(path):
             yield Listed(path.parent.name, name, name)
 
 
@@ -64,7 +65,7 @@ def read_table(root: Path) -> Iterator[Listed]:
     """The rows (`prompt`, `path`) of the one table that a folder holds beside its images."""
     if root.is_file():  # the key hashes image_root: a table alone would leave out its images
         raise InputError(f"{root.name} is a file", where=_WHERE, expected="the folder that holds the table and its images")
-    tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES]
+    tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES and name[0] != "."]
     if len(tables) != 1:
         names = ", ".join(table.name for table in tables[:3]) or "none"
         raise InputError(f"{root} holds {len(tables)} tables: {names}", where=_WHERE, expected=f"one of {', '.join(_TABLES)}")
@@ -91,9 +92,9 @@ def _read_csv(table: Path) -> Iterator[Listed]:
 
 
 def _read_paths(table: Path, path: str = "path") -> Iterator[Listed]:
-    for batch in read_batches(table, ["prompt", path]):
-        for prompt, location in zip(batch["prompt"].to_pylist(), batch[path].to_pylist(), strict=True):
-            yield Listed(prompt, location, location)
+    for number, row, fault in read_rows(table, ["prompt", path]):
+        told = f"row {number} of {table.name}: {fault}" if fault is not None else row[path]
+        yield Listed(row["prompt"], told, row[path], fault=None if fault is None else "a cell cannot be read")
 
 
 _READ_TABLE = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_paths}
@@ -133,7 +134,8 @@ def read_diffusiondb(root: Path) -> Iterator[Listed]:
 
 def _parts_of_folder(root: Path) -> list[str]:
     """Paths of the JSON of each part (for a part's zip, as if it were a folder): in the root or in a folder of it."""
-    parents = [root, *(folder for folder in root.iterdir() if folder.is_dir() and not _PART.fullmatch(folder.name))]
+    others = [folder for folder in root.iterdir() if folder.is_dir() and not is_hidden(PurePosixPath(folder.name))]
+    parents = [root, *(folder for folder in others if not _PART.fullmatch(folder.name))]
     lists = {name for name in _names(root) if _lists_part(name)}  # the root is a part itself
     for parent in parents:
         parts = {name.removesuffix(".zip") for name in _names(parent)}
@@ -143,7 +145,7 @@ def _parts_of_folder(root: Path) -> list[str]:
 
 def _lists_part(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix == ".json" and _PART.fullmatch(path.stem) is not None
+    return not is_hidden(path) and path.suffix == ".json" and _PART.fullmatch(path.stem) is not None
 
 
 def _entries(fetched: Fetched, root: Path) -> Mapping[str, Any]:
@@ -198,14 +200,11 @@ def read_parquet(root: Path) -> Iterator[Listed]:
             raise InputError(
                 f"the column 'image' holds no images but {kind}", where=str(file), expected="bytes, or struct<bytes, path>"
             )
-        row = 0
-        for batch in read_batches(file, [*texts, *(["image.path"] if "path" in fields else [])]):
-            cells = batch["image"].to_pylist() if "path" in fields else [None] * batch.num_rows
-            for prompt, cell in zip(batch[texts[0]].to_pylist(), cells, strict=True):
-                path = (cell or {}).get("path")
-                known = isinstance(path, str) and "/" in path
-                yield Listed(prompt, path if known else f"{name}/{row}", Cell(file, "image", row))
-                row += 1
+        for row, cells, fault in read_rows(file, [*texts, *(["image.path"] if "path" in fields else [])]):
+            path = (cells.get("image") or {}).get("path")
+            known = isinstance(path, str) and "/" in path
+            wrong = None if fault is None else "a cell cannot be read"
+            yield Listed(cells[texts[0]], path if known else f"{name}/{row}", Cell(file, "image", row), fault=wrong)
 
 
 # How each layout lists its images.

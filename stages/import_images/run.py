@@ -50,6 +50,7 @@ def run(config: ImportImagesConfig, inputs: Mapping[str, Artifact], out: Path, c
         "images": len(kept_images),
         "prompts": len(per_prompt),
         "files": len(locations),
+        "turned_by_exif": sum(row.checked.turned for row in kept_images),
         "rejected_for": rejections.counts(),
     }
     return Report(Rows(read, len(kept_images), rejections.write(out)), metrics)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from irpipe.models.pictures import is_turned, of_8_bits
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.images import ImageShards, image_row
@@ -27,7 +28,11 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of checking an image: its properties, or its fault."""
+    """The result of checking an image: its properties, or its fault.
+
+    Attributes:
+        turned: its EXIF orientation says that people saw it turned. Reward models take it as it is stored, as published.
+    """
 
     digest: str = ""
     width: int = 0
@@ -35,6 +40,7 @@ class Checked:
     format: str = ""
     fault: str | None = None
     detail: str | None = None
+    turned: bool = False
 
 
 _CHECKED = pa.schema(
@@ -45,6 +51,7 @@ _CHECKED = pa.schema(
         ("format", pa.string()),
         ("fault", pa.string()),
         ("detail", pa.string()),
+        ("turned", pa.bool_()),
     ]
 )
 
@@ -93,12 +100,15 @@ def check(fetched: Fetched, max_pixels: int) -> Checked:
             if width * height > max_pixels:
                 return Checked(fault="too many pixels")
             image.load()
-            kind = image.format or ""
+            kind, turned = image.format or "", is_turned(image)
+            of_8_bits(image)
     except UnidentifiedImageError:
         return Checked(fault="no image of a known format")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what Pillow's decoders raise
+    except InputError as error:
+        return Checked(fault=error.what)
+    except Exception as error:  # noqa: BLE001 # damaged bytes make decoders raise anything; this is where they come in
         return Checked(fault=f"cannot be decoded: {error}"[:120])
-    return Checked(hashlib.sha256(fetched.data).hexdigest(), width, height, kind)
+    return Checked(hashlib.sha256(fetched.data).hexdigest(), width, height, kind, turned=turned)
 
 
 class KeptImage(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.files import open_parquet, read_batches
+from irpipe.schemas.discovery import is_hidden
+from irpipe.schemas.files import cells as cells_in
+from irpipe.schemas.files import open_parquet, read_batches, read_rows
 
 
 class Cell(NamedTuple):
@@ -93,11 +94,15 @@ def parquet_files(root: Path) -> list[tuple[str, Path]]:
     Raises:
         InputError: there is none.
     """
-    candidates = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    files = [file for file in candidates if file.suffix.lower() == ".parquet" and _below(file, root)]
+    files = [root] if root.is_file() and root.suffix.lower() == ".parquet" else _tables_below(root)
     if not files:
         raise InputError(f"{root} is no Parquet file and holds none", where="import-images.image_root")
     return [(file.relative_to(root.parent if root.is_file() else root).as_posix(), file) for file in files]
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a disk fails or there are too many open files; a seek before a file's begin (EINVAL) is a fault of the zip."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def members(archive: Path) -> list[str]:
@@ -109,7 +114,9 @@ def members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             return opened.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # damaged bytes make the library raise anything; this is where they come in
+        if _is_of_the_machine(error):
+            raise
         raise InputError(f"{archive} is no folder and no readable zip: {error}", where="import-images.image_root") from None
 
 
@@ -120,14 +127,19 @@ def _below(file: Path, root: Path) -> bool:
 def _image_tables(root: Path) -> list[Path]:
     """The Parquet files below a folder that hold images; others and unreadable ones are skipped."""
     tables = []
-    for file in sorted(root.rglob("*")):
-        if file.suffix.lower() == ".parquet" and file.is_file() and _below(file, root):
-            try:
-                names = open_parquet(file).schema_arrow.names
-            except InputError:
-                continue
-            tables += [file] if _image_columns(names) else []
+    for file in _tables_below(root):
+        try:
+            names = open_parquet(file).schema_arrow.names
+        except InputError:
+            continue
+        tables += [file] if _image_columns(names) else []
     return tables
+
+
+def _tables_below(root: Path) -> list[Path]:
+    """The Parquet files below a folder that are not hidden."""
+    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() == ".parquet" and file.is_file()]
+    return [file for file in files if not is_hidden(file.relative_to(root)) and _below(file, root)]
 
 
 def _inside(path: str) -> bool:
@@ -201,7 +213,9 @@ class Zips:
         try:
             with opened.open(member) as file:
                 data = file.read(max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
+        except Exception as error:  # damaged bytes make the library raise anything; this is where they come in
+            if _is_of_the_machine(error):
+                raise
             return Fetched(path, fault="broken in its zip")
         return Fetched(path, data) if len(data) <= max_bytes else Fetched(path, fault="file too large")
 
@@ -211,7 +225,9 @@ class Zips:
             try:
                 self._open[path] = archive = zipfile.ZipFile(path)
                 self._twice[path] = _names_of_several(archive)
-            except zipfile.BadZipFile:
+            except Exception as error:  # as above
+                if _is_of_the_machine(error):
+                    raise
                 self._open[path] = None
             if len(self._open) > _MOST_OPEN:
                 oldest = self._open.popitem(last=False)[1]
@@ -242,16 +258,14 @@ def cells_of(root: Path, paths: Collection[Location]) -> dict[Location, list[Cel
     """The cells of Parquet files that hold images of these paths, in the order of rows. Reads paths, no images."""
     cells: dict[Location, list[Cell]] = {}
     for file in [root] if is_parquet(root) else _image_tables(root):
-        schema, row = open_parquet(file).schema_arrow, 0
+        schema = open_parquet(file).schema_arrow
         columns = [(image, name or f"{image}.path") for image, name in _image_columns(schema.names)]
         name_columns = {image: name for image, name in columns if "." not in name or _has_path(schema.field(image).type)}
-        for batch in read_batches(file, sorted(set(name_columns.values()))) if name_columns else ():
-            for cell in batch.to_pylist():
-                for image, name in name_columns.items():
-                    path = (cell[image] or {}).get("path") if "." in name else cell[name]
-                    if isinstance(path, str) and path in paths:
-                        cells.setdefault(path, []).append(Cell(file, image, row))
-                row += 1
+        for row, cell, _ in read_rows(file, sorted(set(name_columns.values()))) if name_columns else ():
+            for image, name in name_columns.items():
+                path = (cell[image] or {}).get("path") if "." in name else cell[name]
+                if isinstance(path, str) and path in paths:  # one that cannot be read is the name of no image
+                    cells.setdefault(path, []).append(Cell(file, image, row))
     return cells
 
 
@@ -283,7 +297,7 @@ def _rows(file: Path, columns: Sequence[str], rows: Sequence[int]) -> Iterator[t
         if np.any((row_numbers >= start) & (row_numbers < stop)):
             for batch in read_batches(file, columns, batch_size=64, row_groups=[group]):
                 for row in row_numbers[(row_numbers >= start) & (row_numbers < start + batch.num_rows)].tolist():
-                    yield row, batch.slice(row - start, 1).to_pylist()[0]
+                    yield row, {name: cells_in(batch[name].slice(row - start, 1))[0][0] for name in batch.schema.names}
                 start += batch.num_rows
         start = stop
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
+from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
 Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv"]
@@ -48,7 +49,7 @@ class LoadAnnotationsConfig(Config):
 
     @model_validator(mode="after")
     def _readable(self) -> LoadAnnotationsConfig:
-        if self.path is not None and self.format is None and self.path.suffix.lower() not in (".jsonl", ".csv"):
+        if self.path is not None and self.format is None and ending_of(self.path) not in (".jsonl", ".ndjson", ".csv"):
             raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
         if self.rating_scale[0] == self.rating_scale[1]:
             raise ValueError("rating_scale has no extent")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from irpipe.pipeline.errors import did_you_mean
 from irpipe.schemas.annotations import ASPECTS, PROBLEMS, SPLITS, UNSAFE
 from irpipe.schemas.files import is_text
 from irpipe.schemas.prompts import clean
+from irpipe.schemas.values import given, is_finite
 from irpipe.stages.load_annotations.readers import RawRecord
 
 
@@ -63,16 +63,16 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
     if all(rank is None for rank in ranks) and all(value is None for values in ratings.values() for value in values):
         raise BadRecordError("neither ranks nor ratings")
     category, unclear, unsafe = _labels(raw.labels)
-    if raw.split is not None and raw.split not in SPLITS:
-        raise BadRecordError("unknown split", f"{raw.split}{did_you_mean(str(raw.split), SPLITS)}")
-    annotator = None if raw.annotator is None else str(raw.annotator)
-    if not (is_text(annotator or "") and is_text(raw.record) and is_text(category or "")):
-        raise BadRecordError("a name is no text", repr((raw.record, annotator, category))[:80])
+    split = given(raw.split)
+    if split is not None and split not in SPLITS:
+        raise BadRecordError("unknown split", f"{split}{did_you_mean(str(split), SPLITS)}"[:80])
+    if not (is_text(raw.annotator or "") and is_text(raw.record) and is_text(category or "")):
+        raise BadRecordError("a name is no text", repr((raw.record, raw.annotator, category))[:80])
     return Record(
         raw.row,
         raw.record,
         clean(raw.prompt),
-        annotator,
+        raw.annotator,
         images,
         ranks,
         ratings,
@@ -80,7 +80,7 @@ def check(raw: RawRecord, *, higher_is_better: bool, scale: tuple[float, float])
         category,
         unclear,
         unsafe,
-        raw.split,
+        split,
         raw.choice,
     )
 
@@ -103,6 +103,7 @@ def _ranks(ranks: Any, count: int, higher_is_better: bool) -> list[int | None]:
         raise BadRecordError(
             "ranks and images differ in number", f"{len(ranks) if isinstance(ranks, list) else ranks!r}, {count}"
         )
+    ranks = [given(rank) for rank in ranks]
     for rank in ranks:
         if rank is not None and (type(rank) is not int and not (type(rank) is float and rank.is_integer())):
             raise BadRecordError("a rank is no whole number", repr(rank))
@@ -121,10 +122,11 @@ def _ratings(aspect: str, values: Any, count: int, scale: tuple[float, float]) -
     if not isinstance(values, list) or len(values) != count:
         raise BadRecordError("ratings and images differ in number", aspect)
     low, high = min(scale), max(scale)
+    values = [given(value) for value in values]
     for value in values:
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if not is_finite(value):
             raise BadRecordError("a rating is no number", f"{aspect} {value!r}")
         if not low <= value <= high:
             raise BadRecordError("a rating is off the scale", f"{aspect} {value!r}, scale {scale[0]:g} to {scale[1]:g}")
@@ -143,7 +145,8 @@ def _problems(problems: Any, count: int) -> list[list[str]]:
 
 def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]:
     _refuse_unknown(labels, ("category", "intent_unclear", "unsafe"), "unknown label")
-    category, unclear, unsafe = labels.get("category"), labels.get("intent_unclear"), labels.get("unsafe") or []
+    category, unclear, unsafe = (given(labels.get(name)) for name in ("category", "intent_unclear", "unsafe"))
+    unsafe = [] if unsafe is None else unsafe
     if category is not None and not isinstance(category, str):
         raise BadRecordError("category is no text", repr(category))
     if unclear is not None and not isinstance(unclear, bool):
@@ -156,5 +159,5 @@ def _labels(labels: dict[str, Any]) -> tuple[str | None, bool | None, list[str]]
 
 def _refuse_unknown(words: Any, allowed: Sequence[str], reason: str) -> None:
     for word in words:
-        if word not in allowed:
+        if not isinstance(word, str) or word not in allowed:
             raise BadRecordError(reason, f"{word}{did_you_mean(str(word), allowed)}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import InputError, did_you_mean
-from irpipe.schemas.files import Cells, check_columns, read_batches, read_csv, read_json, read_jsonl
-
-_SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validation", "val": "validation", "test": "test"}
+from irpipe.schemas.discovery import data_files, splits_of
+from irpipe.schemas.files import Cells, check_columns, read_csv, read_json, read_jsonl, read_rows
+from irpipe.schemas.values import given, is_finite, name_of
 
 
 @dataclass
@@ -46,33 +44,30 @@ class RawRecord:
     unlabelled: bool = False
 
 
-def read_records(path: Path, kind: str) -> Iterator[RawRecord]:
+def read_records(path: Path, kind: str, say: Callable[[str], None]) -> Iterator[RawRecord]:
     """Every record of a file, or of the files of a folder in the order of their names.
 
+    Args:
+        say: is told which files are left out.
+
     Raises:
-        InputError: no file of the format, or one that is not of it.
+        InputError: no file of the format, or one that is not of it; or only some files tell their split.
     """
     if not path.is_dir():
         yield from _READERS[kind](path, 0)
         return
-    files = [file for file in sorted(path.rglob("*")) if file.suffix == _SUFFIXES[kind] and file.is_file()]
-    if not files:
-        raise InputError(f"{path} holds no {_SUFFIXES[kind]} file", where="load-annotations.path")
+    found = data_files(path, ENDINGS[kind], "load-annotations.path")
+    for line in found.told():
+        say(line)
     start = 0
-    for file in files:
-        split, last = split_of(file), start - 1
+    for file, split in splits_of(found.files, path).items():
+        last = start - 1
         for record in _READERS[kind](file, start):
             last = max(last, record.row, record.last_row)
             record.record = f"{file.relative_to(path)}:{record.record}"  # files may count from 1 each
-            record.split = record.split if record.split is not None else split
+            record.split = split if given(record.split) is None else record.split
             yield record
         start = last + 1
-
-
-def split_of(file: Path) -> str | None:
-    """The split in a file's name, such as `metadata-train.parquet`."""
-    words = [word for word in re.split(r"[^a-z]+", file.stem.lower()) if word in _SPLIT_WORDS]
-    return _SPLIT_WORDS[words[0]] if words else None
 
 
 def _load_list(path: Path, fields: Sequence[str]) -> list[Any]:
@@ -98,11 +93,19 @@ def _items(data: list[Any], start: int, fields: Sequence[str]) -> Iterator[tuple
         yield record, item if isinstance(item, dict) else {}
 
 
+def _take_names(record: RawRecord, name: Any, annotator: Any = None) -> None:
+    """What a source names a record and its annotator; a record without a name keeps its row."""
+    try:
+        record.record, record.annotator = name_of(name) or record.record, name_of(annotator)
+    except ValueError as error:
+        record.fault = record.fault or ("a name is a list, an object or no whole number", str(error))
+
+
 def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
     """`train.json` and similar: id, prompt, generations, ranking (lower is better)."""
     fields = ("id", "prompt", "generations", "ranking")
     for record, item in _items(_load_list(path, fields), start, fields):
-        record.record = str(item.get("id", record.record))
+        _take_names(record, item.get("id"))
         record.prompt, record.images, record.ranks = item.get("prompt"), item.get("generations"), item.get("ranking")
         yield record
 
@@ -111,9 +114,8 @@ def _hps(path: Path, start: int) -> Iterator[RawRecord]:
     """HPS v1: one chosen image per prompt; the others were not compared."""
     fields = ("human_preference", "prompt", "file_path")
     for record, item in _items(_load_list(path, fields), start, fields):
-        record.record = str(item.get("id", record.record))
+        _take_names(record, item.get("id"), item.get("user_hash"))
         record.prompt, record.images = item.get("prompt"), item.get("file_path")
-        record.annotator = item.get("user_hash")
         choice = item.get("human_preference")
         if record.fault is None and isinstance(record.images, list):
             if type(choice) is not int or not 0 <= choice < len(record.images):
@@ -153,7 +155,8 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
     for number, vote in enumerate(votes if isinstance(votes, list) else [votes]):
         single = RawRecord(record.row, f"{record.record}/{number}", record.prompt, None, record.images)
         if isinstance(vote, dict) and "rank" in vote:
-            single.annotator, single.ranks = vote.get("user_hash"), vote["rank"]
+            _take_names(single, single.record, vote.get("user_hash"))
+            single.ranks = vote["rank"]
         else:
             single.fault = ("raw annotation without rank", repr(vote)[:80])
         yield single
@@ -161,7 +164,7 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
 
 def _whole_ranks(values: Any) -> Any:
     """Averaged ranks as whole ranks in the same order; anything else unchanged, for the check to refuse."""
-    if not isinstance(values, list) or not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
+    if not isinstance(values, list) or not all(is_finite(value) for value in values):
         return values
     order = sorted(set(values))
     return [order.index(value) + 1 for value in values]
@@ -174,20 +177,26 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
     """ImageRewardDB's metadata: one row per image, joined by prompt_id. Direction: lower rank is better."""
     columns = ["image_path", "prompt_id", "prompt", "classification", "rank", *_RATING_COLUMNS.values()]
     amount = "image_amount_in_total"
-    groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
-    row = start
-    for batch in read_batches(path, [*columns, amount]):
-        for item in batch.to_pylist():
-            groups.setdefault(item["prompt_id"], []).append((row, item))
-            row += 1
+    groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for number, item, fault in read_rows(path, [*columns, amount]):
+        record = RawRecord(start + number, "", fault=("a cell cannot be read", fault) if fault is not None else None)
+        _take_names(record, item["prompt_id"])
+        if record.fault is None and not record.record:
+            record.fault = ("no prompt_id", None)
+        if record.fault is not None:
+            yield record
+        else:
+            groups.setdefault(record.record, []).append((start + number, item))
     for name, members in groups.items():
         items = [item for _, item in members]
-        record = RawRecord(members[0][0], str(name), items[0]["prompt"], last_row=members[-1][0])
+        record = RawRecord(members[0][0], name, items[0]["prompt"], last_row=members[-1][0])
         record.images, record.ranks = [item["image_path"] for item in items], [item["rank"] for item in items]
         record.ratings = {aspect: [item[column] for item in items] for aspect, column in _RATING_COLUMNS.items()}
         record.labels = {"category": items[0]["classification"]}
         if len({item["prompt"] for item in items}) > 1:
-            record.fault = ("one prompt_id, several prompts", str(name))
+            record.fault = ("one prompt_id, several prompts", name)
+        elif any(item["classification"] != items[0]["classification"] for item in items):
+            record.fault = ("rows disagree on classification", name)
         elif any(item[amount] is not None and item[amount] != len(items) for item in items):
             record.fault = ("rows do not add up to image_amount_in_total", f"{len(items)} of {items[0][amount]}")
         yield record
@@ -196,21 +205,23 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
 def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
     """Pick-a-Pic: two images per row, label 1, 0 or 0.5 each (a tie)."""
     columns = ["caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label", "ranking_id", "user_id"]
-    row = start
-    for batch in read_batches(path, columns):
-        for item in batch.to_pylist():
-            record = RawRecord(row, str(item["ranking_id"]), item["caption"], str(item["user_id"]))
-            record.images = [item["image_0_uid"], item["image_1_uid"]]
-            labels = (item["label_0"], item["label_1"])
-            record.oriented = True
-            if not item["has_label"]:
-                record.unlabelled = True
-            elif labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
-                record.fault = ("labels are no choice", repr(labels))
-            else:
-                record.ranks = [1 if label >= max(labels) else 2 for label in labels]
-            yield record
-            row += 1
+    for number, item, fault in read_rows(path, columns):
+        record = RawRecord(start + number, str(start + number), item["caption"])
+        record.images = [item["image_0_uid"], item["image_1_uid"]]
+        record.oriented = True
+        _take_names(record, item["ranking_id"], item["user_id"])
+        labels, labelled = (item["label_0"], item["label_1"]), given(item["has_label"])
+        if fault is not None:
+            record.fault = ("a cell cannot be read", fault)
+        elif labelled is not None and labelled not in (True, False):
+            record.fault = ("has_label is neither true nor false", repr(labelled)[:80])
+        elif not labelled:
+            record.unlabelled = True
+        elif labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+            record.fault = ("labels are no choice", repr(labels)[:80])
+        else:
+            record.ranks = [1 if label >= max(labels) else 2 for label in labels]
+        yield record
 
 
 _JSONL_FIELDS = {
@@ -247,11 +258,11 @@ def _own(row: int, item: Any) -> RawRecord:
         word = "unknown field" if unknown else "missing field"
         name = (unknown or missing)[0]
         record.fault = (word, f"{name}{did_you_mean(name, _JSONL_FIELDS if unknown else item)}")
-    record.record = str(item.get("ranking_id", row))
-    record.prompt, record.annotator, record.images = item.get("prompt"), item.get("annotator"), item.get("images")
+    _take_names(record, item.get("ranking_id"), item.get("annotator"))
+    record.prompt, record.images = item.get("prompt"), item.get("images")
     record.ranks, record.problems, record.split = item.get("ranking"), item.get("problems"), item.get("split")
     record.ratings = {aspect: item[aspect] for aspect in _RATING_COLUMNS if aspect in item}
-    labels = item.get("labels") or {}
+    labels = {} if given(item.get("labels")) is None else item["labels"]
     if not isinstance(labels, dict):
         record.fault = ("labels are no object", repr(labels)[:80])
     else:
@@ -274,27 +285,37 @@ _CSV_COLUMNS = {
 }
 
 
+_OF_A_RECORD = ("prompt", "split", "category", "intent_unclear", "unsafe")  # columns whose cells agree in all rows of one
+
+
 def _csv(path: Path, start: int) -> Iterator[RawRecord]:
     """Our own: one row per image of a record, joined by ranking_id and annotator. docs/formats.md describes it."""
-    groups: dict[tuple[str, str], list[tuple[int, Cells]]] = {}
+    groups: dict[tuple[str, str | None], list[tuple[int, Cells]]] = {}
     names: list[str] = []
     for number, item in read_csv(path, ["ranking_id", "prompt", "image", "rank"]):
         if not names:
             names = [name for name in item if name is not None]
             _refuse_unknown(names, path)
-        groups.setdefault((item["ranking_id"] or "", item.get("annotator") or ""), []).append((start + number, item))
+        name, annotator = name_of(item["ranking_id"]), name_of(item.get("annotator"))
+        if name is None:
+            yield RawRecord(start + number, "", fault=("no ranking_id", None))
+        else:
+            groups.setdefault((name, annotator), []).append((start + number, item))
     for (name, annotator), members in groups.items():
         items = [item for _, item in members]
-        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator or None, last_row=members[-1][0])
+        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator, last_row=members[-1][0])
         record.images, record.ranks = [item["image"] for item in items], [_number(item["rank"]) for item in items]
         record.ratings = {aspect: [_number(item[aspect]) for item in items] for aspect in _RATING_COLUMNS if aspect in names}
         record.problems = [_words(item.get("problems")) for item in items] if "problems" in names else None
         record.labels = _csv_labels(items[0])
         record.split = items[0].get("split") or None
-        if any(item["prompt"] != items[0]["prompt"] for item in items):
-            record.fault = ("one ranking_id, several prompts", name)
-        elif any(None in item for item in items):
+        several = [column for column in _OF_A_RECORD if any(item.get(column) != items[0].get(column) for item in items)]
+        if any(None in item for item in items):
             record.fault = ("more cells than columns", name)
+        elif "prompt" in several:
+            record.fault = ("one ranking_id, several prompts", name)
+        elif several:
+            record.fault = (f"rows disagree on {several[0]}", name)
         yield record
 
 
@@ -341,12 +362,12 @@ _READERS = {
     "jsonl": _jsonl,
     "csv": _csv,
 }
-_SUFFIXES = {
-    "imagereward-json": ".json",
-    "imagerewarddb": ".parquet",
-    "hps-json": ".json",
-    "hpdv2-json": ".json",
-    "pickapic": ".parquet",
-    "jsonl": ".jsonl",
-    "csv": ".csv",
+ENDINGS = {
+    "imagereward-json": (".json",),
+    "imagerewarddb": (".parquet",),
+    "hps-json": (".json",),
+    "hpdv2-json": (".json",),
+    "pickapic": (".parquet",),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv",),
 }
