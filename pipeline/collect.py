@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,14 @@ class Garbage:
 
 
 def garbage(store: Store) -> Iterator[Garbage]:
-    """Objects and work that no recipe's newest results were made from, with the records that point to them."""
+    """Objects and work that no recipe's newest results were made from, with the records that point to them.
+
+    What lies behind a link is left alone.
+    """
+    return (item for item in _unneeded(store) if store.owns(item.path))
+
+
+def _unneeded(store: Store) -> Iterator[Garbage]:
     needed = _needed(store)
     needed_keys = {record.key for record in needed}
     needed_objects = {record.content_id for record in needed}
@@ -32,27 +40,27 @@ def garbage(store: Store) -> Iterator[Garbage]:
             path = store.record_path(record.key)
             yield Garbage(path, _size(path), f"record of {record.node} {record.key[:12]}", "no newest result was made from it")
     makers: dict[str, Record] = {record.content_id: record for record in store.records()}
-    for folder in sorted(store.root.glob("objects/??/*")):
+    for folder in store.objects():
         if folder.name not in needed_objects:
             maker = makers.get(folder.name)
             name = f"{maker.node} {folder.name[:12]}" if maker else folder.name[:12]
             yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
-    for folder in sorted(store.root.glob("damaged/*")):
+    for folder in store.children("damaged"):
         yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")
-    for path in sorted(store.root.glob("logs/*.jsonl")):
-        if path.stem not in needed_keys and not store.is_locked(path.stem):
+    for path in store.children("logs"):
+        if path.suffix == ".jsonl" and path.stem not in needed_keys and not store.is_locked(path.stem):
             yield Garbage(path, _size(path), f"log {path.stem[:12]}", "of a run that no newest result needs")
-    for folder in sorted(store.root.glob("work/*")):
+    for folder in store.children("work"):
         if not store.is_locked(folder.name):
             unfinished = attempt(store, folder.name)
-            name = f"unfinished {unfinished['stage']} {folder.name[:12]}" if unfinished else f"work {folder.name[:12]}"
+            name = f"unfinished {unfinished.stage} {folder.name[:12]}" if unfinished else f"work {folder.name[:12]}"
             yield Garbage(folder, _size(folder), name, "an unfinished run; deleting it loses its work")
 
 
 def _needed(store: Store) -> list[Record]:
     """The newest result of every stage of every recipe, and all ancestors."""
     records: dict[str, Record] = {}
-    for path in sorted(store.root.glob("refs/*/*.json")):
+    for path in store.children("refs", "*"):
         record = store.newest(path.parent.name, path.stem)
         if record is not None and record.key not in records:
             for run in (record, *lineage(store, record).ancestors):
@@ -63,14 +71,12 @@ def _needed(store: Store) -> list[Record]:
 def drop(items: list[Garbage]) -> int:
     """Delete; records before the objects they point to. Returns the bytes freed."""
     for item in sorted(items, key=lambda item: item.path.is_dir()):
-        if item.path.is_dir():
-            remove(item.path)
-        else:
-            item.path.unlink()
+        remove(item.path)
     return sum(item.size for item in items)
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """Bytes of a file, or of those of a folder; what links point to does not count."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

@@ -5,11 +5,11 @@ Killed at any point, the store is as before or as after. What was finished in wo
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from irpipe.pipeline.errors import DamageError, StageError
@@ -23,6 +23,7 @@ from irpipe.pipeline.manifest import (
     manifest_of,
     read_manifest,
     read_record,
+    read_typed,
     record_json,
 )
 from irpipe.pipeline.progress import Watcher
@@ -43,10 +44,10 @@ def begin(store: Store, key: str, code: str, *, anew: bool = False) -> tuple[Pat
     work = store.work_path(key)
     out, scratch, made_by = work / "out", work / "scratch", work / _CODE_FILE
     same_code = made_by.exists() and made_by.read_text(encoding="utf-8") == code
-    if work.exists() and (anew or not same_code):
-        shutil.rmtree(work)
+    if work.is_symlink() or (work.exists() and (anew or not same_code)):
+        remove(work)
     if out.exists():
-        shutil.rmtree(out)
+        remove(out)
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
     write_durably(made_by, code)
@@ -121,7 +122,7 @@ def _publish(store: Store, work: Path, record: Record) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         (work / _RECORD_FILE).replace(path)
         sync_folder(path.parent)
-    shutil.rmtree(work)
+    remove(work)
 
 
 def _close_folders(target: Path) -> None:
@@ -151,34 +152,51 @@ def faults(folder: Path) -> Iterator[str]:
         for path, sha in zip(both, pool.map(lambda path: file_digest(folder / path), both), strict=True):
             if sha != entries[path].sha256:
                 yield f"{path} has other bytes"
+                return
+    if manifest_of(folder, [(path, entries[path].sha256) for path in both]).tables != manifest.tables:
+        yield "its manifest tells of other tables than its files hold"
 
 
 def set_aside(store: Store, source: Path) -> None:
     """Move a damaged object away, so that the next run makes it again."""
     target = store.root / "damaged" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
+    if source.is_dir() and not source.is_symlink():
         source.chmod(0o700)
-    if target.exists():
+    if target.exists() or target.is_symlink():
         remove(target)
     source.rename(target)
 
 
-def remove(folder: Path) -> None:
-    """Delete a file, or a folder whose folders are read-only."""
-    if not folder.is_dir():
-        folder.unlink()
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder whose folders are read-only. What a link points to is never touched."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
         return
-    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        path.chmod(0o700)
-    shutil.rmtree(folder)
+    path.chmod(0o700)
+    for folder, below, _ in os.walk(path):
+        for inner in (Path(folder, name) for name in below):
+            if not inner.is_symlink():
+                inner.chmod(0o700)
+    shutil.rmtree(path)
 
 
-def attempt(store: Store, key: str) -> dict[str, object] | None:
-    """The state file of an unfinished run of this key: stage, node, recipe, process, start, and its error if it failed."""
-    path = store.work_path(key) / "attempt.json"
+@dataclass(frozen=True)
+class Attempt:
+    """The state file of an unfinished run: its process, its start, and its error if it failed."""
+
+    stage: str
+    node: str
+    recipe: str
+    pid: int
+    started: str
+    error: str = "killed"
+
+
+def attempt(store: Store, key: str) -> Attempt | None:
+    """The state of an unfinished run of this key; None where there is none that can be read."""
     try:
-        data: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: Attempt = read_typed(store.work_path(key) / "attempt.json", Attempt)
+    except DamageError:
         return None
-    return data if {"stage", "node", "recipe", "pid", "started"} <= set(data) else None
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,9 +122,9 @@ def _parsed(text: bytes) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the rest of a line that began before the part that was read
-        if isinstance(entry, dict) and "event" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("event"), str):
             entries.append(entry)
     return entries
 
@@ -138,17 +138,24 @@ def latest_run(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def as_line(entry: dict[str, Any]) -> str:
     """One event as a line of text."""
     fields = {name: value for name, value in entry.items() if name not in ("time", "event")}
+    try:
+        text = _told(entry, fields)
+    except (KeyError, TypeError, ValueError):  # of another release, or damaged: it is shown as it is
+        text = f"{entry['event']}: {json.dumps(fields, ensure_ascii=False)}"
+    return f"{entry.get('time', '')}  {visible(text, _LONGEST_LINE)}"
+
+
+def _told(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     match entry["event"]:
         case "message":
-            text = str(entry["text"]).strip()
+            return str(entry["text"]).strip()
         case "progress":
-            text = tick_line(**{"note": "", **fields})
+            return tick_line(**{"note": "", **fields})
         case "started":
-            text = f"started, since {'; '.join(entry['reasons'])}, by process {entry['pid']}: {' '.join(entry['command'])}"
+            return f"started, since {'; '.join(entry['reasons'])}, by process {entry['pid']}: {' '.join(entry['command'])}"
         case "ended":
-            text = f"ended after {entry['seconds']} s: {entry['content_id']}"
+            return f"ended after {entry['seconds']} s: {entry['content_id']}"
         case "failed":
-            text = f"failed: {entry['error']}"
+            return f"failed: {entry['error']}"
         case _:
-            text = f"{entry['event']}: {json.dumps(fields, ensure_ascii=False)}"
-    return f"{entry.get('time', '')}  {visible(text, _LONGEST_LINE)}"
+            return f"{entry['event']}: {json.dumps(fields, ensure_ascii=False)}"

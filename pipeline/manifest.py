@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from irpipe.pipeline.errors import DamageError, StageError
+from pydantic import TypeAdapter, ValidationError
+
+from irpipe.pipeline.errors import DamageError, StageError, StoreError
 from irpipe.pipeline.hashing import content_id, file_digest
 
 MANIFEST_FILE = "manifest.json"
+_DIGEST = "digest"
+_STRICT: Any = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """One file of an artifact: relative path, size in bytes, SHA-256 in hex."""
+
+    __pydantic_config__: ClassVar = _STRICT
 
     path: str
     size: int
@@ -28,6 +36,8 @@ class FileEntry:
 class TableEntry:
     """One table of an artifact: its Parquet files in order, number of rows, and columns with their types."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     files: tuple[str, ...]
     rows: int
     columns: Mapping[str, str]
@@ -36,6 +46,8 @@ class TableEntry:
 @dataclass(frozen=True)
 class Manifest:
     """The files and tables of an artifact. It describes the content only, so two runs with the same result share it."""
+
+    __pydantic_config__: ClassVar = _STRICT
 
     content_id: str
     files: tuple[FileEntry, ...]
@@ -51,6 +63,8 @@ class Manifest:
 class InputEntry:
     """An input artifact of a run, by both ids, and the stage and node that made it."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     stage: str
     node: str
     key: str
@@ -64,6 +78,8 @@ class Record:
     `config` holds every setting by name (`group.setting` in a group), `given` the names of those that are given. `node` is the
     stage's name in the recipe.
     """
+
+    __pydantic_config__: ClassVar = _STRICT
 
     key: str
     content_id: str
@@ -158,46 +174,68 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DamageError: there is none, or it cannot be read.
     """
-    data = _read(folder / MANIFEST_FILE)
-    try:
-        return Manifest(
-            content_id=data["content_id"],
-            files=tuple(FileEntry(**entry) for entry in data["files"]),
-            tables={
-                name: TableEntry(tuple(entry["files"]), entry["rows"], entry["columns"]) for name, entry in data["tables"].items()
-            },
-        )
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder / MANIFEST_FILE, error) from None
+    manifest: Manifest = read_typed(folder / MANIFEST_FILE, Manifest)
+    return manifest
 
 
 def record_json(record: Record) -> str:
-    return to_json(asdict(record))
+    """A record as it is stored: with a digest of the rest, by which a change shows."""
+    data = asdict(record)
+    return to_json({**data, _DIGEST: _digest_of(data)})
 
 
 def read_record(path: Path) -> Record:
     """A run's record.
 
     Raises:
-        DamageError: it cannot be read.
+        DamageError: it cannot be read, or was changed after it was written.
     """
-    data = _read(path)
-    try:
-        inputs = {kind: InputEntry(**entry) for kind, entry in data.pop("inputs").items()}
-        return Record(inputs=inputs, **{**data, "command": tuple(data["command"]), "given": tuple(data["given"])})
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
+    record: Record = read_typed(path, Record, _without_digest)
+    return record
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(data, dict):
-        raise _damaged(path, "not a JSON object")
+def _without_digest(data: dict[str, Any]) -> dict[str, Any]:
+    told = data.pop(_DIGEST, None)
+    if told != _digest_of(data):
+        raise ValueError("it was changed after it was written")
     return data
 
 
-def _damaged(path: Path, why: object) -> DamageError:
-    return DamageError(f"{path.name} cannot be read: {why}", where=str(path), fix="irpipe verify")
+def _digest_of(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(data).encode("utf-8")).hexdigest()
+
+
+def read_typed(path: Path, kind: Any, prepare: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """A JSON object of the store as a dataclass, its types checked.
+
+    Raises:
+        DamageError: there is none, or it is of another form.
+        StoreError: it may not be read, or the disk fails.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("it is no JSON object")
+        # From JSON again: there, and only there, a list is a tuple.
+        return _adapter(kind).validate_json(json.dumps(prepare(data)), strict=True)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
+        why = "; ".join(_faults(error)) if isinstance(error, ValidationError) else str(error)
+        raise DamageError(f"{path.name} cannot be read: {why}"[:400], where=str(path), fix="irpipe verify") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """The error of a part of the store that is there and cannot be read: it must not be taken for absent."""
+    return StoreError(f"{path} cannot be read: {error.strerror}", fix="make the store readable for this user")
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors(include_url=False)[:3]:
+        yield f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

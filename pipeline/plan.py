@@ -208,15 +208,11 @@ class Planner:
     def _unfinished(self, node: Node, key: str) -> list[str]:
         """Notes on killed runs: work of this key is continued, work of other settings is not."""
         abandoned = 0
-        for path in sorted(self.store.root.glob("work/*/scratch")):
-            unfinished = attempt(self.store, path.parent.name)
-            if (
-                unfinished
-                and unfinished["node"] == node.name
-                and unfinished["recipe"] == self.recipe.name
-                and any(path.iterdir())
-            ):
-                if path.parent.name == key:
+        for work in self.store.children("work"):
+            unfinished = attempt(self.store, work.name)
+            mine = unfinished is not None and (unfinished.node, unfinished.recipe) == (node.name, self.recipe.name)
+            if mine and any(self.store.children("work", work.name, "scratch")):
+                if work.name == key:
                     return ["continues where it was interrupted"]
                 abandoned += 1
         return (

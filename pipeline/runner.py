@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from irpipe.pipeline.code import code_digest
-from irpipe.pipeline.commit import attempt, begin, commit, recover
+from irpipe.pipeline.commit import attempt, begin, commit, recover, remove
 from irpipe.pipeline.cpus import set_threads, threads, usable_cpus
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError
 from irpipe.pipeline.journal import Journal
@@ -178,14 +177,14 @@ class Runner:
 
     def _clear_work(self, node: str, key: str) -> None:
         """Remove finished work: of this key, if a kill came after publishing, and of failed runs that kept nothing."""
-        for work in self.store.root.glob("work/*"):
+        for work in self.store.children("work"):
             unfinished = attempt(self.store, work.name)
             published = work.name == key or (unfinished is None and self.store.record(work.name) is not None)
-            mine = unfinished is not None and unfinished["node"] == node and unfinished["recipe"] == self.recipe.name
+            mine = unfinished is not None and (unfinished.node, unfinished.recipe) == (node, self.recipe.name)
             if published or (mine and not any(work.glob("scratch/*"))):
                 with self.store.lock_if_free(work.name) as free:
                     if free:
-                        shutil.rmtree(work, ignore_errors=True)
+                        remove(work)
 
     def _run(self, step: Step, key: str) -> Record:
         stage, watcher = step.node.stage, Journal(self.store.log_path(key), self.planner.watcher)

@@ -85,16 +85,13 @@ class _Attempt:
 def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
     """The latest unfinished run of each node of a recipe."""
     latest: dict[str, _Attempt] = {}
-    for path in sorted(store.root.glob("work/*/attempt.json")):
-        unfinished = attempt(store, path.parent.name)
-        if unfinished is None or unfinished["recipe"] != recipe:
+    for work in store.children("work"):
+        unfinished = attempt(store, work.name)
+        if unfinished is None or unfinished.recipe != recipe:
             continue
-        node = str(unfinished["node"])
-        latest_attempt = _Attempt(
-            path.parent.name, str(unfinished["started"]), int(str(unfinished["pid"])), str(unfinished.get("error", "killed"))
-        )
-        if node not in latest or latest_attempt.started > latest[node].started:
-            latest[node] = latest_attempt
+        node = unfinished.node
+        if node not in latest or unfinished.started > latest[node].started:
+            latest[node] = _Attempt(work.name, unfinished.started, unfinished.pid, unfinished.error)
     return latest
 
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from irpipe.pipeline.errors import DamageError, InputError, StoreError
-from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, to_json
+from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, read_typed, to_json, unreadable
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -82,6 +81,30 @@ class Store:
     def log_path(self, key: str) -> Path:
         return self.root / "logs" / f"{key}.jsonl"
 
+    def children(self, *parts: str) -> list[Path]:
+        """What lies in a folder of the store, in order; a `*` stands for each of its folders. Nothing where there is none.
+
+        Raises:
+            StoreError: it may not be read: that is not the same as empty.
+        """
+        folders = [self.root]
+        for part in parts:
+            folders = [inner for folder in folders for inner in _entries(folder)] if part == "*" else [f / part for f in folders]
+        return [inner for folder in folders for inner in _entries(folder)]
+
+    def objects(self) -> list[Path]:
+        """The folders of all artifacts, whole or not."""
+        return [path for path in self.children("objects", "*") if _is_filed(path)]
+
+    def record_files(self) -> list[Path]:
+        """The files of all records, readable or not."""
+        return [path for path in self.children("keys", "*") if path.suffix == ".json" and _is_filed(path)]
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path of the store may be changed: what lies behind a link may be somebody else's, and is only read."""
+        above = path.relative_to(self.root).parts[:-1]
+        return not any(self.root.joinpath(*above[: depth + 1]).is_symlink() for depth in range(len(above)))
+
     def lookup(self, key: str) -> Record | None:
         """The record of a run whose artifact exists, or None."""
         record = self.record(key)
@@ -90,9 +113,10 @@ class Store:
     def record(self, key: str) -> Record | None:
         """A run's record, or None where there is none that can be read. `irpipe verify` names those that cannot."""
         try:
-            return read_record(self.record_path(key))
+            record = read_record(self.record_path(key))
         except DamageError:
             return None
+        return record if record.key == key else None
 
     def holds(self, content_id: str) -> bool:
         """Whether an object exists with all its files at their sizes. `irpipe verify` checks the bytes."""
@@ -100,8 +124,10 @@ class Store:
         try:
             manifest = read_manifest(folder)
             return all((folder / entry.path).stat().st_size == entry.size for entry in manifest.files)
-        except (DamageError, OSError):
+        except (DamageError, FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise unreadable(folder, error) from None
 
     def open(self, content_id: str) -> Artifact:
         """An artifact by its full content id."""
@@ -110,7 +136,7 @@ class Store:
 
     def records(self) -> Iterator[Record]:
         """Every run's record that can be read, in the order of keys."""
-        for path in sorted(self.root.glob("keys/??/*.json")):
+        for path in self.record_files():
             record = self.record(path.stem)
             if record is not None:
                 yield record
@@ -118,16 +144,16 @@ class Store:
     def newest(self, recipe: str, node: str) -> Record | None:
         """The record behind a recipe's newest result of a node, or None."""
         try:
-            key = json.loads(self.ref_path(recipe, node).read_text(encoding="utf-8"))["key"]
-        except (OSError, ValueError, KeyError, TypeError):
+            ref: Ref = read_typed(self.ref_path(recipe, node), Ref)
+        except DamageError:
             return None
-        record = self.record(str(key))
+        record = self.record(ref.key)
         return record if record is None else replace(record, node=node)  # several nodes may share one run
 
     def point(self, recipe: str, node: str, record: Record) -> None:
         """Make a run's result the newest of a node. Writes nothing if it is already."""
         path = self.ref_path(recipe, node)
-        text = to_json({"key": record.key, "content_id": record.content_id})
+        text = to_json(asdict(Ref(record.key, record.content_id)))
         if path.exists() and path.read_bytes() == text.encode():
             return
         write_durably(path, text)
@@ -224,6 +250,29 @@ def _flock(path: Path, mode: int, on_wait: Callable[[], None]) -> Iterator[None]
             on_wait()
             fcntl.flock(file, mode)
         yield
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A recipe's newest result of a node."""
+
+    key: str
+    content_id: str
+
+
+def _is_filed(path: Path) -> bool:
+    """Whether a path is named by an id, below a folder of its first two digits."""
+    name = path.name.removesuffix(".json")
+    return len(name) == 64 and set(name) <= set("0123456789abcdef") and path.parent.name == name[:2]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from None
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from irpipe.pipeline.commit import faults, set_aside
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError
 from irpipe.pipeline.external import resolve
+from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import Record, describe
 from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.settings import Config, nested
+from irpipe.pipeline.settings import Config, hashed_config, nested
 from irpipe.pipeline.stage import Context, Inputs, Stage, find_stage
 from irpipe.pipeline.store import Store
 
@@ -34,7 +36,7 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
     Returns:
         how many objects were checked, and the faults.
     """
-    folders = sorted(store.root.glob("objects/??/*"))
+    folders = store.objects()
     makers: dict[str, set[str]] = {}
     for record in store.records():
         makers.setdefault(record.content_id, set()).add(record.node)
@@ -43,18 +45,48 @@ def verify(store: Store, watcher: Watcher) -> tuple[int, list[Fault]]:
         for folder in folders:
             fault = next(faults(folder), None)
             if fault is not None:
-                damaged.append(Fault(folder.name, tuple(sorted(makers.get(folder.name, ()))), f"{fault}; moved aside"))
-                set_aside(store, folder)
+                nodes = tuple(sorted(makers.get(folder.name, ())))
+                damaged.append(Fault(folder.name, nodes, f"{fault}; {_set_aside(store, folder)}"))
             bar.advance(1)
     checked = {folder.name for folder in folders}
     for name, stages in sorted(makers.items()):
         if name not in checked:
             damaged.append(Fault(name, tuple(sorted(stages)), "it is missing; the next run makes it again"))
-    for path in sorted(store.root.glob("keys/??/*.json")):
-        if store.record(path.stem) is None:
-            damaged.append(Fault(path.name, (), "the run's record cannot be read; moved aside"))
-            set_aside(store, path)
+    for path in store.record_files():
+        fault = record_fault(store, path)
+        if fault is not None:
+            damaged.append(Fault(path.name, (), f"the run's record {fault}; {_set_aside(store, path)}"))
     return len(folders), damaged
+
+
+def _set_aside(store: Store, path: Path) -> str:
+    if not store.owns(path):
+        return "it lies behind a link, and stays"
+    set_aside(store, path)
+    return "moved aside"
+
+
+def record_fault(store: Store, path: Path) -> str | None:
+    """What is wrong with a run's record, or None: it must be whole, under its own key, and the key that of what it tells."""
+    record = store.record(path.stem)
+    if record is None:
+        return "cannot be read, was changed, or is another run's"
+    try:
+        stage = find_stage(record.stage)
+        if stage.version != record.stage_version:
+            return None  # its key is of another version's settings
+        config = hashed_config(_config_of(stage, record))
+    except IrpipeError:
+        return None  # of another release, or of a package that is not installed
+    inputs = {slot: entry.content_id for slot, entry in record.inputs.items()}
+    digests = {name: _counted(name, entry) for name, entry in record.external.items()}
+    key = stage_key(stage.name, stage.version, config, inputs, digests)
+    return None if key == record.key else "is not of what it tells: its key is that of other settings or inputs"
+
+
+def _counted(name: str, entry: Any) -> Any:
+    """What an external entry of a record counts with towards its key (see `resolve` and `with_plugins`)."""
+    return [entry["given"], entry["digest"]] if ":" in name else entry["digest"]
 
 
 @dataclass(frozen=True)
