@@ -40,15 +40,19 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"there is no {RECIPE_FILE} in {root}", fix="irpipe init") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}", where=str(path)) from None
+    except (ValueError, RecursionError) as error:  # tomllib's own error, no UTF-8, a date that is none, too deep
+        raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}"[:300], where=str(path)) from None
     tables = {name: dict(value) for name, value in document.items() if isinstance(value, dict)}
     plain = {name: value for name, value in document.items() if not isinstance(value, dict)}
     name, store = plain.pop("recipe", None), plain.pop("store", "artifacts")
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
         raise RecipeError("the recipe has no name of letters, digits, - and _", where=str(path), expected='recipe = "micro"')
-    if not isinstance(store, str):
+    if not isinstance(store, str) or not store or "\0" in store:
         raise RecipeError(f"store = {store!r} is not a path", where=str(path))
+    if store.startswith("~"):
+        raise RecipeError(
+            f"store = {store!r}: ~ is a name for a folder only in a shell", where=str(path), fix="write the path out"
+        )
     if plain:
         unknown = next(iter(plain))
         raise RecipeError(f"unknown setting {unknown!r}{did_you_mean(unknown, ['recipe', 'store'])}", where=str(path))

@@ -72,9 +72,9 @@ def open_given(path: Path, rows: int) -> NDArray[Any]:
         InputError: it is no .npy, not of two dimensions, not of floats, or has another number of rows.
     """
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a readable .npy: {error}", where="embed-prompts.vectors") from None
+        vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would also open zips and pickles
+    except Exception as error:  # noqa: BLE001 # damaged bytes make numpy raise anything; this is where they come in
+        raise InputError(f"{path} is not a readable .npy: {error}"[:300], where="embed-prompts.vectors") from None
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise InputError(f"{path} is not a matrix of floats", where="embed-prompts.vectors", expected="(rows, dimensions)")
     if len(vectors) != rows:

@@ -299,6 +299,8 @@ def _rows(file: Path, columns: Sequence[str], rows: Sequence[int]) -> Iterator[t
                 for row in row_numbers[(row_numbers >= start) & (row_numbers < start + batch.num_rows)].tolist():
                     yield row, {name: cells_in(batch[name].slice(row - start, 1))[0][0] for name in batch.schema.names}
                 start += batch.num_rows
+            if start != stop:
+                raise InputError(f"{file} is damaged: it has other rows than it tells", where=str(file))
         start = stop
 
 
