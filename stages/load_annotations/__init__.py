@@ -72,7 +72,7 @@ def _reads(config: LoadAnnotationsConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="load-annotations",
-    version=2,
+    version=3,
     reads=_reads,
     writes="annotations",
     determinism="bitwise",
