@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From annotation to model for text-to-image human preference: every result is an artifact that knows"
     " what it was made from and is never made twice.",
 )

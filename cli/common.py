@@ -32,11 +32,14 @@ StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse 
 
 
 def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
-    """The recipe in the current folder and its store."""
+    """The recipe in the current folder, or in the nearest one above it, and its store."""
+    from irpipe.pipeline.recipe import RECIPE_FILE
     from irpipe.pipeline.recipe_file import load_recipe
     from irpipe.pipeline.store import Store
 
-    recipe = load_recipe(Path.cwd(), overrides or ())
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / RECIPE_FILE).is_file()), here)
+    recipe = load_recipe(root, overrides or ())
     return recipe, Store(recipe.store)
 
 

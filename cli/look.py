@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irpipe.cli.common import IdArgument, JsonOption, StageArgument, find, open_recipe, planner, print_json, print_table
+from irpipe.cli.common import IdArgument, JsonOption, find, open_recipe, planner, print_json, print_table
 
 if TYPE_CHECKING:
     from irpipe.pipeline.manifest import Record
@@ -214,14 +214,20 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def cite(stage: StageArgument, json_: JsonOption = False) -> None:
-    """List a stage's settings: default, meaning, and the source of the default.
+def cite(
+    stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="A stage. Default: list all stages.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List a stage's settings: default, meaning, and the source of the default; or all stages.
 
     Example: irpipe cite prompt-graph
     """
     from irpipe.pipeline.settings import role_of, settings_of, source_of
     from irpipe.pipeline.stage import find_stage
 
+    if stage is None:
+        _list_stages(json_)
+        return
     declared = find_stage(stage)
     rows = []
     for name, field in settings_of(declared.config).items():
@@ -236,6 +242,21 @@ def cite(stage: StageArgument, json_: JsonOption = False) -> None:
 
     print((importlib.import_module(declared.package).__doc__ or "").strip(), end="\n\n")
     print_table(columns, rows)
+
+
+def _list_stages(json_: bool) -> None:
+    """Every installed stage, and what it does."""
+    import importlib
+
+    from irpipe.pipeline.stage import find_stage, registered
+
+    packages = {name: find_stage(name).package for name in registered()}
+    does = {name: (importlib.import_module(package).__doc__ or "").strip().splitlines() for name, package in packages.items()}
+    rows = [(name, lines[0] if lines else "") for name, lines in does.items()]
+    if json_:
+        print_json([{"stage": name, "does": line} for name, line in rows])
+    else:
+        print_table(("stage", "does"), rows)
 
 
 def report(

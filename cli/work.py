@@ -19,12 +19,16 @@ from irpipe.cli.common import (
 )
 from irpipe.pipeline.progress import duration, local_time, size, tick_line
 from irpipe.pipeline.text import visible
+from irpipe.recipes import shipped_recipes
 
 _FOLLOW_SECONDS = 0.5
 
 
 def init(
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="Which recipe to start from.")] = "micro",
+    name: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="NAME", help=f"Which recipe to start from: {', '.join(shipped_recipes())}.")
+    ] = "micro",
 ) -> None:
     """Write irpipe.toml into the current folder.
 
@@ -34,6 +38,8 @@ def init(
     from irpipe.pipeline.recipe import RECIPE_FILE
     from irpipe.pipeline.recipe_file import shipped_recipe
 
+    if name is not None:
+        raise RecipeError("init takes the name of a recipe as an option", fix=f"irpipe init --recipe {name}")
     text = shipped_recipe(recipe)
     try:
         with Path(RECIPE_FILE).open("x", encoding="utf-8") as file:

@@ -12,14 +12,10 @@ from typing import Any
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
 from irpipe.pipeline.recipe import GRID, LIKE, RECIPE_FILE, STAGE, Recipe, field_of, node_of
+from irpipe.recipes import shipped_recipes
 
 _LONGEST_NAME = 120  # names of files hold it, and the fault's text must be readable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with irpipe."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("irpipe.recipes").iterdir() if entry.name.endswith(".toml"))
 
 
 def shipped_recipe(name: str) -> str:

@@ -75,13 +75,14 @@ class Rejections:
         return {names[code]: count for code, count in sorted(Counter(self._codes).items(), key=lambda item: names[item[0]])}
 
     def check(self, read: int, kept: int) -> None:
-        """Stop if nothing was kept or too many rows were bad.
+        """Stop if nothing was kept or too many rows were bad: too large a share of at least 100, or more than half of any number.
 
         Raises:
             RejectedError: nothing was kept, or too large a share was bad; names the first three rows.
         """
         bad = sum(self._bad)
-        if kept and not (read >= _MIN_ROWS_FOR_SHARE and bad > self._max_share * read):
+        many = bad > self._max_share * read and (read >= _MIN_ROWS_FOR_SHARE or bad > read / 2)
+        if kept and not many:
             return
         summary = f"{bad:,} of {read:,} rows are bad" if kept else f"none of {read:,} rows can be kept"
         named = [index for index in range(len(self._rows)) if self._bad[index] or not bad][:_NAMED]
@@ -94,7 +95,9 @@ class Rejections:
         raise RejectedError(
             f"{summary}: {rows}" if rows else summary,
             where=self._where,
-            fix="fix the input" + (", or raise the stage's max_rejected if these rows are known to be bad" if kept else ""),
+            fix="correct these rows, or raise the stage's max_rejected if they are known to be bad"
+            if kept
+            else "correct these rows, or name their format and columns as the stage's settings do (irpipe cite STAGE)",
         )
 
     def write(self, folder: Path) -> int:

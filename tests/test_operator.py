@@ -269,3 +269,29 @@ class TestStatus:
     def test_a_store_of_nothing(self, project, shouting, command):
         found = project(command, status=0 if command == "status" else 2)
         assert "not made" in found.out if command == "status" else "has no results yet" in found.err
+
+
+class TestFirstSteps:
+    def test_the_recipe_is_found_from_folders_below_it(self, project, monkeypatch):
+        below = project.root / "some" / "folder"
+        below.mkdir(parents=True)
+        monkeypatch.chdir(below)
+        assert "simulate-prompts" in project("status").out
+        assert not (below / "artifacts").exists()
+
+    def test_help_is_short_too_and_names_the_recipes(self, project):
+        told = project("init", "-h").out
+        assert all(name in told for name in ("claims-refl", "claims-rm", "imagereward", "micro"))
+
+    def test_init_with_a_bare_name_says_how(self, project):
+        assert "irpipe init --recipe imagereward" in project("init", "imagereward", status=2).err
+
+    def test_cite_alone_lists_the_stages(self, project):
+        rows = {row["stage"]: row["does"] for row in project("cite", "--json").json}
+        assert rows["build-pairs"].startswith("Make C(k, 2) preference pairs") and "refl" in rows
+        assert "build-pairs\tMake" in project("cite").out
+
+    def test_a_store_in_a_home_that_only_a_shell_knows_is_refused(self, project):
+        text = (project.root / "irpipe.toml").read_text()
+        project.recipe(text.replace('store = "artifacts"', 'store = "~/artifacts"'))
+        assert "~ is a name for a folder only in a shell" in project("status", status=2).err

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from irpipe.pipeline.recipe_file import load_recipe, shipped_recipes
+from irpipe.pipeline.recipe_file import load_recipe
+from irpipe.recipes import shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
