@@ -12,6 +12,7 @@ from irpipe.cli import keep, look, models, work
 from irpipe.pipeline.interrupt import sigterm_interrupts
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
+_LONGEST_LINE = 4000  # characters
 
 
 def _version(requested: bool) -> None:
@@ -62,5 +63,8 @@ def main() -> None:
             error = IrpipeError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, IrpipeError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        from irpipe.pipeline.text import visible
+
+        for line in f"error: {error}".split("\n"):  # what a file holds is shown, not obeyed
+            print(visible(line, _LONGEST_LINE), file=sys.stderr)
         sys.exit(2)

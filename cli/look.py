@@ -136,7 +136,9 @@ def trace(
 
 
 def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    from irpipe.pipeline.text import visible
+
+    return f"{value:.6g}" if isinstance(value, float) else visible(value)
 
 
 def diff(first: IdArgument, second: IdArgument, json_: JsonOption = False) -> None:
@@ -185,18 +187,21 @@ def _compare(left: Record, right: Record) -> list[tuple[str, str, Any, Any]]:
 
 
 def sql(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")], json_: JsonOption = False
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="SQL in DuckDB's dialect.")],
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Stop a query that takes longer.")] = 300.0,
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory that a query may take.")] = "4GB",
+    json_: JsonOption = False,
 ) -> None:
     """Run an SQL query over the recipe's newest tables. `SHOW ALL TABLES` lists them.
 
     Example: irpipe sql "SELECT split, count(*) FROM pairs GROUP BY split"
     """
     from irpipe.pipeline.errors import StoreError
-    from irpipe.pipeline.query import ask, newest_records
+    from irpipe.pipeline.query import Limits, ask, newest_records
 
     recipe, store = open_recipe()
     with store.in_use():
-        answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query)
+        answer = ask(store, newest_records(store, recipe.name, list(recipe.tables)), query, Limits(seconds, memory))
     if json_:
         if len(set(answer.columns)) < len(answer.columns):
             raise StoreError(f"two columns have the same name: {', '.join(answer.columns)}", fix="name them: SELECT a AS b")

@@ -181,7 +181,7 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
         )
-        check_pipeline(pipeline, model.name)
+        check_pipeline(pipeline, model.shown)
     if sampling.scheduler != "own":
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -208,7 +208,7 @@ def _check_class(name: object, model: Model) -> None:
     if not needed <= set(parameters) or demands:
         why = f"takes {', '.join(demands)}" if demands else "is not a text-to-image pipeline of diffusers"
         raise ModelError(
-            f"{model.name} is a {name}, which {why}",
+            f"{model.shown} is a {name}, which {why}",
             expected="a pipeline that makes images of a prompt, such as StableDiffusionPipeline or StableDiffusionXLPipeline",
         )
 

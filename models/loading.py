@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from irpipe.models.whole import whole_weights
 from irpipe.pipeline.cpus import threads
@@ -15,6 +18,7 @@ from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
 from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.stage import Model
 
+_REACHING_SECONDS = 5.0
 _OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
 
 
@@ -78,7 +82,7 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
         with warnings.catch_warnings():
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
-            with whole_weights(f"{what} {model.name}"):
+            with _without_waiting(model), whole_weights(f"{what} {model.shown}"):
                 yield
     except IrpipeError:
         raise
@@ -87,7 +91,7 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
 
 
 def _loading_error(error: Exception, model: Model, what: str, expected: str, other: str) -> ModelError:
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
@@ -99,15 +103,43 @@ def _loading_error(error: Exception, model: Model, what: str, expected: str, oth
         )
     where = str(model.folder) if model.folder else None
     get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
+    if model.setting:
+        get += f": --set {model.setting}=FOLDER"
     told = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):
         told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
+    elif any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in chain):
+        told = "the hub cannot be reached, and what was downloaded before does not hold it"
     return ModelError(
-        f"{what} {model.name} cannot be loaded: {told}",
+        f"{what} {model.shown} cannot be loaded: {told}",
         where=where,
         expected=expected if where else None,
         fix="; ".join(filter(None, [None if where else get, other])) or None,
     )
+
+
+@contextmanager
+def _without_waiting(model: Model) -> Iterator[None]:
+    """Where the hub cannot be reached, look only at what was downloaded before: its client would try for half a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or (model.folder is None and not _is_reachable(constants.ENDPOINT))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether a server, or the proxy that leads to it, takes a connection."""
+    there = urlsplit(getproxies().get(urlsplit(address).scheme, address))
+    port = there.port or (443 if there.scheme == "https" else 80)
+    try:
+        with socket.create_connection((there.hostname or "", port), timeout=_REACHING_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def files_of(model: Model) -> Path:

@@ -95,15 +95,15 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
     if value and folder.is_dir():
         _refuse_store(folder, value, store, where)
         digest_ = memory.digest(folder, where)
-        return Model(f"folder:{digest_[:12]}", digest_, folder), digest_
+        return Model(f"folder:{digest_[:12]}", digest_, folder, where, value), digest_
     if value and folder.is_file():
         beside = [path for path in sorted(folder.parent.iterdir()) if path.suffix in _BESIDE_A_FILE and path.is_file()]
         digest_ = digest(["file", *([path.name, memory.digest(path, where)] for path in (folder, *beside))])
-        return Model(f"file:{digest_[:12]}", digest_, folder), digest_
+        return Model(f"file:{digest_[:12]}", digest_, folder, where, value), digest_
     if value in declared(MODELS):
         folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
-        return Model(value, digest_, folder), ["shipped", value, digest_]
+        return Model(value, digest_, folder, where, value), ["shipped", value, digest_]
     name, at, revision = value.partition("@")
     if not (at and len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)):
         raise ModelError(
@@ -112,7 +112,7 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
             expected="name/model@<40 hex digits of a commit>, or a folder or file with the weights",
             fix="take the commit from the model page's history, or give the folder that holds the weights",
         )
-    return Model(name, revision, None), ["hub", name, revision]
+    return Model(name, revision, None, where, name), ["hub", name, revision]
 
 
 def shipped_folder(name: str) -> Path:

@@ -52,11 +52,19 @@ class Model:
         name: its hub id, the name an installed package ships it by, or `folder:` (`file:`) and 12 digits of its content.
         revision: the commit on the hub, or the digest of the content.
         folder: where its files lie, or the one file; None while they are the hub's.
+        setting: that names it, and what it says, for errors.
     """
 
     name: str
     revision: str
     folder: Path | None
+    setting: str = field(default="", compare=False)
+    given: str = field(default="", compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The model as people know it: what they wrote, or else its name."""
+        return self.given or self.name
 
     @property
     def location(self) -> dict[str, str | None]:

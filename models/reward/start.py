@@ -69,13 +69,13 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
     if reward is not None and head in ("auto", "kept"):
         return _sized(reward, image_size, model), "kept"
     if reward is not None and not isinstance(reward, ImageReward):
-        raise ModelError(f"{model.name} is a reward model with a head of its own", expected="head auto or kept")
+        raise ModelError(f"{model.shown} is a reward model with a head of its own", expected="head auto or kept")
     towers = _Towers({}, reward, None) if reward is not None else _blip(model, folder)
     chosen: Head = ("itm" if towers.matching else "random") if head == "auto" else head
-    _fill_head(towers, chosen, model.name, torch.Generator().manual_seed(seed))
+    _fill_head(towers, chosen, model.shown, torch.Generator().manual_seed(seed))
     if towers.weights:
         head_weights = {f"head.{name}": value for name, value in towers.model.head.state_dict().items()}
-        fill(towers.model, {**towers.weights, **head_weights}, model.name)
+        fill(towers.model, {**towers.weights, **head_weights}, model.shown)
     return of_size(towers.model, image_size), chosen
 
 
@@ -129,7 +129,7 @@ def _sized(reward: Any, image_size: int | None, model: Model) -> Any:
         return of_size(reward, image_size)
     if image_size not in (None, reward.preprocess.image_size):
         size = reward.preprocess.image_size
-        raise ModelError(f"{model.name} looks at images of {size} px, not of {image_size}", expected="image_size unset")
+        raise ModelError(f"{model.shown} looks at images of {size} px, not of {image_size}", expected="image_size unset")
     return reward
 
 
@@ -150,12 +150,12 @@ def _blip(model: Model, folder: Path) -> _Towers:
     if not (folder / CONFIG).is_file():
         state = read_checkpoint(folder)
         if state is None or not any(name.startswith("visual_encoder.") for name in state):
-            raise ModelError(f"{model.name} holds no BLIP", where=str(folder), expected=expected)
+            raise ModelError(f"{model.shown} holds no BLIP", where=str(folder), expected=expected)
         return _of_released_blip(state, folder)
     told = read_config(Model(model.name, "", folder))
     if told.get("model_type") != "blip" or "BlipForImageTextRetrieval" not in (told.get("architectures") or ()):
         kind = (told.get("architectures") or [told.get("model_type")])[0]
-        raise ModelError(f"{model.name} is a {kind}", where=str(folder), expected=expected)
+        raise ModelError(f"{model.shown} is a {kind}", where=str(folder), expected=expected)
     with load_errors(model, "the start", expected):
         return _of_hugging_face(folder)
 

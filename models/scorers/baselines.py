@@ -42,11 +42,11 @@ class ClipScorer:
             self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             self._model.to(device).eval()
             self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-            check_vocabulary(self._tokenizer, self._model.text_model, model.name)
+            check_vocabulary(self._tokenizer, self._model.text_model, model.shown)
             self._preprocessing = read_preprocessing(folder, self._model.config.vision_config.image_size)
         self.image_size = self._preprocessing.image_size
         if aesthetic is not None:
-            _check_width(aesthetic, self._model.config.projection_dim, model.name)
+            _check_width(aesthetic, self._model.config.projection_dim, model.shown)
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
@@ -94,7 +94,7 @@ class BlipScorer:
             )
             self._model.to(device).eval()
             self._tokenizer = load_tokenizer(folder)
-            check_vocabulary(self._tokenizer, self._model.text_encoder, model.name)
+            check_vocabulary(self._tokenizer, self._model.text_encoder, model.shown)
             self._preprocessing = read_preprocessing(folder, self._model.config.vision_config.image_size)
         self.image_size = self._preprocessing.image_size
 
@@ -138,17 +138,17 @@ def aesthetic_head(model: Model) -> nn.Sequential:
     state = (read_checkpoint(named) if named.is_file() else read_checkpoint(folder)) or {}
     weights = {name: value for name, value in state.items() if name.endswith("weight") and value.dim() == 2}
     biases = {f"{name.removesuffix('weight')}bias" for name in weights} if len(state) > len(weights) else set()
-    refuse_differences(model.name, (weights.keys() | biases) - state.keys(), state.keys() - weights.keys() - biases, ())
+    refuse_differences(model.shown, (weights.keys() | biases) - state.keys(), state.keys() - weights.keys() - biases, ())
     layers = []
     for name, weight in weights.items():
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(biases))
         its = {part: state[name.removesuffix("weight") + part] for part in layer.state_dict()}
-        fill(layer, its, f"the layer {name} of {model.name}")
+        fill(layer, its, f"the layer {name} of {model.shown}")
         layers.append(layer)
     fits = all(one.out_features == other.in_features for one, other in pairwise(layers))
     if not layers or not fits or layers[-1].out_features != 1:
         raise ModelError(
-            f"{model.name} holds no aesthetic head",
+            f"{model.shown} holds no aesthetic head",
             where=str(folder),
             expected="aesthetic.safetensors, or one .pth with linear layers that end in one number",
         )

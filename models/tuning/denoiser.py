@@ -198,7 +198,7 @@ def load_denoiser(
         ModelError: it cannot be loaded, has no autoencoder, or its scheduler's noise levels are not known.
     """
     sampling = Sampling(1, guidance_scale, "own", width, height, "", dtype, safety_checker)
-    denoiser = Denoiser(load(model, sampling, device), model.name)
+    denoiser = Denoiser(load(model, sampling, device), model.shown)
     denoiser.vae.to(torch.float32)
     for part in (denoiser.unet, denoiser.vae):
         part.to(memory_format=torch.channels_last)  # a third faster on a CPU, and no slower elsewhere

@@ -157,7 +157,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
     expected = "a sentence-transformers folder: modules.json, config.json, safetensors and a tokenizer"
     with load_errors(model, "the sentence model", expected, other="without weights: --set embed-prompts.embedder=lexical"):
         if model.folder is not None and not (model.folder / "modules.json").is_file():
-            raise ModelError(f"{model.name} is no sentence model: it does not tell how words are pooled", expected=expected)
+            raise ModelError(f"{model.shown} is no sentence model: it does not tell how words are pooled", expected=expected)
         encoder = SentenceTransformer(
             model.location["pretrained_model_name_or_path"],
             revision=model.location.get("revision"),
@@ -167,7 +167,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
         )
         network = getattr(encoder[0], "auto_model", None)
         if network is not None:
-            check_vocabulary(encoder.tokenizer, network, model.name)
+            check_vocabulary(encoder.tokenizer, network, model.shown)
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         """Vectors (n, d) of n texts."""
