@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from irpipe.models.whole import whole_weights
+from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
 from irpipe.pipeline.executors import worker_number
@@ -83,6 +83,8 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
             with _without_waiting(model), whole_weights(f"{what} {model.shown}"):
+                if model.folder is not None:
+                    refuse_parts_elsewhere(model.folder)
                 yield
     except IrpipeError:
         raise

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 from irpipe.pipeline.errors import ModelError
@@ -88,6 +89,20 @@ def _checked(load: Callable[..., Any], what: str) -> Callable[..., Any]:
         return (model, info) if output_loading_info else model
 
     return from_pretrained
+
+
+def refuse_parts_elsewhere(folder: Path) -> None:
+    """Refuse an index of shards that names a file outside of its folder: the model's digest would not count it.
+
+    Raises:
+        ModelError: names the index and the file.
+    """
+    for index in sorted(folder.rglob("*.index.json")):
+        told = json.loads(index.read_text(encoding="utf-8"))
+        names = set(told.get("weight_map", {}).values()) if isinstance(told, dict) else set()
+        wrong = sorted(str(name) for name in names if not isinstance(name, str) or PurePath(name).name != name)
+        if wrong:
+            raise ModelError(f"{index.name} names a part outside of its folder: {wrong[0]}", where=str(index))
 
 
 def check_vocabulary(tokenizer: Any, encoder: Any, what: str) -> None:

@@ -341,3 +341,19 @@ def test_a_head_of_another_width_is_refused_before_pictures(copy):
     head = torch.nn.Sequential(torch.nn.Linear(768, 1))
     with pytest.raises(ModelError, match=r"768 wide, and those of the-model are \d+ wide"):
         ClipScorer(copy("clip"), "cpu", torch.float32, head)
+
+
+@pytest.mark.parametrize("name", ["clip", "generator"])
+@pytest.mark.parametrize("part", ["../outside.safetensors", "/tmp/outside.safetensors", "deep/part.safetensors"])
+def test_parts_outside_of_the_folder_are_refused(name, part, copy):
+    """They would be loaded, and not count towards the key."""
+    model = copy(name)
+    weights = model.folder / ("model.safetensors" if name == "clip" else PARTS[0])
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), part)}
+    outside = (weights.parent / part).resolve()
+    if part != "/tmp/outside.safetensors":
+        outside.parent.mkdir(exist_ok=True)
+        shutil.move(weights, outside)
+    (weights.parent / f"{weights.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="names a part outside of its folder"):
+        LOADERS[name].load(model)
