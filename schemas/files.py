@@ -170,6 +170,37 @@ def open_parquet(path: Path) -> Any:
         raise InputError(f"{path} is not a readable Parquet file: {error}"[:400], where=str(path)) from None
 
 
+def columns_of(path: Path) -> list[str]:
+    """The columns of a Parquet file, or of an Arrow file as `datasets` keeps them on the disk.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix.lower() == ".arrow":
+        with _arrow_stream(path) as stream:
+            names: list[str] = stream.schema.names
+            return names
+    return list(open_parquet(path).schema_arrow.names)
+
+
+@contextmanager
+def _arrow_stream(path: Path) -> Iterator[Any]:
+    try:
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
+            yield stream
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 # damaged bytes make the library raise anything; this is where they come in
+        raise InputError(f"{path} is not a readable Arrow file: {error}"[:400], where=str(path)) from None
+
+
+def _arrow_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    with _arrow_stream(path) as stream:
+        check_columns(stream.schema.names, columns, str(path))
+        for batch in stream:
+            yield batch.select(list(columns))
+
+
 def read_batches(
     path: Path, columns: Sequence[str], batch_size: int = 1 << 16, row_groups: Sequence[int] | None = None
 ) -> Iterator[Any]:
@@ -178,6 +209,9 @@ def read_batches(
     Raises:
         InputError: a column is missing, or the file is damaged.
     """
+    if path.suffix.lower() == ".arrow":
+        yield from _arrow_batches(path, columns)
+        return
     file = open_parquet(path)
     names = file.schema_arrow.names
     check_columns(names, [name if name in names else name.partition(".")[0] for name in columns], str(path))

@@ -199,7 +199,9 @@ def test_a_missing_parquet_column_is_named(project):
 def test_bad_lines_are_kept_with_their_reason(project):
     path = project.root / "pool.jsonl"
     path.write_text('{"prompt": "a"}\nnot json\n{"prompt": 7}\n[]\n{"prompt": "b"}\n', encoding="utf-8")
-    embed(project, f"embed-prompts.path={path}")
+    told = project.run("embed-prompts", f"embed-prompts.path={path}", status=2).err
+    assert "3 of 5 rows are bad" in told, "more than half, however few they are"
+    embed(project, f"embed-prompts.path={path}", "embed-prompts.max_rejected=0.6")
     assert rejected(project) == {1: "not JSON", 2: "prompt is no text", 3: "no field 'prompt'"}
 
 

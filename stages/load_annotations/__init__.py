@@ -16,9 +16,35 @@ from typing import Annotated, Literal
 from pydantic import Strict, model_validator
 
 from irpipe.pipeline.endings import ending_of
-from irpipe.pipeline.stage import Config, FilePath, Stage, setting
+from irpipe.pipeline.settings import Group
+from irpipe.pipeline.stage import Config, FilePath, Stage, group, setting
 
-Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv"]
+Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv", "parquet", "pairs"]
+OWN = ("jsonl", "csv", "parquet", "pairs")
+OWN_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".arrow": "parquet"}
+
+
+class ColumnNames(Group):
+    """How your columns are called, where our own formats call them otherwise (docs/formats.md)."""
+
+    prompt: str | None = setting(None, meaning="The column of the prompts.")
+    annotator: str | None = setting(None, meaning="The column that names who annotated.")
+    ranking_id: str | None = setting(None, meaning="The column that names a record.")
+    images: str | None = setting(None, meaning="The column with a list of images.")
+    ranking: str | None = setting(None, meaning="The column with a list of ranks.")
+    image: str | None = setting(None, meaning="The column with one image per row.")
+    rank: str | None = setting(None, meaning="The column with one rank per row.")
+    image_a: str | None = setting(None, meaning="The column of a pair's first image.")
+    image_b: str | None = setting(None, meaning="The column of a pair's second image.")
+    winner: str | None = setting(None, meaning="The column that says which of a pair is better: a, b or tie.")
+    label: str | None = setting(
+        None, meaning="The column that says it by a number: 0 for the first, 1 for the second, 0.5 a tie."
+    )
+    split: str | None = setting(None, meaning="The column of the splits.")
+
+    def given_names(self) -> dict[str, str]:
+        """Their names by ours."""
+        return {name: value for name, value in self if value is not None}
 
 
 class LoadAnnotationsConfig(Config):
@@ -29,8 +55,9 @@ class LoadAnnotationsConfig(Config):
         " stage that writes annotations.",
     )
     format: Format | None = setting(
-        None, meaning="Format of path; must be given with it, but for .jsonl and .csv files, which are our own formats."
+        None, meaning="Format of path; must be given with it, but for our own formats in .jsonl, .csv, .parquet and .arrow files."
     )
+    columns: ColumnNames = group(ColumnNames)
     rank_direction: Literal["lower-is-better", "higher-is-better"] = setting(
         "lower-is-better", meaning="Whether rank 1 is the best or the worst image.", source="ImageReward B.3: slot 1 is best"
     )
@@ -49,7 +76,7 @@ class LoadAnnotationsConfig(Config):
 
     @model_validator(mode="after")
     def _readable(self) -> LoadAnnotationsConfig:
-        if self.path is not None and self.format is None and ending_of(self.path) not in (".jsonl", ".ndjson", ".csv"):
+        if self.path is not None and self.format is None and ending_of(self.path) not in OWN_BY_ENDING:
             raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
         if self.rating_scale[0] == self.rating_scale[1]:
             raise ValueError("rating_scale has no extent")
@@ -59,9 +86,11 @@ class LoadAnnotationsConfig(Config):
         why = {}
         if self.path is None:
             why["format"] = "it describes path, which is not given"
-        if self.format in ("hps-json", "pickapic"):
+        if self.format is not None and self.format not in OWN:
+            why |= {f"columns.{name}": f"{self.format} has its own columns" for name in ColumnNames.model_fields}
+        if self.format in ("hps-json", "pickapic", "pairs"):
             why["rank_direction"] = f"{self.format} holds choices"
-        if self.format in ("hps-json", "pickapic", "imagereward-json", "hpdv2-json"):
+        if self.format in ("hps-json", "pickapic", "imagereward-json", "hpdv2-json", "pairs"):
             why["rating_scale"] = f"{self.format} holds no ratings"
         return why
 

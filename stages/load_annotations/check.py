@@ -11,7 +11,7 @@ from irpipe.schemas.annotations import ASPECTS, PROBLEMS, SPLITS, UNSAFE
 from irpipe.schemas.files import is_text
 from irpipe.schemas.prompts import clean
 from irpipe.schemas.values import given, is_finite
-from irpipe.stages.load_annotations.readers import RawRecord
+from irpipe.stages.load_annotations.raw import RawRecord
 
 
 @dataclass(frozen=True)

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from irpipe.pipeline.errors import InputError, did_you_mean
 from irpipe.schemas.discovery import data_files, splits_of
-from irpipe.schemas.files import Cells, check_columns, read_csv, read_json, read_jsonl, read_rows
-from irpipe.schemas.values import given, is_finite, name_of
+from irpipe.schemas.files import check_columns, read_json, read_rows
+from irpipe.schemas.values import given, is_finite
+from irpipe.stages.load_annotations import OWN, own
+from irpipe.stages.load_annotations.raw import RawRecord, take_names
 
 
-@dataclass
-class RawRecord:
-    """A source record, unchecked.
-
-    Attributes:
-        row: its row in the source, from 0.
-        record: its name in the source.
-        fault: why it could not even be read, or None.
-        last_row: the last row of the source it was made of, where it is not the first.
-        oriented: its ranks follow from choices, so no declared direction applies.
-        choice: one image was chosen; the others were not compared.
-        unlabelled: it has no labels: filtered, not bad.
-    """
-
-    row: int
-    record: str
-    prompt: Any = None
-    annotator: Any = None
-    images: Any = None
-    ranks: Any = None
-    ratings: dict[str, Any] = field(default_factory=dict)
-    problems: Any = None
-    labels: dict[str, Any] = field(default_factory=dict)
-    split: Any = None
-    fault: tuple[str, str | None] | None = None
-    last_row: int = -1
-    oriented: bool = False
-    choice: bool = False
-    unlabelled: bool = False
-
-
-def read_records(path: Path, kind: str, say: Callable[[str], None]) -> Iterator[RawRecord]:
+def read_records(
+    path: Path, kind: str, say: Callable[[str], None], names: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[RawRecord]:
     """Every record of a file, or of the files of a folder in the order of their names.
 
     Args:
+        names: of columns, ours by theirs (our own formats).
         say: is told which files are left out.
 
     Raises:
         InputError: no file of the format, or one that is not of it; or only some files tell their split.
     """
     if not path.is_dir():
-        yield from _READERS[kind](path, 0)
+        yield from _reader(kind, names)(path, 0)
         return
     found = data_files(path, ENDINGS[kind], "load-annotations.path")
     for line in found.told():
@@ -62,12 +37,17 @@ def read_records(path: Path, kind: str, say: Callable[[str], None]) -> Iterator[
     start = 0
     for file, split in splits_of(found.files, path).items():
         last = start - 1
-        for record in _READERS[kind](file, start):
+        for record in _reader(kind, names)(file, start):
             last = max(last, record.row, record.last_row)
             record.record = f"{file.relative_to(path)}:{record.record}"  # files may count from 1 each
             record.split = split if given(record.split) is None else record.split
             yield record
         start = last + 1
+
+
+def _reader(kind: str, names: Mapping[str, str]) -> Callable[[Path, int], Iterator[RawRecord]]:
+    reader: Callable[..., Iterator[RawRecord]] = _READERS[kind]
+    return partial(reader, names=names) if kind in OWN else reader
 
 
 def _load_list(path: Path, fields: Sequence[str]) -> list[Any]:
@@ -93,19 +73,11 @@ def _items(data: list[Any], start: int, fields: Sequence[str]) -> Iterator[tuple
         yield record, item if isinstance(item, dict) else {}
 
 
-def _take_names(record: RawRecord, name: Any, annotator: Any = None) -> None:
-    """What a source names a record and its annotator; a record without a name keeps its row."""
-    try:
-        record.record, record.annotator = name_of(name) or record.record, name_of(annotator)
-    except ValueError as error:
-        record.fault = record.fault or ("a name is a list, an object or no whole number", str(error))
-
-
 def _imagereward(path: Path, start: int) -> Iterator[RawRecord]:
     """`train.json` and similar: id, prompt, generations, ranking (lower is better)."""
     fields = ("id", "prompt", "generations", "ranking")
     for record, item in _items(_load_list(path, fields), start, fields):
-        _take_names(record, item.get("id"))
+        take_names(record, item.get("id"))
         record.prompt, record.images, record.ranks = item.get("prompt"), item.get("generations"), item.get("ranking")
         yield record
 
@@ -114,7 +86,7 @@ def _hps(path: Path, start: int) -> Iterator[RawRecord]:
     """HPS v1: one chosen image per prompt; the others were not compared."""
     fields = ("human_preference", "prompt", "file_path")
     for record, item in _items(_load_list(path, fields), start, fields):
-        _take_names(record, item.get("id"), item.get("user_hash"))
+        take_names(record, item.get("id"), item.get("user_hash"))
         record.prompt, record.images = item.get("prompt"), item.get("file_path")
         choice = item.get("human_preference")
         if record.fault is None and isinstance(record.images, list):
@@ -155,7 +127,7 @@ def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
     for number, vote in enumerate(votes if isinstance(votes, list) else [votes]):
         single = RawRecord(record.row, f"{record.record}/{number}", record.prompt, None, record.images)
         if isinstance(vote, dict) and "rank" in vote:
-            _take_names(single, single.record, vote.get("user_hash"))
+            take_names(single, single.record, vote.get("user_hash"))
             single.ranks = vote["rank"]
         else:
             single.fault = ("raw annotation without rank", repr(vote)[:80])
@@ -170,17 +142,17 @@ def _whole_ranks(values: Any) -> Any:
     return [order.index(value) + 1 for value in values]
 
 
-_RATING_COLUMNS = {"overall": "overall_rating", "alignment": "image_text_alignment_rating", "fidelity": "fidelity_rating"}
+_PUBLISHED_RATINGS = {"overall": "overall_rating", "alignment": "image_text_alignment_rating", "fidelity": "fidelity_rating"}
 
 
 def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
     """ImageRewardDB's metadata: one row per image, joined by prompt_id. Direction: lower rank is better."""
-    columns = ["image_path", "prompt_id", "prompt", "classification", "rank", *_RATING_COLUMNS.values()]
+    columns = ["image_path", "prompt_id", "prompt", "classification", "rank", *_PUBLISHED_RATINGS.values()]
     amount = "image_amount_in_total"
     groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for number, item, fault in read_rows(path, [*columns, amount]):
         record = RawRecord(start + number, "", fault=("a cell cannot be read", fault) if fault is not None else None)
-        _take_names(record, item["prompt_id"])
+        take_names(record, item["prompt_id"])
         if record.fault is None and not record.record:
             record.fault = ("no prompt_id", None)
         if record.fault is not None:
@@ -191,7 +163,7 @@ def _imagerewarddb(path: Path, start: int) -> Iterator[RawRecord]:
         items = [item for _, item in members]
         record = RawRecord(members[0][0], name, items[0]["prompt"], last_row=members[-1][0])
         record.images, record.ranks = [item["image_path"] for item in items], [item["rank"] for item in items]
-        record.ratings = {aspect: [item[column] for item in items] for aspect, column in _RATING_COLUMNS.items()}
+        record.ratings = {aspect: [item[column] for item in items] for aspect, column in _PUBLISHED_RATINGS.items()}
         record.labels = {"category": items[0]["classification"]}
         if len({item["prompt"] for item in items}) > 1:
             record.fault = ("one prompt_id, several prompts", name)
@@ -209,7 +181,7 @@ def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
         record = RawRecord(start + number, str(start + number), item["caption"])
         record.images = [item["image_0_uid"], item["image_1_uid"]]
         record.oriented = True
-        _take_names(record, item["ranking_id"], item["user_id"])
+        take_names(record, item["ranking_id"], item["user_id"])
         labels, labelled = (item["label_0"], item["label_1"]), given(item["has_label"])
         if fault is not None:
             record.fault = ("a cell cannot be read", fault)
@@ -224,143 +196,16 @@ def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
         yield record
 
 
-_JSONL_FIELDS = {
-    "ranking_id",
-    "prompt_id",
-    "prompt",
-    "annotator",
-    "images",
-    "ranking",
-    "overall",
-    "alignment",
-    "fidelity",
-    "problems",
-    "labels",
-    "split",
-}
-
-
-def _jsonl(path: Path, start: int) -> Iterator[RawRecord]:
-    """Our own: one line per (prompt, annotator). docs/formats.md describes it."""
-    for number, item, fault in read_jsonl(path):
-        row = start + number
-        yield _own(row, item) if fault is None else RawRecord(row, str(row), fault=("not JSON", fault))
-
-
-def _own(row: int, item: Any) -> RawRecord:
-    record = RawRecord(row, str(row))
-    if not isinstance(item, dict):
-        record.fault = ("not an object", repr(item)[:80])
-        return record
-    unknown = [name for name in item if name not in _JSONL_FIELDS]
-    missing = [name for name in ("prompt", "images") if name not in item]
-    if unknown or missing:
-        word = "unknown field" if unknown else "missing field"
-        name = (unknown or missing)[0]
-        record.fault = (word, f"{name}{did_you_mean(name, _JSONL_FIELDS if unknown else item)}")
-    _take_names(record, item.get("ranking_id"), item.get("annotator"))
-    record.prompt, record.images = item.get("prompt"), item.get("images")
-    record.ranks, record.problems, record.split = item.get("ranking"), item.get("problems"), item.get("split")
-    record.ratings = {aspect: item[aspect] for aspect in _RATING_COLUMNS if aspect in item}
-    labels = {} if given(item.get("labels")) is None else item["labels"]
-    if not isinstance(labels, dict):
-        record.fault = ("labels are no object", repr(labels)[:80])
-    else:
-        record.labels = labels
-    return record
-
-
-_CSV_COLUMNS = {
-    "ranking_id",
-    "prompt",
-    "annotator",
-    "image",
-    "rank",
-    *_RATING_COLUMNS,
-    "problems",
-    "category",
-    "intent_unclear",
-    "unsafe",
-    "split",
-}
-
-
-_OF_A_RECORD = ("prompt", "split", "category", "intent_unclear", "unsafe")  # columns whose cells agree in all rows of one
-
-
-def _csv(path: Path, start: int) -> Iterator[RawRecord]:
-    """Our own: one row per image of a record, joined by ranking_id and annotator. docs/formats.md describes it."""
-    groups: dict[tuple[str, str | None], list[tuple[int, Cells]]] = {}
-    names: list[str] = []
-    for number, item in read_csv(path, ["ranking_id", "prompt", "image", "rank"]):
-        if not names:
-            names = [name for name in item if name is not None]
-            _refuse_unknown(names, path)
-        name, annotator = name_of(item["ranking_id"]), name_of(item.get("annotator"))
-        if name is None:
-            yield RawRecord(start + number, "", fault=("no ranking_id", None))
-        else:
-            groups.setdefault((name, annotator), []).append((start + number, item))
-    for (name, annotator), members in groups.items():
-        items = [item for _, item in members]
-        record = RawRecord(members[0][0], name, items[0]["prompt"], annotator, last_row=members[-1][0])
-        record.images, record.ranks = [item["image"] for item in items], [_number(item["rank"]) for item in items]
-        record.ratings = {aspect: [_number(item[aspect]) for item in items] for aspect in _RATING_COLUMNS if aspect in names}
-        record.problems = [_words(item.get("problems")) for item in items] if "problems" in names else None
-        record.labels = _csv_labels(items[0])
-        record.split = items[0].get("split") or None
-        several = [column for column in _OF_A_RECORD if any(item.get(column) != items[0].get(column) for item in items)]
-        if any(None in item for item in items):
-            record.fault = ("more cells than columns", name)
-        elif "prompt" in several:
-            record.fault = ("one ranking_id, several prompts", name)
-        elif several:
-            record.fault = (f"rows disagree on {several[0]}", name)
-        yield record
-
-
-def _refuse_unknown(names: Sequence[str], path: Path) -> None:
-    for name in names:
-        if name not in _CSV_COLUMNS:
-            raise InputError(f"unknown column {name!r}{did_you_mean(name, _CSV_COLUMNS)}", where=str(path))
-
-
-def _csv_labels(item: Cells) -> dict[str, Any]:
-    labels: dict[str, Any] = {}
-    if item.get("category"):
-        labels["category"] = item["category"]
-    if unclear := item.get("intent_unclear"):
-        labels["intent_unclear"] = {"true": True, "false": False}.get(unclear.lower(), unclear)
-    if item.get("unsafe"):
-        labels["unsafe"] = _words(item["unsafe"])
-    return labels
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(";") if word.strip()]
-
-
-def _number(text: str | None) -> Any:
-    """The number in a CSV cell; None where it is empty; the text where it is no number, for the check to refuse."""
-    if text is None or not text.strip():
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-
-_READERS = {
+_READERS: Mapping[str, Any] = {
     "imagereward-json": _imagereward,
     "imagerewarddb": _imagerewarddb,
     "hps-json": _hps,
     "hpdv2-json": _hpdv2,
     "pickapic": _pickapic,
-    "jsonl": _jsonl,
-    "csv": _csv,
+    "jsonl": own.records,
+    "csv": own.records,
+    "parquet": own.records,
+    "pairs": own.pairs,
 }
 ENDINGS = {
     "imagereward-json": (".json",),
@@ -370,4 +215,6 @@ ENDINGS = {
     "pickapic": (".parquet",),
     "jsonl": (".jsonl", ".ndjson"),
     "csv": (".csv",),
+    "parquet": (".parquet", ".arrow"),
+    "pairs": (".csv", ".jsonl", ".ndjson", ".parquet", ".arrow"),
 }

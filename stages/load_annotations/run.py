@@ -27,17 +27,17 @@ from irpipe.schemas.annotations import (
 )
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
-from irpipe.stages.load_annotations import LoadAnnotationsConfig
+from irpipe.stages.load_annotations import OWN_BY_ENDING, LoadAnnotationsConfig
 from irpipe.stages.load_annotations.agreement import agreement
 from irpipe.stages.load_annotations.check import BadRecordError, Record, check
-from irpipe.stages.load_annotations.readers import ENDINGS, read_records
+from irpipe.stages.load_annotations.readers import read_records
 
 Columns = dict[str, list[Any]]
 
 
 def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     path = context.sources["path"][0] if config.path else inputs["annotation-files"].file("annotations.jsonl")
-    kind: str = config.format or next(kind for kind in ("jsonl", "csv") if ending_of(path) in ENDINGS[kind])
+    kind: str = config.format or OWN_BY_ENDING[ending_of(path)]
     rejections = Rejections(config.max_rejected, path.name)
     records, read = gather(config, path, kind, rejections, context)
     rejections.check(read, len(records))
@@ -68,7 +68,7 @@ def gather(
     identities: set[tuple[str, str | None]] = set()
     read = 0
     with context.progress("reading annotations", None, "records") as bar:
-        for raw in read_records(path, kind, context.say):
+        for raw in read_records(path, kind, context.say, config.columns.given_names()):
             read += 1
             bar.advance(1)
             raw.split = config.split or raw.split

@@ -113,6 +113,19 @@ def own_csv() -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+def own_table() -> bytes:
+    """Our records as Parquet."""
+    rows = [json.loads(line) for line in own_records().splitlines()]
+    names = ("ranking_id", "prompt", "annotator", "images", "ranking")
+    return parquet({name: [row[name] for row in rows] for name in names})
+
+
+def pairs_csv() -> bytes:
+    lines = ["prompt,image_a,image_b,winner,annotator"]
+    lines += [f'"{prompt}, painted",{number}a.png,{number}b.png,{"ab"[number % 2]},9.0' for number, prompt in enumerate(PROMPTS)]
+    return ("\n".join(lines) + "\n").encode()
+
+
 def listed(make: Callable[[int, str], dict[str, Any]]) -> Callable[[], bytes]:
     return lambda: json.dumps([make(number, prompt) for number, prompt in enumerate(PROMPTS)]).encode()
 
@@ -259,6 +272,8 @@ grid.training.seed = [1, 2]
 TARGETS = {
     "jsonl": Target("a.jsonl", own_records, annotations("jsonl", "a.jsonl"), mutations.json_changed),
     "csv": Target("a.csv", own_csv, annotations("csv", "a.csv"), mutations.csv_changed),
+    "own parquet": Target("a.parquet", own_table, annotations("parquet", "a.parquet"), mutations.parquet_changed),
+    "pairs": Target("a.csv", pairs_csv, annotations("pairs", "a.csv"), mutations.csv_changed),
     "imagereward-json": Target(
         "a.json",
         listed(lambda n, p: {"id": n, "prompt": p, "generations": ["a", "b"], "ranking": [1, 2]}),
