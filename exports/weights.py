@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from irpipe.pipeline.errors import StoreError
+from irpipe.pipeline.export import copy_file
 from irpipe.pipeline.store import Artifact
 
 # Files that frameworks write by pickling: loading one runs the code in it.
@@ -35,5 +35,4 @@ def copy_weights(artifact: Artifact, folder: Path, files: Mapping[str, str]) -> 
             fix="--to files",
         )
     for name, new in files.items():
-        (folder / new).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.file(name), folder / new)
+        copy_file(artifact, name, folder / new)

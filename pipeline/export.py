@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from irpipe.pipeline.errors import StoreError
+from irpipe.pipeline.errors import DamageError, StoreError
+from irpipe.pipeline.hashing import file_digest
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import MANIFEST_FILE, Record, record_json
-from irpipe.pipeline.store import Store
+from irpipe.pipeline.store import Artifact, Store
 
 LINEAGE = "lineage"
 
@@ -23,10 +24,23 @@ def export_files(store: Store, record: Record, folder: Path) -> None:
     """
     artifact = store.open(record.content_id)
     with new_folder(folder) as draft:
-        for name in (*(file.path for file in artifact.manifest.files), MANIFEST_FILE):
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.file(name), draft / name)
+        for file in artifact.manifest.files:
+            copy_file(artifact, file.path, draft / file.path)
+        shutil.copyfile(artifact.file(MANIFEST_FILE), draft / MANIFEST_FILE)
         write_lineage(store, record, draft)
+
+
+def copy_file(artifact: Artifact, name: str, target: Path) -> None:
+    """Copy a file of an artifact, and see that it is what the manifest says before anybody gets it.
+
+    Raises:
+        DamageError: it has other bytes.
+    """
+    expected = {file.path: file.sha256 for file in artifact.manifest.files}[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(artifact.file(name), target)
+    if file_digest(target) != expected:
+        raise DamageError(f"{name} has other bytes than it was made with", where=str(artifact.path), fix="irpipe verify")
 
 
 @contextmanager

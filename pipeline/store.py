@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from irpipe.pipeline.errors import DamageError, InputError, StoreError
 from irpipe.pipeline.manifest import Manifest, Record, read_manifest, read_record, read_typed, to_json, unreadable
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -234,7 +236,7 @@ class Store:
             return False
         with path.open("rb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
         return False
@@ -245,11 +247,30 @@ def _flock(path: Path, mode: int, on_wait: Callable[[], None]) -> Iterator[None]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
-            fcntl.flock(file, mode | fcntl.LOCK_NB)
+            _lock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             on_wait()
-            fcntl.flock(file, mode)
+            _lock(file, mode)
         yield
+
+
+def _lock(file: IO[bytes], mode: int) -> None:
+    """`flock`, which some network mounts do not have.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        StoreError: files cannot be locked there.
+    """
+    try:
+        fcntl.flock(file, mode)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise StoreError(
+            f"files cannot be locked where the store lies: {error.strerror}",
+            where=str(file.name),
+            fix="a store on a local disk (store = ... in irpipe.toml), or a mount with locks",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -279,11 +300,15 @@ def write_durably(path: Path, text: str) -> None:
     """Write a small file so that a kill leaves either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)  # of a full disk, too
+        raise
     sync_folder(path.parent)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from irpipe.pipeline.manifest import read_record
+from irpipe.pipeline.store import write_durably
 
 ODD = [None, True, -1, 1e308, "", "x" * 300, [], ["a"], {}, {"a": 1}, [[[]]], 10**400]
 TOOLS = (("status",), ("verify",), ("gc",), ("log", "count"), ("plan", "count"), ("show", "word"), ("lineage", "count"))
@@ -237,3 +241,33 @@ class TestUnreadable:
             monkeypatch.setattr(Path, name, guarded(name))
         result = made._run(*tool)
         assert result.status == 2 and "Permission denied" in result.err, result
+
+
+class TestDisks:
+    def test_a_mount_without_locks_is_told(self, made, monkeypatch):
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        for arguments in (("run", "count", "--force"), ("gc",), ("verify",)):
+            told = made(*arguments, status=2).err
+            assert "files cannot be locked where the store lies: No locks available" in told and "store = ..." in told
+
+    def test_a_draft_that_a_full_disk_leaves_goes(self, tmp_path, monkeypatch):
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_durably(tmp_path / "a.json", "text")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_export_gives_away_nothing_damaged(self, made):
+        artifact = made.store.open(made.store.newest("shouting", "word").content_id)
+        path = artifact.file(artifact.manifest.files[0].path)
+        data = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        told = made("export", "word", "copy", status=2).err
+        assert "has other bytes than it was made with" in told and "irpipe verify" in told
+        assert not (made.root / "copy").exists() and not list(made.root.glob(".copy*"))
