@@ -169,3 +169,13 @@ def test_a_record_is_not_read_without_one_of_its_rows(project):
     (project.root / "mine.csv").write_text(text)
     done = load(project, "mine.csv")
     assert done["metrics"]["rejected_for"] == {"more cells than columns": 1} and set(ranks(project)) == {"a dog"}
+
+
+def test_a_split_of_few_prompts_is_told(project):
+    rows = [{"prompt": f"prompt {number}", "image_a": "a", "image_b": "b", "winner": "a"} for number in range(60)]
+    settings = (f"load-annotations.path={written(project, 'csv', rows)}", "load-annotations.format=pairs")
+    few = ("split-prompts.near_duplicate=off", "split-prompts.validation_share=0.05", "split-prompts.test_share=0.2")
+    told = project.run("split-prompts", *settings, *few).err
+    assert "validation prompts are too few to tell one model from another" in told and "test prompts are too few" not in told
+    none = ("split-prompts.near_duplicate=off", "split-prompts.validation_share=0.0", "split-prompts.test_share=0.2")
+    assert "too few" not in project.run("split-prompts", *settings, *none).err, "that was asked for"

@@ -18,6 +18,8 @@ from irpipe.stages.split_prompts import SplitPromptsConfig
 from irpipe.stages.split_prompts.cut import components, cut
 from irpipe.stages.split_prompts.links import links_by_bytes, links_by_path, links_by_text, near_links
 
+_FEW = 5  # prompts of a split, below which it is said
+
 
 def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     prompts = read_prompts(inputs)
@@ -37,6 +39,12 @@ def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
     names = pa.DictionaryArray.from_arrays(pa.array(splits.astype(np.int32)), pa.array(SPLITS))
     PROMPT_SPLITS.write(out, {"prompt_id": prompt_ids, "prompt": texts, "split": names, "component": related})
     by_split = dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
+    for name, share in (("validation", config.validation_share), ("test", config.test_share)):
+        if by_split[name] < _FEW and (share or by_split[name]):
+            context.say(
+                f"  {by_split[name]} {name} prompts are too few to tell one model from another:"
+                f" --set split-prompts.{name}_share=..., or more prompts"
+            )
     metrics = {
         "prompts_by_split": by_split,
         "given_splits": len(given),
