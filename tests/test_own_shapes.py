@@ -172,7 +172,7 @@ def test_a_record_is_not_read_without_one_of_its_rows(project):
 
 
 def test_a_split_of_few_prompts_is_told(project):
-    rows = [{"prompt": f"prompt {number}", "image_a": "a", "image_b": "b", "winner": "a"} for number in range(60)]
+    rows = [{"prompt": f"prompt {n}", "image_a": f"{n}a", "image_b": f"{n}b", "winner": "a"} for n in range(60)]
     settings = (f"load-annotations.path={written(project, 'csv', rows)}", "load-annotations.format=pairs")
     few = ("split-prompts.near_duplicate=off", "split-prompts.validation_share=0.05", "split-prompts.test_share=0.2")
     told = project.run("split-prompts", *settings, *few).err
