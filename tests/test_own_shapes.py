@@ -179,3 +179,32 @@ def test_a_split_of_few_prompts_is_told(project):
     assert "validation prompts are too few to tell one model from another" in told and "test prompts are too few" not in told
     none = ("split-prompts.near_duplicate=off", "split-prompts.validation_share=0.0", "split-prompts.test_share=0.2")
     assert "too few" not in project.run("split-prompts", *settings, *none).err, "that was asked for"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "likely"),
+    [
+        ("x.json", [{"id": 1, "prompt": "p", "generations": ["a", "b"], "ranking": [1, 2]}], "imagereward-json"),
+        ("x.json", [{"prompt": "p", "file_path": ["a", "b"], "human_preference": 1}], "hps-json"),
+        ("x.json", [{"prompt": "p", "file_path": ["a", "b"], "human_preference": [1, 0]}], "hpdv2-json"),
+        ("x.json", [{"prompt": "p", "image_path": ["a", "b"], "rank": [1, 2], "raw_annotations": []}], "hpdv2-json"),
+        ("x.parquet", [{"caption": "p", "image_0_uid": "a", "image_1_uid": "b"}], "pickapic"),
+        ("x.parquet", [{"prompt": "p", "image_path": "a", "image_amount_in_total": 4}], "imagerewarddb"),
+        ("x.csv", PAIRS, "pairs"),
+        ("x.jsonl", PAIRS, "pairs"),
+    ],
+)
+def test_the_hint_goes_by_what_the_file_holds(project, name, content, likely):
+    kind = name.partition(".")[2]
+    if kind == "json":
+        (project.root / name).write_text(json.dumps(content))
+    else:
+        (project.root / written(project, kind, content)).rename(project.root / name)
+    told = project.run("load-annotations", f"load-annotations.path={name}", status=2).err
+    assert f"{name} looks like {likely}" in told and f"--set load-annotations.format={likely}" in told
+
+
+def test_a_folder_of_ours_needs_no_format(project):
+    (project.root / "data" / "train").mkdir(parents=True)
+    (project.root / written(project, "parquet", RECORDS)).rename(project.root / "data" / "train" / "0.parquet")
+    assert load(project, "data")["metrics"]["records"] == 2

@@ -75,7 +75,6 @@ def test_without_a_recipe_the_error_names_init(project):
         ("split-prompts.test_share=0.99", "leave nothing to train on"),
         ("load-annotations.format=jsonl", "format has no effect: it describes path, which is not given"),
         ("embed-prompts.dtype=float32", "dtype has no effect: embedder = 'lexical' has no model"),
-        ("load-annotations.path=x.json", "the format of x.json must be given"),
         ("oracle-truth.max_rejected=0.5", "has no effect: build-pairs does not read oracle-truth"),
         ("oracle-truth.max_reject=0.5", "oracle-truth has no setting 'max_reject'; did you mean 'max_rejected'?"),
     ],

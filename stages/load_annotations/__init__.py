@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
-from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.settings import Group
 from irpipe.pipeline.stage import Config, FilePath, Stage, group, setting
 
@@ -76,8 +75,6 @@ class LoadAnnotationsConfig(Config):
 
     @model_validator(mode="after")
     def _readable(self) -> LoadAnnotationsConfig:
-        if self.path is not None and self.format is None and ending_of(self.path) not in OWN_BY_ENDING:
-            raise ValueError(f"the format of {self.path.name} must be given: --set load-annotations.format=imagereward-json")
         if self.rating_scale[0] == self.rating_scale[1]:
             raise ValueError("rating_scale has no extent")
         return self

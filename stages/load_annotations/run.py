@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -27,9 +26,10 @@ from irpipe.schemas.annotations import (
 )
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
-from irpipe.stages.load_annotations import OWN_BY_ENDING, LoadAnnotationsConfig
+from irpipe.stages.load_annotations import LoadAnnotationsConfig
 from irpipe.stages.load_annotations.agreement import agreement
 from irpipe.stages.load_annotations.check import BadRecordError, Record, check
+from irpipe.stages.load_annotations.guess import guess_format
 from irpipe.stages.load_annotations.readers import read_records
 
 Columns = dict[str, list[Any]]
@@ -37,7 +37,7 @@ Columns = dict[str, list[Any]]
 
 def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
     path = context.sources["path"][0] if config.path else inputs["annotation-files"].file("annotations.jsonl")
-    kind: str = config.format or OWN_BY_ENDING[ending_of(path)]
+    kind = config.format or guess_format(path)
     rejections = Rejections(config.max_rejected, path.name)
     records, read = gather(config, path, kind, rejections, context)
     rejections.check(read, len(records))
