@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
 from irpipe.pipeline.cpus import threads
@@ -66,13 +66,14 @@ def device_errors(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iterator[None]:
+def load_errors(model: Model, what: str, expected: str, other: str = "", unused: str = "") -> Iterator[None]:
     """Load a model whole, and turn what the hub and the loaders raise into one error that says what to do.
 
     Args:
         what: the model's part in the run: "the generator".
         expected: what a local folder must hold.
         other: another way out, added to the fix.
+        unused: what begins the names of weights that are not used, a pattern: they may be missing, or more than the model has.
 
     Raises:
         ModelError: it cannot be loaded, or not whole (see `whole_weights`).
@@ -82,7 +83,7 @@ def load_errors(model: Model, what: str, expected: str, other: str = "") -> Iter
         with warnings.catch_warnings():
             # diffusers still passes it, and the hub's client says on every download that it does nothing.
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
-            with _without_waiting(model), whole_weights(f"{what} {model.shown}"):
+            with _without_waiting(model), whole_weights(f"{what} {model.shown}", unused):
                 if model.folder is not None:
                     refuse_parts_elsewhere(model.folder)
                 yield
@@ -135,13 +136,18 @@ def _without_waiting(model: Model) -> Iterator[None]:
 
 def _is_reachable(address: str) -> bool:
     """Whether a server, or the proxy that leads to it, takes a connection."""
-    there = urlsplit(getproxies().get(urlsplit(address).scheme, address))
-    port = there.port or (443 if there.scheme == "https" else 80)
+    there, proxies = urlsplit(address), getproxies()
+    proxy = proxies.get(there.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(there.hostname or ""):
+        there = urlsplit(proxy if "://" in proxy else f"//{proxy}")
     try:
+        port = there.port or (443 if there.scheme == "https" else 80)
         with socket.create_connection((there.hostname or "", port), timeout=_REACHING_SECONDS):
             return True
     except OSError:
         return False
+    except ValueError:
+        return True  # what is written there is for the client to judge
 
 
 def files_of(model: Model) -> Path:

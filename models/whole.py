@@ -48,7 +48,7 @@ def refuse_differences(what: str, missing: Collection[str], surplus: Collection[
 
 
 @contextmanager
-def whole_weights(what: str) -> Iterator[None]:
+def whole_weights(what: str, unused: str = "") -> Iterator[None]:
     """Around loading by transformers, diffusers and what builds on them: every model must get exactly its weights.
 
     Both libraries tell what they filled in (`output_loading_info`) only to the one who calls them. A pipeline loads its parts,
@@ -56,6 +56,7 @@ def whole_weights(what: str) -> Iterator[None]:
 
     Args:
         what: the model's name in errors.
+        unused: what begins the names of weights that are not used, a pattern; empty: all are.
 
     Raises:
         ModelError: a weight is missing, unknown, or of another shape.
@@ -71,7 +72,7 @@ def whole_weights(what: str) -> Iterator[None]:
         owners.append(ModelMixin)
     plain = [owner.__dict__["from_pretrained"] for owner in owners]
     for owner, method in zip(owners, plain, strict=True):
-        owner.from_pretrained = classmethod(_checked(method.__func__, what))
+        owner.from_pretrained = classmethod(_checked(method.__func__, what, re.compile(unused or r"(?!)")))
     try:
         yield
     finally:
@@ -79,13 +80,14 @@ def whole_weights(what: str) -> Iterator[None]:
             owner.from_pretrained = method
 
 
-def _checked(load: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _checked(load: Callable[..., Any], what: str, unused: re.Pattern[str]) -> Callable[..., Any]:
     def from_pretrained(cls: type, *given: Any, output_loading_info: bool = False, **named: Any) -> Any:
         # Weights of another shape are told as a list, too: the error of the libraries names none.
         model, info = load(cls, *given, **{**named, "output_loading_info": True, "ignore_mismatched_sizes": True})
-        surplus = [name for name in info["unexpected_keys"] if not _KNOWN_BUFFERS.search(name)]
+        missing = [name for name in info["missing_keys"] if not unused.match(name)]
+        surplus = [name for name in info["unexpected_keys"] if not _KNOWN_BUFFERS.search(name) and not unused.match(name)]
         misshapen = [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]
-        refuse_differences(f"{what}: its {cls.__name__}", info["missing_keys"], surplus, misshapen)
+        refuse_differences(f"{what}: its {cls.__name__}", missing, surplus, misshapen)
         return (model, info) if output_loading_info else model
 
     return from_pretrained

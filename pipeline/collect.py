@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irpipe.pipeline.commit import attempt, remove
+from irpipe.pipeline.errors import StoreError
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Store
@@ -66,6 +67,21 @@ def _needed(store: Store) -> list[Record]:
             for run in (record, *lineage(store, record).ancestors):
                 records[run.key] = run
     return list(records.values())
+
+
+def refuse_unreadable(store: Store) -> None:
+    """Refuse to delete while it is not known what is needed: what an unreadable record was made from would look unneeded.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    unread = [path for path in store.record_files() if store.record(path.stem) is None]
+    if unread:
+        raise StoreError(
+            f"{len(unread):,} records cannot be read, so what they were made from would be deleted",
+            where=str(unread[0]),
+            fix="irpipe verify, which moves them aside; irpipe run what is missing then; and again",
+        )
 
 
 def drop(items: list[Garbage]) -> int:

@@ -69,4 +69,5 @@ def write_lineage(store: Store, record: Record, folder: Path) -> None:
     """Write the records of a run and of all its ancestors into `lineage/`, one file each."""
     (folder / LINEAGE).mkdir()
     for run in (*lineage(store, record).ancestors, record):
-        (folder / LINEAGE / f"{run.node}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
+        node = run.node.replace("/", "-")
+        (folder / LINEAGE / f"{node}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -175,12 +175,24 @@ def read_manifest(folder: Path) -> Manifest:
         DamageError: there is none, or it cannot be read.
     """
     manifest: Manifest = read_typed(folder / MANIFEST_FILE, Manifest)
+    files = {entry.path for entry in manifest.files}
+    outside = [path for path in files if not _is_below(path)]
+    outside += [path for table in manifest.tables.values() for path in table.files if path not in files]
+    if outside:
+        why = f"{outside[0]!r} is no file of the artifact"
+        raise DamageError(f"{MANIFEST_FILE} cannot be read: {why}", where=str(folder / MANIFEST_FILE), fix="irpipe verify")
     return manifest
+
+
+def _is_below(path: str) -> bool:
+    """Whether a relative path stays below its folder."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\\" not in path
 
 
 def record_json(record: Record) -> str:
     """A record as it is stored: with a digest of the rest, by which a change shows."""
-    data = asdict(record)
+    data = json.loads(json.dumps(asdict(record), allow_nan=False))  # as it is read again: names of figures are text there
     return to_json({**data, _DIGEST: _digest_of(data)})
 
 

@@ -36,10 +36,10 @@ class Limits:
     """What a query may take: seconds, and memory as DuckDB takes it ("4GB")."""
 
     seconds: float = 300.0
-    memory: str = "4GB"
+    memory: str | None = "4GB"
 
 
-_NO_LIMITS = Limits(math.inf)
+_NO_LIMITS = Limits(math.inf, None)
 
 
 def ask(store: Store, records: Sequence[Record], query: str, limits: Limits = _NO_LIMITS) -> Answer:
@@ -78,7 +78,8 @@ def _answer(
             for name, files in tables.items():
                 _add_view(connection, name, files)
             connection.execute("SET allowed_directories = [?]", [str(store.root / "objects")])
-            connection.execute("SET memory_limit = ?", [limits.memory])
+            if limits.memory is not None:
+                connection.execute("SET memory_limit = ?", [limits.memory])
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             statement = _question(connection, query)

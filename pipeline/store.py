@@ -134,7 +134,10 @@ class Store:
     def open(self, content_id: str) -> Artifact:
         """An artifact by its full content id."""
         folder = self.object_path(content_id)
-        return Artifact(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        if manifest.content_id != content_id:
+            raise DamageError("the manifest is of another artifact", where=str(folder), fix="irpipe verify")
+        return Artifact(folder, manifest)
 
     def records(self) -> Iterator[Record]:
         """Every run's record that can be read, in the order of keys."""

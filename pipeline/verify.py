@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import Record, describe
 from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher
-from irpipe.pipeline.settings import Config, hashed_config, nested
+from irpipe.pipeline.settings import Config, hashed_config, nested, shown_config
 from irpipe.pipeline.stage import Context, Inputs, Stage, find_stage
 from irpipe.pipeline.store import Store
 
@@ -75,7 +76,10 @@ def record_fault(store: Store, path: Path) -> str | None:
         stage = find_stage(record.stage)
         if stage.version != record.stage_version:
             return None  # its key is of another version's settings
-        config = hashed_config(_config_of(stage, record))
+        rebuilt = _config_of(stage, record)
+        if json.loads(json.dumps(shown_config(rebuilt))) != record.config:
+            return None  # a default has changed since, or a setting is new
+        config = hashed_config(rebuilt)
     except IrpipeError:
         return None  # of another release, or of a package that is not installed
     inputs = {slot: entry.content_id for slot, entry in record.inputs.items()}

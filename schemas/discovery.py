@@ -53,9 +53,11 @@ def data_files(root: Path, endings: Collection[str], where: str) -> Found:
     files: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for file in sorted(root.rglob("*")):
+        name = file.relative_to(root)
+        if file.is_dir() and file.is_symlink():
+            left_out.setdefault("a linked folder", []).append(str(name))
         if not file.is_file():
             continue
-        name = file.relative_to(root)
         if is_hidden(name):
             left_out.setdefault("hidden", []).append(str(name))
         elif ending_of(file) in endings:

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 _SHOWN = 80  # characters
-_NOBODY = ("none", "nan", "null", "<na>", "nat")  # as writers spell a missing cell in a column of names
+# As writers spell a missing cell in a column of names; somebody may be called Null.
+_NOBODY = ("None", "nan", "NaN", "null", "NULL", "<NA>", "NaT")
 
 
 def given(value: Any) -> Any:
@@ -36,7 +37,7 @@ def name_of(value: Any) -> str | None:
         text = value.strip()
         whole, point, zeros = text.partition(".")
         is_whole = point == "." and zeros.strip("0") == "" and whole.removeprefix("-").isdigit()
-        return None if text.lower() in _NOBODY else whole if is_whole else text
+        return None if text in _NOBODY else whole if is_whole else text
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):

@@ -119,7 +119,7 @@ def import_recipe(project: Project) -> None:
     """The recipe of people who bring their own images and annotations."""
     project.recipe(
         'recipe = "micro"\n[simulate-prompts]\n[embed-prompts]\nembedder = "lexical"\n[prompt-graph]\nk = 50\n'
-        "[select-prompts]\ncount = 200\n[load-annotations]\n[import-images]\n[split-prompts]\n[build-pairs]\n"
+        "[select-prompts]\ncount = 200\n[load-annotations]\n[import-images]\nmax_rejected = 1.0\n[split-prompts]\n[build-pairs]\n"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from irpipe.models import loading
@@ -43,6 +45,25 @@ def test_a_server_that_is_not_there(monkeypatch):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     assert not loading._is_reachable("http://127.0.0.1:9")
+
+
+def test_proxies_are_asked_in_its_place(monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for name, value in (
+            ("http_proxy", f"http://127.0.0.1:{port}"),
+            ("http_proxy", f"127.0.0.1:{port}"),
+            ("all_proxy", f"http://127.0.0.1:{port}"),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setenv(name, value)
+                assert loading._is_reachable("http://nowhere.invalid"), (name, value)
+        with monkeypatch.context() as patched:
+            patched.setenv("http_proxy", "http://127.0.0.1:9")
+            patched.setenv("no_proxy", "127.0.0.1")
+            assert loading._is_reachable(f"http://127.0.0.1:{port}")
 
 
 def test_a_folder_is_shown_as_it_was_written(project):

@@ -208,3 +208,38 @@ def test_a_folder_of_ours_needs_no_format(project):
     (project.root / "data" / "train").mkdir(parents=True)
     (project.root / written(project, "parquet", RECORDS)).rename(project.root / "data" / "train" / "0.parquet")
     assert load(project, "data")["metrics"]["records"] == 2
+
+
+def test_every_row_of_pairs_is_looked_at(project):
+    rows = [*PAIRS[:3], {"prompt": "p", "image_a": "a", "image_b": "b"}, {**PAIRS[0], "prompt": "q", "anotator": "bob"}]
+    done = load(project, written(project, "jsonl", rows), "load-annotations.format=pairs")
+    assert done["metrics"]["rejected_for"] == {"no label": 1, "unknown field": 1} and ranks(project) == DECIDED
+
+
+@pytest.mark.parametrize(("kind", "rows", "more"), [("jsonl", PAIRS, ("load-annotations.format=pairs",)), ("jsonl", RECORDS, ())])
+def test_a_name_that_no_row_has_is_an_error(project, kind, rows, more):
+    name = written(project, kind, rows)
+    settings = (f"load-annotations.path={name}", "load-annotations.columns.annotator=nobody", *more)
+    assert "there is no column 'nobody'" in project.run("load-annotations", *settings, status=2).err
+
+
+def test_missing_cells_of_one_record_agree(project):
+    rows = [{**row, "split": float("nan")} for row in BY_IMAGE]
+    assert load(project, written(project, "parquet", rows))["metrics"]["records"] == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"), [("Nan", "Nan"), ("Null", "Null"), ("nan", None), ("None", None), ("9.0", "9"), (" ann ", "ann")]
+)
+def test_who_is_somebody(project, cell, name):
+    load(project, written(project, "jsonl", [{**RECORDS[0], "annotator": cell}]))
+    assert project.rows("SELECT annotator FROM annotations") == [{"annotator": name}]
+
+
+def test_a_linked_folder_is_told(project, tmp_path):
+    (project.root / "data").mkdir()
+    (project.root / written(project, "jsonl", RECORDS)).rename(project.root / "data" / "0.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    (project.root / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    told = project.run("load-annotations", "load-annotations.path=data", "load-annotations.format=jsonl").err
+    assert "left out, a linked folder: linked" in told

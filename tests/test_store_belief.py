@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from irpipe.pipeline.manifest import read_record
+from irpipe.pipeline.manifest import read_record, record_json
 from irpipe.pipeline.store import write_durably
 
 ODD = [None, True, -1, 1e308, "", "x" * 300, [], ["a"], {}, {"a": 1}, [[[]]], 10**400]
@@ -134,8 +135,6 @@ class TestRecords:
 
     def test_a_record_whose_settings_are_not_those_of_its_key(self, made, monkeypatch):
         """Written by somebody who also made its digest again."""
-        from irpipe.pipeline.manifest import record_json
-
         path = self.path(made, "word")
         record = read_record(path)
         path.chmod(0o644)
@@ -149,7 +148,7 @@ class TestRecords:
         told = json.loads(path.read_text())
         folder.chmod(0o755)
         path.chmod(0o644)
-        path.write_text(json.dumps({**told, "tables": {"forged": {"files": ["a"], "rows": 1, "columns": {}}}}))
+        path.write_text(json.dumps({**told, "tables": {"forged": {"files": [], "rows": 1, "columns": {}}}}))
         assert "other tables" in made("verify", status=1).out
 
 
@@ -271,3 +270,57 @@ class TestDisks:
         told = made("export", "word", "copy", status=2).err
         assert "has other bytes than it was made with" in told and "irpipe verify" in told
         assert not (made.root / "copy").exists() and not list(made.root.glob(".copy*"))
+
+
+class TestHealthyStores:
+    """What is unusual and right must not be taken for damage."""
+
+    def test_figures_that_are_named_by_numbers(self, made):
+        record = made.store.newest("shouting", "word")
+        path = made.store.record_path(record.key)
+        changed = replace(record, metrics={"images_per_prompt": {4: 10, 9: 3, 10: 1}, "texts": {"ü": 1e-300, "x": 10**30}})
+        path.chmod(0o644)
+        path.write_text(record_json(changed), encoding="utf-8")
+        assert made.store.lookup(record.key) is not None
+        assert made.store.lookup(record.key).metrics["images_per_prompt"] == {"4": 10, "9": 3, "10": 1}
+        assert "0 damaged" in made("verify").out
+
+    def test_a_setting_that_is_new_since(self, made):
+        record = made.store.newest("shouting", "word")
+        path = made.store.record_path(record.key)
+        older = replace(record, config={name: value for name, value in record.config.items() if name != "loud"})
+        path.chmod(0o644)
+        path.write_text(record_json(older), encoding="utf-8")
+        assert "0 damaged" in made("verify").out, "its key was right for the release that made it"
+
+    def test_another_way_to_write_a_type(self, made):
+        folder = made.store.object_path(made.store.newest("shouting", "count").content_id)
+        path = folder / "manifest.json"
+        told = json.loads(path.read_text())
+        for table in told["tables"].values():
+            table["columns"] = dict.fromkeys(table["columns"], "as another version of pyarrow writes it")
+        folder.chmod(0o755)
+        path.chmod(0o644)
+        path.write_text(json.dumps(told))
+        assert "0 damaged" in made("verify").out
+
+    def test_gc_deletes_nothing_while_a_record_cannot_be_read(self, made):
+        path = made.store.record_path(made.store.newest("shouting", "count").key)
+        path.chmod(0o644)
+        path.write_text("{")
+        before = sorted(made.store.objects())
+        assert "records cannot be read" in made("gc", "--yes", status=2).err
+        assert sorted(made.store.objects()) == before
+
+    @pytest.mark.parametrize("outside", ["../evil", "/tmp/evil", "a/../../evil", ""])
+    def test_a_manifest_that_names_files_elsewhere(self, made, outside):
+        folder = made.store.object_path(made.store.newest("shouting", "word").content_id)
+        path = folder / "manifest.json"
+        told = json.loads(path.read_text())
+        told["files"].append({**told["files"][0], "path": outside})
+        folder.chmod(0o755)
+        path.chmod(0o644)
+        path.write_text(json.dumps(told))
+        made("export", "word", "deep/copy", status=2)
+        assert not (made.root / "evil").exists() and not (made.root / "deep" / "evil").exists()
+        assert "is no file of the artifact" in made("verify", status=1).out

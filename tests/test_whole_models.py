@@ -200,6 +200,16 @@ def test_every_single_weight_of_a_clip_is_missed(copy):
             LOADERS["clip"].load(model)
 
 
+def test_a_sentence_model_without_what_it_does_not_use(copy):
+    """A pooler, and the heads of pre-training; but no weight of a layer."""
+    model = copy("sentences")
+    weights = load_file(model.folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    kept |= {"cls.predictions.bias": torch.zeros(3), "lm_head.bias": torch.zeros(3)}
+    save_file(kept, model.folder / "model.safetensors", metadata={"format": "pt"})
+    assert LOADERS["sentences"].load(model) is not None
+
+
 def without_tokenizer(folder: Path) -> None:
     for file in (*TOKENIZER_FILES, "tokenizer_config.json"):
         (folder / file).unlink(missing_ok=True)
@@ -296,6 +306,7 @@ class TestPreprocessing:
             {"do_rescale": False, "do_normalize": False},
             {"crop_size": {"height": 32, "width": 32}, "do_center_crop": True},
             {"size": 32},
+            {"do_pad": True, "size_divisor": 32, "do_flip_channel_order": False},
         ],
     )
     def test_what_it_says_is_what_transformers_does(self, tmp_path, told):
@@ -317,7 +328,8 @@ class TestPreprocessing:
             ({"size": {"shortest_edge": 64}}, "size"),
             ({"size": {"height": 32, "width": 64}}, "size"),
             ({"crop_size": 28}, "crop_size"),
-            ({"do_pad": True}, "do_pad"),
+            ({"do_pad": True, "size_divisor": 7}, "do_pad"),
+            ({"do_flip_channel_order": True}, "do_flip_channel_order"),
             ({"image_mean": None}, "image_mean"),
             ({"image_mean": [0.5]}, "image_mean"),
             ({"image_std": [0.5, 0, 0.5]}, "image_std"),

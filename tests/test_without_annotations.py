@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import test_imagereward
-from tests.blips import TEXT, published_state
+from tests.blips import published_state
 
 RECIPE = """
 recipe = "micro"
@@ -99,8 +99,7 @@ def test_the_source_can_be_said(prompts):
     assert "add a table [load-annotations] to irpipe.toml" in error
 
 
-def test_a_published_checkpoint_is_named_by_its_file(prompts, monkeypatch):
-    monkeypatch.setitem(TEXT, "vocab_size", 512)  # as many as its tokenizer has, and more
+def test_a_published_checkpoint_is_named_by_its_file(prompts):
     checkpoint = test_imagereward.TestCheckpoints().make(prompts.root / "published", published_state())
     named = f"score-images.reward_model=published/{checkpoint.name}"
     done = prompts.last("score-images", named)

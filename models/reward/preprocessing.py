@@ -96,13 +96,17 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
 
 def _geometry_faults(told: Mapping[str, Any], image_size: int) -> list[str]:
     """What a file asks of a picture's shape that is not done here."""
-    faults = [f"{name} is {told[name]!r}" for name in ("do_resize", "do_center_crop") if told.get(name) not in (None, True)]
+    # BLIP's own preprocessing has no crop: it would squash. That of ImageReward's code crops for BLIP, too, and is taken.
+    cut = () if "Blip" in str(told.get("image_processor_type")) else ("do_center_crop",)
+    faults = [f"{name} is {told[name]!r}" for name in ("do_resize", *cut) if told.get(name) not in (None, True)]
     for name in ("size", "crop_size"):
         if told.get(name) is not None and _sides(told[name]) != {str(image_size)}:
             faults.append(f"{name} is {told[name]!r}, and the model takes {image_size}")
     if told.get("resample", _BICUBIC) != _BICUBIC:
         faults.append(f"resample is {told['resample']!r}, not {_BICUBIC} (bicubic)")
     others = [name for name, value in told.items() if name.startswith("do_") and name not in _APPLIED and value]
+    if "do_pad" in others and image_size % (told.get("size_divisor") or 1) == 0:
+        others.remove("do_pad")  # a square of that size needs none
     return faults + [f"{name} is {told[name]!r}" for name in others]
 
 

@@ -155,7 +155,9 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
         ) from None
     disable_progress_bar()  # our own bar follows
     expected = "a sentence-transformers folder: modules.json, config.json, safetensors and a tokenizer"
-    with load_errors(model, "the sentence model", expected, other="without weights: --set embed-prompts.embedder=lexical"):
+    lexical = "without weights: --set embed-prompts.embedder=lexical"
+    # Sentences are pooled from the states of words: a pooler and the heads of pre-training are not used.
+    with load_errors(model, "the sentence model", expected, other=lexical, unused=r"(pooler|cls|lm_head)\."):
         if model.folder is not None and not (model.folder / "modules.json").is_file():
             raise ModelError(f"{model.shown} is no sentence model: it does not tell how words are pooled", expected=expected)
         encoder = SentenceTransformer(

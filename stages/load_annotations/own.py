@@ -78,8 +78,11 @@ def _rows(path: Path, names: Mapping[str, str], known: Sequence[str] | set[str],
     """
     ours = {theirs: name for name, theirs in names.items()}
     if ending_of(path) in (".jsonl", ".ndjson"):
+        met: set[Any] = set()
         for number, item, fault in read_jsonl(path):
+            met |= item.keys() & ours.keys() if isinstance(item, dict) else set()
             yield number, _renamed(item, ours) if isinstance(item, dict) else item, fault
+        check_columns(list(met), list(ours), str(path))
         return
     if ending_of(path) == ".csv":
         for number, cells in read_csv(path, [*names.values(), *needed]):
@@ -102,7 +105,7 @@ def _renamed(item: Mapping[Any, Any], ours: Mapping[str, str]) -> dict[Any, Any]
 
 def _refuse_unknown(present: Sequence[str], known: Sequence[str] | set[str], path: Path) -> None:
     for name in present if known else ():
-        if name not in known and not name.startswith("__index_level_"):  # which pandas writes
+        if name and name not in known and not name.startswith("__index_level_"):  # both are an index that pandas writes
             raise InputError(f"unknown column {name!r}{did_you_mean(name, known)}", where=str(path))
 
 
@@ -152,7 +155,7 @@ def _of_images(path: Path, start: int, names: Mapping[str, str]) -> Iterator[Raw
         record.ratings = {aspect: [_number(item[aspect]) for item in items] for aspect in _RATINGS if aspect in items[0]}
         record.problems = [_words(item.get("problems")) for item in items] if "problems" in items[0] else None
         record.labels, record.split = _labels_of(items[0]), given(items[0].get("split"))
-        several = [column for column in _OF_A_RECORD if any(item.get(column) != items[0].get(column) for item in items)]
+        several = [column for column in _OF_A_RECORD if len({repr(given(item.get(column))) for item in items}) > 1]
         if (name, annotator) in faults:  # a record is not read without one of its rows
             fault = faults[name, annotator]
             record.fault = (fault, name) if fault == _SURPLUS else ("a cell cannot be read", fault)
@@ -176,6 +179,9 @@ def pairs(path: Path, start: int, names: Mapping[str, str]) -> Iterator[RawRecor
             checked = True
             _check_pair(item, path)
         take_names(record, item.get("ranking_id"), item.get("annotator"))
+        unknown = [name for name in item if name not in _PAIR_COLUMNS and not str(name).startswith("__index_level_")]
+        if unknown:
+            record.fault = ("unknown field", f"{unknown[0]}{did_you_mean(str(unknown[0]), _PAIR_COLUMNS)}")
         record.prompt, record.split = item.get("prompt"), item.get("split")
         record.images = [item.get("image_a"), item.get("image_b")]
         _decide(record, item)
@@ -195,7 +201,7 @@ _LABELS: Mapping[float, list[int]] = {0.0: [1, 2], 1.0: [2, 1], 0.5: [1, 1]}
 def _decide(record: RawRecord, item: Mapping[str, Any]) -> None:
     """The ranks of a pair; a pair without a decision is unlabelled."""
     column = "winner" if "winner" in item else "label"
-    value = given(item[column])
+    value = given(item.get(column))
     if column == "label":
         value = _number(value) if isinstance(value, str) else value
         ranks = _LABELS.get(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
