@@ -142,11 +142,11 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
     """A sentence-transformers model. Texts of like length share a batch, so little is spent on padding.
 
     Raises:
-        ModelError: the library or the weights are missing.
+        ModelError: the library is missing, or the model cannot be loaded whole.
     """
     try:
         import torch
-        from sentence_transformers import SentenceTransformer
+        from sentence_transformers import SentenceTransformer  # noqa: F401 # whether the extra is installed
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
         raise ModelError(
@@ -154,22 +154,7 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
             fix="pip install 'irpipe[embed]', or --set embed-prompts.embedder=lexical",
         ) from None
     disable_progress_bar()  # our own bar follows
-    expected = "a sentence-transformers folder: modules.json, config.json, safetensors and a tokenizer"
-    lexical = "without weights: --set embed-prompts.embedder=lexical"
-    # Sentences are pooled from the states of words: a pooler and the heads of pre-training are not used.
-    with load_errors(model, "the sentence model", expected, other=lexical, unused=r"(pooler|cls|lm_head)\."):
-        if model.folder is not None and not (model.folder / "modules.json").is_file():
-            raise ModelError(f"{model.shown} is no sentence model: it does not tell how words are pooled", expected=expected)
-        encoder = SentenceTransformer(
-            model.location["pretrained_model_name_or_path"],
-            revision=model.location.get("revision"),
-            device=worker_device(config.device),
-            model_kwargs={"dtype": getattr(torch, config.dtype), "use_safetensors": True},
-            trust_remote_code=False,
-        )
-        network = getattr(encoder[0], "auto_model", None)
-        if network is not None:
-            check_vocabulary(encoder.tokenizer, network, model.shown)
+    encoder = _load_sentence_model(model, getattr(torch, config.dtype), worker_device(config.device))
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         """Vectors (n, d) of n texts."""
@@ -180,3 +165,25 @@ def sentence_encoder(config: EmbedPromptsConfig, model: Model) -> Encoder:
         return vectors.float().cpu().numpy()  # type: ignore[no-any-return]
 
     return encode
+
+
+def _load_sentence_model(model: Model, dtype: Any, device: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    expected = "a sentence-transformers folder: modules.json, config.json, safetensors and a tokenizer"
+    lexical = "without weights: --set embed-prompts.embedder=lexical"
+    # Sentences are pooled from the states of words: a pooler and the heads of pre-training are not used.
+    with load_errors(model, "the sentence model", expected, other=lexical, unused=r"(pooler|cls|lm_head)\."):
+        if model.folder is not None and not (model.folder / "modules.json").is_file():
+            raise ModelError(f"{model.shown} is no sentence model: it does not tell how words are pooled", expected=expected)
+        encoder = SentenceTransformer(
+            model.location["pretrained_model_name_or_path"],
+            revision=model.location.get("revision"),
+            device=device,
+            model_kwargs={"dtype": dtype, "use_safetensors": True},
+            trust_remote_code=False,
+        )
+        network = getattr(encoder[0], "auto_model", None)
+        if network is not None:
+            check_vocabulary(encoder.tokenizer, network, model.shown)
+    return encoder
