@@ -54,7 +54,7 @@ TEXT = {
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "intermediate_size": 1536,
-    "vocab_size": 1000,
+    "vocab_size": 200,  # the tokenizer of the micro world has 128 tokens
     "max_position_embeddings": 64,
 }
 TINY_VISION = {**VISION, "image_size": 32, "width": 32, "depth": 3, "heads": 2}
