@@ -87,7 +87,7 @@ def gc(
 
     Example: irpipe gc --yes
     """
-    from irpipe.pipeline.collect import drop, garbage, refuse_unreadable
+    from irpipe.pipeline.collect import drop, garbage
     from irpipe.pipeline.progress import size
     from irpipe.pipeline.store import disk_errors
 
@@ -95,8 +95,7 @@ def gc(
     with disk_errors(store.root), store.alone():
         items = list(garbage(store))
         if yes:
-            refuse_unreadable(store)
-            drop(items)
+            drop(store, items)
     if json_:
         print_json([{"name": item.name, "size": item.size, "why": item.why, "path": str(item.path)} for item in items])
         return

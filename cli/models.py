@@ -117,13 +117,12 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         InputError: there is none.
     """
     from irpipe.pipeline.errors import InputError
-    from irpipe.schemas.discovery import is_hidden
+    from irpipe.schemas.discovery import files_below
 
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in _SUFFIXES)
-            images = [file for file in below if not is_hidden(file.relative_to(path))]
+            images = files_below(path, _SUFFIXES)
             if not images:
                 raise InputError(f"{path} holds no images", where=str(path), expected=", ".join(_SUFFIXES))
             files += images

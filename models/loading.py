@@ -108,13 +108,13 @@ def _loading_error(error: Exception, model: Model, what: str, expected: str, oth
     get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
     if model.setting:
         get += f": --set {model.setting}=FOLDER"
-    told = " ".join(str(error).split())[:300] or type(error).__name__
+    message = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):
-        told = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
+        message = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
     elif any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in chain):
-        told = "the hub cannot be reached, and what was downloaded before does not hold it"
+        message = "the hub cannot be reached, and what was downloaded before does not hold it"
     return ModelError(
-        f"{what} {model.shown} cannot be loaded: {told}",
+        f"{what} {model.shown} cannot be loaded: {message}",
         where=where,
         expected=expected if where else None,
         fix="; ".join(filter(None, [None if where else get, other])) or None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -23,12 +24,12 @@ _PREFIX = "module."  # of weights that were saved from a wrapper for several pro
 
 def differences(missing: Collection[str], surplus: Collection[str], misshapen: Collection[str]) -> str:
     """What is wrong with weights, by their names; empty if nothing is."""
-    told = []
+    parts = []
     for names, kind in ((missing, "lacks"), (surplus, "has the unknown"), (misshapen, "has another shape for")):
         if names:
             first = sorted(names)[:3]
-            told.append(f"{kind} {', '.join(first)}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else ""))
-    return "; it ".join(told)
+            parts.append(f"{kind} {', '.join(first)}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else ""))
+    return "; it ".join(parts)
 
 
 def refuse_differences(what: str, missing: Collection[str], surplus: Collection[str], misshapen: Collection[str]) -> None:
@@ -37,11 +38,11 @@ def refuse_differences(what: str, missing: Collection[str], surplus: Collection[
     Raises:
         ModelError: names the missing, the unexpected, and those of another shape.
     """
-    told = differences(missing, surplus, misshapen)
-    if told:
+    message = differences(missing, surplus, misshapen)
+    if message:
         wrapped = surplus and all(name.startswith(_PREFIX) for name in surplus)
         raise ModelError(
-            f"{what} {told}",
+            f"{what} {message}",
             expected="the weights of exactly this architecture",
             fix=f"save it without the wrapper that put {_PREFIX!r} before every name" if wrapped else None,
         )
@@ -64,11 +65,9 @@ def whole_weights(what: str, unused: str = "") -> Iterator[None]:
     from transformers import PreTrainedModel
 
     owners: list[Any] = [PreTrainedModel]
-    try:
+    if "diffusers" in sys.modules:  # whoever loads by it has imported it, and others need not wait for it
         from diffusers import ModelMixin
-    except ImportError:
-        pass
-    else:
+
         owners.append(ModelMixin)
     plain = [owner.__dict__["from_pretrained"] for owner in owners]
     for owner, method in zip(owners, plain, strict=True):
@@ -100,8 +99,8 @@ def refuse_parts_elsewhere(folder: Path) -> None:
         ModelError: names the index and the file.
     """
     for index in sorted(folder.rglob("*.index.json")):
-        told = json.loads(index.read_text(encoding="utf-8"))
-        names = set(told.get("weight_map", {}).values()) if isinstance(told, dict) else set()
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = set(content.get("weight_map", {}).values()) if isinstance(content, dict) else set()
         wrong = sorted(str(name) for name in names if not isinstance(name, str) or PurePath(name).name != name)
         if wrong:
             raise ModelError(f"{index.name} names a part outside of its folder: {wrong[0]}", where=str(index))

@@ -69,7 +69,7 @@ def _needed(store: Store) -> list[Record]:
     return list(records.values())
 
 
-def refuse_unreadable(store: Store) -> None:
+def _refuse_unreadable(store: Store) -> None:
     """Refuse to delete while it is not known what is needed: what an unreadable record was made from would look unneeded.
 
     Raises:
@@ -84,8 +84,13 @@ def refuse_unreadable(store: Store) -> None:
         )
 
 
-def drop(items: list[Garbage]) -> int:
-    """Delete; records before the objects they point to. Returns the bytes freed."""
+def drop(store: Store, items: list[Garbage]) -> int:
+    """Delete; records before the objects they point to. Returns the bytes freed.
+
+    Raises:
+        StoreError: a record cannot be read, so it is not known what is needed.
+    """
+    _refuse_unreadable(store)
     for item in sorted(items, key=lambda item: item.path.is_dir()):
         remove(item.path)
     return sum(item.size for item in items)

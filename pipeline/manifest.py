@@ -206,31 +206,30 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _without_digest(data: dict[str, Any]) -> dict[str, Any]:
-    told = data.pop(_DIGEST, None)
-    if told != _digest_of(data):
+def _without_digest(text: str) -> str:
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.pop(_DIGEST, None) != _digest_of(data):
         raise ValueError("it was changed after it was written")
-    return data
+    return json.dumps(data)
 
 
 def _digest_of(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(data).encode("utf-8")).hexdigest()
 
 
-def read_typed(path: Path, kind: Any, prepare: Callable[[dict[str, Any]], Any] = dict) -> Any:
+def read_typed(path: Path, kind: Any, prepare: Callable[[str], str] = str) -> Any:
     """A JSON object of the store as a dataclass, its types checked.
+
+    Args:
+        prepare: takes out of the text what is not the dataclass's.
 
     Raises:
         DamageError: there is none, or it is of another form.
         StoreError: it may not be read, or the disk fails.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError("it is no JSON object")
-        # From JSON again: there, and only there, a list is a tuple.
-        return _adapter(kind).validate_json(json.dumps(prepare(data)), strict=True)
+        text = prepare(path.read_text(encoding="utf-8"))
+        return _adapter(kind).validate_json(text, strict=True)  # of JSON: only there a list is a tuple
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
         why = "; ".join(_faults(error)) if isinstance(error, ValidationError) else str(error)
         raise DamageError(f"{path.name} cannot be read: {why}"[:400], where=str(path), fix="irpipe verify") from None

@@ -27,8 +27,8 @@ class Found:
     files: Sequence[Path]
     left_out: Mapping[str, Sequence[str]]
 
-    def told(self) -> list[str]:
-        """A line for each reason."""
+    def left_out_lines(self) -> list[str]:
+        """A line for each reason why files were left out."""
         lines = []
         for reason, names in self.left_out.items():
             more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
@@ -39,6 +39,12 @@ class Found:
 def is_hidden(path: PurePath) -> bool:
     """Whether a path below a root is what tools leave behind: hidden files and folders, and those of macOS and Jupyter."""
     return any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in path.parts)
+
+
+def files_below(root: Path, endings: Collection[str]) -> list[Path]:
+    """The files below a folder that have one of some endings, in any case, and are not hidden, in the order of their paths."""
+    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in endings and file.is_file()]
+    return [file for file in files if not is_hidden(file.relative_to(root))]
 
 
 def data_files(root: Path, endings: Collection[str], where: str) -> Found:
@@ -78,11 +84,11 @@ def split_of(path: PurePath) -> str | None:
         InputError: a name tells two.
     """
     for part in (path.name, *(folder.name for folder in path.parents)):
-        told = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
-        if len(told) > 1:
-            raise InputError(f"{path} tells two splits: {' and '.join(sorted(told))}", fix="name it for one of them")
-        if told:
-            return told.pop()
+        splits = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
+        if len(splits) > 1:
+            raise InputError(f"{path} tells two splits: {' and '.join(sorted(splits))}", fix="name it for one of them")
+        if splits:
+            return splits.pop()
     return None
 
 

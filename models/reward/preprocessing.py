@@ -79,35 +79,35 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if path is None:
         raise ModelError("the model has no image preprocessing", where=str(folder), expected=" or ".join(_FILES))
-    told = json.loads(path.read_text(encoding="utf-8"))
-    told = told.get("image_processor") if path.name == _FILES[1] and isinstance(told, dict) else told
-    if not isinstance(told, dict):
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = settings.get("image_processor") if path.name == _FILES[1] and isinstance(settings, dict) else settings
+    if not isinstance(settings, dict):
         raise ModelError("the image preprocessing is no table", where=str(path))
-    faults = [*_geometry_faults(told, image_size), *_colour_faults(told)]
+    faults = [*_geometry_faults(settings, image_size), *_colour_faults(settings)]
     if faults:
         raise ModelError(f"the image preprocessing cannot be applied: {'; '.join(faults)}", where=str(path))
     # The file's scale is of pixels from 0 to 255, ours from 0 to 1.
-    scale = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
-    mean, std = (told["image_mean"], told["image_std"]) if told.get("do_normalize", True) else ([0.0] * 3, [1.0] * 3)
+    scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255.0
+    mean, std = (settings["image_mean"], settings["image_std"]) if settings.get("do_normalize", True) else ([0.0] * 3, [1.0] * 3)
     if math.isclose(scale, 1, rel_tol=1e-9):
         return Preprocessing(image_size, tuple(mean), tuple(std))
     return Preprocessing(image_size, tuple(value / scale for value in mean), tuple(value / scale for value in std))
 
 
-def _geometry_faults(told: Mapping[str, Any], image_size: int) -> list[str]:
+def _geometry_faults(settings: Mapping[str, Any], image_size: int) -> list[str]:
     """What a file asks of a picture's shape that is not done here."""
     # BLIP's own preprocessing has no crop: it would squash. That of ImageReward's code crops for BLIP, too, and is taken.
-    cut = () if "Blip" in str(told.get("image_processor_type")) else ("do_center_crop",)
-    faults = [f"{name} is {told[name]!r}" for name in ("do_resize", *cut) if told.get(name) not in (None, True)]
+    cut = () if "Blip" in str(settings.get("image_processor_type")) else ("do_center_crop",)
+    faults = [f"{name} is {settings[name]!r}" for name in ("do_resize", *cut) if settings.get(name) not in (None, True)]
     for name in ("size", "crop_size"):
-        if told.get(name) is not None and _sides(told[name]) != {str(image_size)}:
-            faults.append(f"{name} is {told[name]!r}, and the model takes {image_size}")
-    if told.get("resample", _BICUBIC) != _BICUBIC:
-        faults.append(f"resample is {told['resample']!r}, not {_BICUBIC} (bicubic)")
-    others = [name for name, value in told.items() if name.startswith("do_") and name not in _APPLIED and value]
-    if "do_pad" in others and image_size % (told.get("size_divisor") or 1) == 0:
+        if settings.get(name) is not None and _sides(settings[name]) != {str(image_size)}:
+            faults.append(f"{name} is {settings[name]!r}, and the model takes {image_size}")
+    if settings.get("resample", _BICUBIC) != _BICUBIC:
+        faults.append(f"resample is {settings['resample']!r}, not {_BICUBIC} (bicubic)")
+    others = [name for name, value in settings.items() if name.startswith("do_") and name not in _APPLIED and value]
+    if "do_pad" in others and image_size % (settings.get("size_divisor") or 1) == 0:
         others.remove("do_pad")  # a square of that size needs none
-    return faults + [f"{name} is {told[name]!r}" for name in others]
+    return faults + [f"{name} is {settings[name]!r}" for name in others]
 
 
 def _sides(size: Any) -> set[str]:
@@ -117,16 +117,16 @@ def _sides(size: Any) -> set[str]:
     return {str(size)}
 
 
-def _colour_faults(told: Mapping[str, Any]) -> list[str]:
+def _colour_faults(settings: Mapping[str, Any]) -> list[str]:
     """What is missing or wrong of a file's mean, standard deviation and scale."""
     faults = []
-    for name in ("image_mean", "image_std") if told.get("do_normalize", True) else ():
-        values = told.get(name)
+    for name in ("image_mean", "image_std") if settings.get("do_normalize", True) else ():
+        values = settings.get(name)
         numbers = values if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)) else []
         if not numbers or (name == "image_std" and min(numbers) <= 0):
             faults.append(f"{name} is {values!r}, not three numbers" + (" above 0" if name == "image_std" else ""))
-    factor = told.get("rescale_factor", 1 / 255)
-    if told.get("do_rescale", True) and not (_is_number(factor) and factor > 0):
+    factor = settings.get("rescale_factor", 1 / 255)
+    if settings.get("do_rescale", True) and not (_is_number(factor) and factor > 0):
         faults.append(f"rescale_factor is {factor!r}")
     return faults
 

@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from irpipe.models.pictures import decode, is_turned
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.discovery import is_hidden, splits_of
+from irpipe.schemas.discovery import files_below, splits_of
 from irpipe.schemas.files import cells, check_columns, is_text, open_parquet, read_batches, read_csv, read_jsonl, read_rows
 from irpipe.schemas.prompts import clean
 
@@ -42,8 +42,8 @@ def local_captions(path: Path, most: int) -> LocalCaptions:
     """
     if path.is_file():
         return _of_parquet([path], most)
-    metadata = [file for file in _below(path, (".jsonl", ".csv")) if file.stem == "metadata"]
-    tables = _below(path, (".parquet",))
+    metadata = [file for file in files_below(path, (".jsonl", ".csv")) if file.stem == "metadata"]
+    tables = files_below(path, (".parquet",))
     if not (metadata or tables):
         raise InputError(
             f"{path} holds no captioned images",
@@ -51,12 +51,6 @@ def local_captions(path: Path, most: int) -> LocalCaptions:
             expected="metadata.jsonl or metadata.csv with file_name and text, or Parquet with image and text",
         )
     return _of_folder(_for_training(metadata, path), path, most) if metadata else _of_parquet(_for_training(tables, path), most)
-
-
-def _below(path: Path, endings: Sequence[str]) -> list[Path]:
-    """The files below a folder with some endings, hidden ones aside."""
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings and file.is_file()]
-    return [file for file in files if not is_hidden(file.relative_to(path))]
 
 
 def _for_training(files: Sequence[Path], root: Path) -> list[Path]:

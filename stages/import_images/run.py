@@ -26,7 +26,7 @@ from irpipe.stages.import_images.selection import (
     without_images,
 )
 from irpipe.stages.import_images.shards import Checked, Checker, ImageWriter, KeptImage, read_checked
-from irpipe.stages.import_images.sources import AMBIGUOUS, Location, cells_of, is_parquet, told
+from irpipe.stages.import_images.sources import AMBIGUOUS, Location, cells_of, described, is_parquet
 
 CheckedByLocation = Mapping[Location, tuple[Location, Checked]]
 """By requested location: where the image was read, and the check's result."""
@@ -97,7 +97,10 @@ def check_images(
             checked.pop(given, None)
             checked[given] = location, image
         elif image.fault is None and before[1].fault is None and image.digest != before[1].digest:
-            checked[given] = location, Checked(fault=AMBIGUOUS, detail=f"{told(before[0], root)} and {told(location, root)}")
+            checked[given] = (
+                location,
+                Checked(fault=AMBIGUOUS, detail=f"{described(before[0], root)} and {described(location, root)}"),
+            )
     return checked | {location: (location, Checked(fault="missing")) for location in locations if location not in checked}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.discovery import is_hidden
+from irpipe.schemas.discovery import files_below
 from irpipe.schemas.files import cells as cells_in
 from irpipe.schemas.files import open_parquet, read_batches, read_rows
 
@@ -32,7 +32,7 @@ Location = str | Cell
 """A path below the root, or a cell of a Parquet file."""
 
 
-def told(location: Location, root: Path) -> str:
+def described(location: Location, root: Path) -> str:
     """Where an image below a root is, for people."""
     if isinstance(location, str):
         return location
@@ -138,8 +138,7 @@ def _image_tables(root: Path) -> list[Path]:
 
 def _tables_below(root: Path) -> list[Path]:
     """The Parquet files below a folder that are not hidden."""
-    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() == ".parquet" and file.is_file()]
-    return [file for file in files if not is_hidden(file.relative_to(root)) and _below(file, root)]
+    return [file for file in files_below(root, (".parquet",)) if _below(file, root)]
 
 
 def _inside(path: str) -> bool:

@@ -32,7 +32,7 @@ def read_records(
         yield from _reader(kind, names)(path, 0)
         return
     found = data_files(path, ENDINGS[kind], "load-annotations.path")
-    for line in found.told():
+    for line in found.left_out_lines():
         say(line)
     start = 0
     for file, split in splits_of(found.files, path).items():
