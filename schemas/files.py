@@ -131,16 +131,17 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
     """
     csv.field_size_limit(_MAX_CSV_FIELD)
     with open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)
+        reader, begin = csv.DictReader(file, strict=True), 1
         try:
             names = list(reader.fieldnames or ())
             check_columns(names, columns, str(path))
             check_columns(names, [name for name in names if name], str(path))
-            yield from enumerate(reader)
+            begin = reader.line_num + 1
+            for number, row in enumerate(reader):
+                yield number, row
+                begin = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(
-                f"{path} is not CSV: {error}, in the row that ends in line {reader.line_num}", where=str(path)
-            ) from None
+            raise InputError(f"{path} is not CSV: {error}, in the row that begins in line {begin}", where=str(path)) from None
 
 
 def check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:

@@ -243,3 +243,10 @@ def test_a_linked_folder_is_told(project, tmp_path):
     (project.root / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     told = project.run("load-annotations", "load-annotations.path=data", "load-annotations.format=jsonl").err
     assert "left out, a linked folder: linked" in told
+
+
+def test_an_unclosed_quote_is_told_by_the_line_where_its_row_begins(project):
+    text = 'prompt,image_a,image_b,winner\na cat,1,2,a\n"a fox\nof two lines",1,2,a\n"a dog,1,2,b\na cow,1,2,b\n'
+    (project.root / "p.csv").write_text(text)
+    told = project.run("load-annotations", "load-annotations.path=p.csv", "load-annotations.format=pairs", status=2).err
+    assert "is not CSV: unexpected end of data, in the row that begins in line 5" in told
