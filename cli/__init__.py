@@ -1,54 +1,35 @@
-"""The command line `irpipe`, one file per command group. Nothing heavier than Typer is imported before a command is chosen."""
+"""The console script `irpipe`. The commands are imported within it, so that an interrupt during start-up ends as any other."""
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from irpipe.cli import keep, look, models, work
 from irpipe.pipeline.interrupt import sigterm_interrupts
 
 _INTERRUPTED = 130  # Typer's status for Ctrl-C
 _LONGEST_LINE = 4000  # characters
 
 
-def _version(requested: bool) -> None:
-    if requested:
-        print(version("irpipe"))
-        raise typer.Exit
+def __getattr__(name: str) -> Any:
+    """`irpipe.cli.app`, the Typer application, imported when it is asked for."""
+    if name == "app":
+        from irpipe.cli.commands import app
 
-
-app = typer.Typer(
-    name="irpipe",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="From annotation to model for text-to-image human preference: every result is an artifact that knows"
-    " what it was made from and is never made twice.",
-)
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print irpipe's version.", is_eager=True, callback=_version)] = False,
-) -> None:
-    """See the commands below."""
-
-
-for group in (work, look, models, keep):
-    for command in group.COMMANDS:
-        app.command()(command)
+        return app
+    raise AttributeError(name)
 
 
 def main() -> None:
     """The console script: user errors end with status 2, Ctrl-C and SIGTERM with 130, and all without a traceback."""
     try:
         with sigterm_interrupts():
+            from irpipe.cli.commands import app
+
             app()
+    except KeyboardInterrupt:  # before Typer, which turns it into this status, has begun
+        print("\ninterrupted before anything began", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             print(

@@ -33,9 +33,9 @@ StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse 
 
 def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
     """The recipe in the current folder, or in the nearest one above it, and its store."""
-    from irpipe.pipeline.recipe import RECIPE_FILE
     from irpipe.pipeline.recipe_file import load_recipe
     from irpipe.pipeline.store import Store
+    from irpipe.pipeline.wiring import RECIPE_FILE
 
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / RECIPE_FILE).is_file()), here)
@@ -88,7 +88,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     from irpipe.pipeline.text import visible
 
-    table = Table(*columns, header_style="bold")
+    table = Table(header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if value is None else visible(value, _LONGEST_CELL)) for value in row))
     Console().print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,12 @@ from irpipe.pipeline.progress import duration, local_time, size, tick_line
 from irpipe.pipeline.text import visible
 from irpipe.recipes import shipped_recipes
 
+if TYPE_CHECKING:
+    from irpipe.pipeline.status import Standing
+    from irpipe.pipeline.store import Store
+
 _FOLLOW_SECONDS = 0.5
+_LONGEST_LINE = 2000  # characters
 
 
 def init(
@@ -35,8 +40,8 @@ def init(
     Example: irpipe init --recipe imagereward
     """
     from irpipe.pipeline.errors import RecipeError
-    from irpipe.pipeline.recipe import RECIPE_FILE
     from irpipe.pipeline.recipe_file import shipped_recipe
+    from irpipe.pipeline.wiring import RECIPE_FILE
 
     if name is not None:
         raise RecipeError("init takes the name of a recipe as an option", fix=f"irpipe init --recipe {name}")
@@ -113,33 +118,42 @@ def status(json_: JsonOption = False) -> None:
 
     Example: irpipe status
     """
+    from irpipe.pipeline.errors import numbered
     from irpipe.pipeline.progress import Watcher
     from irpipe.pipeline.status import survey
 
     examiner = planner(None, watcher=Watcher())
     recipe, store = examiner.recipe, examiner.store
-    rows = []
-    for standing in survey(examiner):
-        record = standing.record
-        rows.append(
-            {
-                "stage": standing.node,
-                "state": standing.state,
-                "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
-                "why": list(standing.why),
-                "process": standing.process,
-                "progress": standing.progress,
-                "content_id": record.content_id if record else None,
-                "size_bytes": store.open(record.content_id).manifest.size if record and store.holds(record.content_id) else None,
-                "seconds": record.seconds if record else None,
-                "ended": record.ended if record else None,
-            }
-        )
+    standings = survey(examiner)
+    faults = numbered([(standing.node, fault) for standing in standings for fault in standing.faults])
+    rows = [_status_json(standing, store) for standing in standings]
     if json_:
-        print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows})
+        print_json({"recipe": recipe.name, "store": str(store.root), "stages": rows, "missing": faults})
         return
     print(f"recipe {recipe.name}, store {store.root}")
     print_table(("stage", "state", "artifact", "size", "time", "ended"), [_status_row(row) for row in rows])
+    for standing in standings:
+        if standing.why and standing.state not in ("cannot run", "waits"):
+            print(visible(f"{standing.node}: {standing.state}: {'; '.join(standing.why)}", _LONGEST_LINE))
+    if faults:
+        print("\nmissing or wrong, in the order to give it:")
+        print("\n".join(visible(line, _LONGEST_LINE) for item in faults for line in item.splitlines()))
+
+
+def _status_json(standing: Standing, store: Store) -> dict[str, Any]:
+    record = standing.record
+    return {
+        "stage": standing.node,
+        "state": standing.state,
+        "error": " ".join(standing.why) if standing.state in ("failed", "interrupted", "cannot run", "unread") else None,
+        "why": list(standing.why),
+        "process": standing.process,
+        "progress": standing.progress,
+        "content_id": record.content_id if record else None,
+        "size_bytes": store.open(record.content_id).manifest.size if record and store.holds(record.content_id) else None,
+        "seconds": record.seconds if record else None,
+        "ended": record.ended if record else None,
+    }
 
 
 def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -148,8 +162,6 @@ def _status_row(row: dict[str, Any]) -> tuple[Any, ...]:
         fields = row["progress"] or {}
         line = tick_line(**{name: value for name, value in fields.items() if name not in ("time", "event")}) if fields else ""
         state = f"running (process {row['process']}){f': {line}' if line else ''}"
-    elif row["why"] and row["why"] != [state]:
-        state = f"{state}: {'; '.join(row['why'])}"
     return (
         row["stage"],
         visible(state),

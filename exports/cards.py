@@ -15,9 +15,9 @@ from irpipe.pipeline.errors import IrpipeError
 from irpipe.pipeline.export import LINEAGE
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import Record
-from irpipe.pipeline.recipe import RECIPE_FILE
 from irpipe.pipeline.stage import find_stage, registered
 from irpipe.pipeline.store import Store
+from irpipe.pipeline.wiring import RECIPE_FILE
 
 CARD = "README.md"
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")

@@ -8,8 +8,9 @@ from typing import Any
 
 from irpipe.exports.markup import quoted, toml
 from irpipe.pipeline.manifest import Record
-from irpipe.pipeline.recipe import GRID, STAGE, WIRING
+from irpipe.pipeline.recipe import GRID, STAGE
 from irpipe.pipeline.stage import find_stage, kind_in, registered
+from irpipe.pipeline.wiring import WIRING
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # TOML's names that need no quotes
 _AXES = re.compile(r"(?:\[|, )([A-Za-z0-9_.-]+)=")  # in the name of a grid's point: GRID[SETTING=VALUE, SETTING=VALUE]

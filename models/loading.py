@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import pickle
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
+from irpipe.pipeline.at_hand import how_to_get, is_reachable
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
 from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.stage import Model
 
-_REACHING_SECONDS = 5.0
 _OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
 
 
@@ -105,9 +102,6 @@ def _loading_error(error: Exception, model: Model, what: str, expected: str, oth
             fix=f"accept it on https://huggingface.co/{model.name}, then: hf auth login",
         )
     where = str(model.folder) if model.folder else None
-    get = f"hf download {model.name} --revision {model.revision}, or name a local folder that holds it"
-    if model.setting:
-        get += f": --set {model.setting}=FOLDER"
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):
         message = "it is a pickle with more in it than tensors, and no code from a checkpoint is run"
@@ -117,7 +111,7 @@ def _loading_error(error: Exception, model: Model, what: str, expected: str, oth
         f"{what} {model.shown} cannot be loaded: {message}",
         where=where,
         expected=expected if where else None,
-        fix="; ".join(filter(None, [None if where else get, other])) or None,
+        fix="; ".join(filter(None, [None if where else how_to_get(model), other])) or None,
     )
 
 
@@ -127,27 +121,11 @@ def _without_waiting(model: Model) -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or (model.folder is None and not _is_reachable(constants.ENDPOINT))
+    constants.HF_HUB_OFFLINE = before or (model.folder is None and not is_reachable(constants.ENDPOINT))
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _is_reachable(address: str) -> bool:
-    """Whether a server, or the proxy that leads to it, takes a connection."""
-    there, proxies = urlsplit(address), getproxies()
-    proxy = proxies.get(there.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(there.hostname or ""):
-        there = urlsplit(proxy if "://" in proxy else f"//{proxy}")
-    try:
-        port = there.port or (443 if there.scheme == "https" else 80)
-        with socket.create_connection((there.hostname or "", port), timeout=_REACHING_SECONDS):
-            return True
-    except OSError:
-        return False
-    except ValueError:
-        return True  # what is written there is for the client to judge
 
 
 def files_of(model: Model) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _MOST_LISTED = 200  # characters
 
@@ -26,6 +26,35 @@ class IrpipeError(Exception):
         super().__init__("\n".join(lines))
         self.what = what
         self.fix = fix
+
+
+def combined(faults: Sequence[tuple[str, IrpipeError]]) -> IrpipeError:
+    """One error of several, in their order; a single one as it is.
+
+    Args:
+        faults: at least one node and its error.
+    """
+    listed = numbered(faults)
+    if len(listed) == 1:
+        return faults[0][1]
+    return type(faults[0][1])("\n".join([f"{len(listed)} things keep it from running:", *listed]))
+
+
+def numbered(faults: Sequence[tuple[str, IrpipeError]]) -> list[str]:
+    """Faults of nodes as a numbered list; one that several nodes have in common is told once, of the first of them."""
+    nodes: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for node, error in faults:
+        table = node.partition("[")[0]  # the points of a grid have their faults in common
+        common = str(error).replace(node, "*").replace(table, "*")
+        texts.setdefault(common, str(error))
+        nodes.setdefault(common, []).append(table)
+    items = []
+    for number, (common, text) in enumerate(texts.items(), start=1):
+        others = list(dict.fromkeys(nodes[common]))[1:]
+        also = f"\n     also:     {', '.join(others)}" if others else ""
+        items.append(f"{number:>2}. {text}".replace("\n", "\n   ") + also)
+    return items
 
 
 class RecipeError(IrpipeError):

@@ -104,6 +104,7 @@ class Record:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     processes: int = 1  # that worked on it together
     threads: int | None = None  # that each process computed with
+    numerics: Mapping[str, str] = field(default_factory=dict)  # determinism, and the libraries that computed
 
 
 def to_json(value: Any) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from irpipe.pipeline.at_hand import not_at_hand, to_download
 from irpipe.pipeline.code import Parsed, code_digest
 from irpipe.pipeline.commit import attempt
+from irpipe.pipeline.errors import IrpipeError, combined
 from irpipe.pipeline.external import Externals, resolve
 from irpipe.pipeline.hashing import stage_key
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher, duration
-from irpipe.pipeline.recipe import Node, Recipe
+from irpipe.pipeline.recipe import Recipe
 from irpipe.pipeline.settings import (
     Config,
     default_config,
@@ -27,6 +29,7 @@ from irpipe.pipeline.settings import (
 )
 from irpipe.pipeline.stage import Stage, kind_in
 from irpipe.pipeline.store import Store
+from irpipe.pipeline.wiring import Node, Wiring
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,36 @@ class Planner:
     _parsed: Parsed = field(default_factory=dict)
 
     def plan(self, target: str) -> list[Step]:
-        """Every node up to the target, in order of running. Writes nothing."""
+        """Every node up to the target, in order of running. Writes nothing.
+
+        Raises:
+            IrpipeError: it cannot run: settings, wiring, files, packages or models that are missing or wrong, all at once.
+        """
+        wired = self.recipe.wire(target)
+        steps, faults = self.steps(wired)
+        if faults:
+            raise combined(faults)
+        return list(steps.values())
+
+    def steps(self, wired: Wiring) -> tuple[dict[str, Step], list[tuple[str, IrpipeError]]]:
+        """The steps of all nodes that can run, each after its inputs, and what keeps the others from it, by node."""
         entries: dict[str, InputEntry] = {}
-        steps = []
-        for node in self.recipe.chain(target):
-            step = self.examine(node, entries)
+        steps: dict[str, Step] = {}
+        faults = list(wired.faults)
+        for name, node in wired.nodes.items():
+            try:
+                step = self.examine(node, entries)
+            except IrpipeError as error:
+                faults.append((name, error))
+                continue
             if step.record is not None:
-                entries[step.name] = input_entry(node, step.record)
-            steps.append(step)
-        return steps
+                entries[name] = input_entry(node, step.record)
+            elif missing := list(not_at_hand(node, step.externals)):
+                faults += [(name, error) for error in missing]
+                continue
+            steps[name] = step
+        order = list(wired.visited)
+        return steps, sorted(faults, key=lambda fault: order.index(fault[0]))
 
     def examine(self, node: Node, entries: Mapping[str, InputEntry]) -> Step:
         """The step of one node, given the entries of its upstream nodes."""
@@ -119,7 +143,7 @@ class Planner:
         externals = self.externals(node)
         inputs = {slot: entries[name] for slot, name in node.upstream.items() if name in entries}
         missing = [name for name in node.upstream.values() if name not in entries]
-        notes = list(self._replaced(node))
+        notes = [*self._replaced(node), *(f"{model.shown} is downloaded first" for model in to_download(externals))]
         if missing:
             nearest = self._nearest(node, inputs, externals)
             reasons = list(_differences(node, nearest, inputs, externals)) if self.against_newest and nearest else []

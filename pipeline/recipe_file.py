@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
-from irpipe.pipeline.recipe import GRID, LIKE, RECIPE_FILE, STAGE, Recipe, field_of, node_of
+from irpipe.pipeline.recipe import DEFAULT, GRID, LIKE, STAGE, Recipe, field_of, node_of, nodes_by_kind
+from irpipe.pipeline.wiring import RECIPE_FILE, WIRING
 from irpipe.recipes import shipped_recipes
 
 _LONGEST_NAME = 120  # names of files hold it, and the fault's text must be readable
@@ -55,10 +56,13 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     for node in tables:
         if not _NAME.fullmatch(node):
             raise RecipeError(f"[{node}] is no name for a node", where=str(path), expected="letters, digits, - and _")
+    tables.setdefault(WIRING, {})
     for override in overrides:
         _override(tables, override)
+    meant = tables.pop(WIRING)
     expanded, grids = _expand(tables)
-    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids)
+    reads = nodes_by_kind(meant, WIRING, expanded, grids)
+    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads)
 
 
 def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
@@ -133,7 +137,12 @@ def _override(tables: dict[str, dict[str, Any]], override: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none: paths and names need no quotes."""
+    """A TOML value, or the text itself where it is none: paths and names need no quotes.
+
+    ``default`` without quotes is the setting's default, whatever the recipe says.
+    """
+    if text == repr(DEFAULT):
+        return DEFAULT
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -6,33 +6,34 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
+from irpipe.pipeline.at_hand import not_reachable, to_download
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import attempt, begin, commit, recover, remove
 from irpipe.pipeline.cpus import set_threads, threads, usable_cpus
-from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError
+from irpipe.pipeline.environment import git, numerics, packages, surroundings
+from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError, combined
 from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
-from irpipe.pipeline.recipe import Node, Recipe
+from irpipe.pipeline.recipe import Recipe
 from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
+from irpipe.pipeline.wiring import Node, Wiring
 
 _POLL_SECONDS = 0.2
 
@@ -92,11 +93,10 @@ class Runner:
             self._refuse_alone(self.recipe.chain(target)[-1])
         set_threads()  # before numpy or torch is loaded
         with disk_errors(self.store.root), self.store.in_use():
-            chain = self.recipe.chain(target)
-            for node in chain:
-                self._refuse_truth(node)  # missing or forbidden files are errors now, not after hours
-            self._tell_plan(self.planner.plan(target))
-            for node in chain:
+            steps = self.planner.plan(target)  # all that is missing is an error now, not after hours
+            self._refuse(step for step in steps if not (only and step.name != target))
+            self._tell_plan(steps)
+            for node in self.recipe.chain(target):
                 step = self.planner.examine(node, entries)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(
@@ -133,18 +133,28 @@ class Runner:
             for line in step.lines:
                 watcher.say(f"  {line}")
 
-    def _refuse_truth(self, node: Node) -> None:
-        """No setting may name an artifact with ground truth, unless the stage is an evaluation.
+    def _refuse(self, steps: Iterable[Step]) -> None:
+        """Forbidden files and models that cannot be had are errors before anything runs.
 
         Raises:
-            RecipeError: one does. The wiring of the recipe's own nodes is checked by the recipe.
+            IrpipeError: all of them at once.
         """
-        entries = self.planner.externals(node).entries
-        for name, entry in entries.items():
-            if entry["artifacts"] and not node.stage.evaluation:
+        faults: list[tuple[str, IrpipeError]] = []
+        for step in steps:
+            faults += [(step.name, fault) for fault in self._forbidden(step)]
+            if step.state != "reuse":
+                found = map(not_reachable, to_download(step.externals))
+                faults += [(step.name, fault) for fault in found if fault is not None]
+        if faults:
+            raise combined(faults)
+
+    def _forbidden(self, step: Step) -> Iterator[RecipeError]:
+        """No setting may name an artifact with ground truth, unless the stage is an evaluation; the recipe checks the wiring."""
+        for name, entry in step.externals.entries.items():
+            if entry["artifacts"] and not step.node.stage.evaluation:
                 stages = stages_behind(self.store, entry["artifacts"]) & set(registered())
                 if any(find_stage(stage).truth for stage in stages):
-                    raise RecipeError(f"{node.name}.{name} may not be made from ground truth: only evaluation stages may read it")
+                    yield RecipeError(f"{step.name}.{name} may not be made from ground truth: only evaluation stages may read it")
 
     def _reuse(self, step: Step) -> Record:
         record = step.record
@@ -236,7 +246,8 @@ class Runner:
             seconds=record.seconds,
         )
         if before is not None and before.content_id != record.content_id:
-            watcher.say(f"  the same key gave another result before: {before.content_id[:12]}")
+            otherwise = "; ".join(surroundings(before, record)) or "on the same machine, packages and threads"
+            watcher.say(f"  the same key gave another result before: {before.content_id[:12]} ({otherwise})")
         written = self.store.open(record.content_id).manifest.size
         reasons = record.metrics.get("rejected_for") or {}
         why = f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})" if reasons else ""
@@ -251,7 +262,9 @@ class Runner:
 
     def _command(self, step: Step) -> list[str]:
         """The arguments of `irpipe` for another process of the same run."""
-        overrides = self.recipe.overrides_for(self.recipe.upstream(step.name))
+        wired = Wiring(self.recipe)
+        wired.visit(step.name)
+        overrides = self.recipe.overrides_for(wired)
         flags = ["--force"] if self.planner.force == step.name else []
         flags += ["--strict-code"] if self.planner.strict_code else []
         return ["run", step.name, *flags, *(part for override in overrides for part in ("--set", override))]
@@ -304,8 +317,8 @@ class Runner:
             inputs=step.inputs,
             external=step.externals.entries,
             code_digest=code,
-            packages=_packages(),
-            git=_git(self.recipe.root),
+            packages=packages(),
+            git=git(self.recipe.root),
             host=platform.node(),
             device=f"{platform.machine()}, {usable_cpus()} CPUs",
             command=tuple(sys.argv),
@@ -314,6 +327,7 @@ class Runner:
             seconds=round(time.monotonic() - clock, 3),
             rows={"read": rows.read, "kept": rows.kept, "rejected": rows.rejected},
             metrics=report.metrics,
+            numerics=numerics(step.node.stage.determinism_of(step.node.config)),
             **workers,
         )
 
@@ -355,30 +369,3 @@ def _check(name: str, report: object) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _packages() -> dict[str, str]:
-    """Versions of irpipe and of the packages it names."""
-    names = {"irpipe", *(requirement.split(";")[0].strip() for requirement in metadata.requires("irpipe") or ())}
-    versions = {}
-    for name in sorted(names):
-        plain = name.split("[")[0].split("<")[0].split(">")[0].split("=")[0].split("~")[0].split("!")[0].strip()
-        try:
-            versions[plain] = metadata.version(plain)
-        except metadata.PackageNotFoundError:
-            continue  # an extra that is not installed
-    return versions
-
-
-def _git(folder: Path) -> dict[str, object] | None:
-    """The git commit of the recipe's folder, and whether the folder has changes."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    commit_id = git("rev-parse", "HEAD")
-    return None if commit_id is None else {"commit": commit_id, "dirty": bool(git("status", "--porcelain"))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -55,15 +55,28 @@ class Config(BaseModel):
         """Settings that another one replaces (vectors replace an embedder). They may be given; none counts towards the key."""
         return set()
 
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> Self:
+    def faults(self) -> Iterator[str]:
+        """What is wrong between settings that are right by themselves, each fault in one line."""
         for name, why in self.unused().items():
             if given(self, name):
-                raise ValueError(f"{name} has no effect: {why}")
+                yield f"{name} has no effect: {why}; leave one of them out"
+
+    @model_validator(mode="after")
+    def _all_faults_at_once(self) -> Self:
+        if faults := list(self.faults()):
+            raise ValueError("\n".join(faults))
         return self
 
 
-def setting(default: Any = ..., *, meaning: str, source: str | None = None, role: Role = "result", **limits: Any) -> Any:
+def setting(
+    default: Any = ...,
+    *,
+    meaning: str,
+    source: str | None = None,
+    role: Role = "result",
+    check: str | None = None,
+    **limits: Any,
+) -> Any:
     """A field of a `Config` or a `Group`.
 
     Args:
@@ -71,9 +84,11 @@ def setting(default: Any = ..., *, meaning: str, source: str | None = None, role
         meaning: what it means, with its unit and special values, as ``irpipe cite`` prints it.
         source: where the default comes from (paper, section; released code), if it has one.
         role: how it counts towards the key.
+        check: ``module:function``, which is called with a model that the setting names before anything runs, and raises where it
+            cannot be taken, by what its files of JSON say.
         limits: pydantic's own constraints (``ge``, ``le``, ...).
     """
-    return Field(default, description=meaning, json_schema_extra={"source": source, "role": role}, **limits)
+    return Field(default, description=meaning, json_schema_extra={"source": source, "role": role, "check": check}, **limits)
 
 
 def group(kind: type[Group]) -> Any:
@@ -152,6 +167,12 @@ def source_of(config: type[BaseModel], name: str) -> str | None:
     """The source a setting's default was declared with."""
     extra = settings_of(config)[name].json_schema_extra
     return extra["source"] if isinstance(extra, dict) else None  # type: ignore[return-value]
+
+
+def check_of(config: type[BaseModel], name: str) -> str | None:
+    """What looks at a model that a setting names."""
+    extra = settings_of(config)[name].json_schema_extra
+    return extra["check"] if isinstance(extra, dict) else None  # type: ignore[return-value]
 
 
 def hashed_names(config: Config, roles: Sequence[Role]) -> list[str]:

@@ -214,7 +214,7 @@ class Stage:
     version: int
     reads: Reads = ()
     reads_if_upstream: Sequence[str] = ()
-    extra: str | None = None
+    extra: str | Callable[[Any], str | None] | None = None
     processes: bool | Callable[[Any], tuple[int, int | None]] = False
     plugins: Plugins | None = None
     writes: str
@@ -247,6 +247,11 @@ class Stage:
         """Whether two runs under a config give the same bytes."""
         return self.determinism(config) if callable(self.determinism) else self.determinism
 
+    def extra_of(self, config: Config) -> str | None:
+        """The extra of irpipe that a run under a config needs."""
+        chosen = self.extra
+        return chosen(config) if callable(chosen) else chosen
+
     def load_run(self) -> Callable[[Config, Inputs, Path, Context], Report]:
         """Import the stage's work.
 
@@ -257,7 +262,7 @@ class Stage:
         try:
             run: Callable[..., Report] = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as error:
-            if self.extra is None or str(error.name).startswith(module.partition(".")[0]):
+            if not isinstance(self.extra, str) or str(error.name).startswith(module.partition(".")[0]):
                 raise
             raise StageError(
                 f"{self.name} needs the package {error.name}, which is not installed", fix=f"pip install 'irpipe[{self.extra}]'"

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.errors import IrpipeError, UnreadError
 from irpipe.pipeline.journal import last_progress
-from irpipe.pipeline.manifest import InputEntry, Record
-from irpipe.pipeline.plan import Planner, Step, input_entry
+from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.plan import Planner, Step
 from irpipe.pipeline.store import Store
+from irpipe.pipeline.wiring import Wiring
 
 MOST_BYTES = 100_000_000  # of outside files that are read only to tell whether they changed
-State = Literal["done", "stale", "not made", "running", "failed", "interrupted", "lost", "cannot run", "unread"]
+State = Literal["done", "stale", "not made", "running", "failed", "interrupted", "lost", "cannot run", "waits", "unread"]
 INTERRUPTIONS = ("interrupted", "killed")
 
 
@@ -24,9 +25,10 @@ class Standing:
 
     Attributes:
         state: done: the result under the present irpipe.toml exists. stale: there is a result of other settings or inputs. lost:
-            its result is no longer in the store. cannot run: its settings or what it reads are wrong. unread: it reads large
-            files that no run has read as they are now.
+            its result is no longer in the store. cannot run: its own settings, or what it reads, are wrong. waits: those of a
+            node upstream are. unread: it reads large files that no run has read as they are now.
         why: the reasons for that, or the error.
+        faults: what has to be mended before it can run.
         record: the run whose result exists, else the newest one, whatever its settings.
         process: the process that runs it; progress: the last progress in its log.
     """
@@ -37,6 +39,7 @@ class Standing:
     record: Record | None
     process: int | None = None
     progress: Mapping[str, Any] | None = None
+    faults: Sequence[IrpipeError] = ()
 
 
 def survey(planner: Planner) -> list[Standing]:
@@ -45,31 +48,15 @@ def survey(planner: Planner) -> list[Standing]:
     Cost: a few look-ups per stage, whatever the number of runs.
     """
     planner = Planner(planner.recipe, planner.store, planner.watcher, most_bytes=MOST_BYTES, against_newest=True)
-    steps, errors = _steps(planner)
-    attempts = _attempts(planner.store, planner.recipe.name)
-    return [_standing(planner, name, steps.get(name), errors.get(name), attempts) for name in planner.recipe.stages]
-
-
-def _steps(planner: Planner) -> tuple[dict[str, Step], dict[str, IrpipeError]]:
-    """The plan of every stage that has one, and the errors of the others."""
-    steps: dict[str, Step] = {}
-    errors: dict[str, IrpipeError] = {}
-    entries: dict[str, InputEntry] = {}
+    wired = Wiring(planner.recipe)
     for name in planner.recipe.stages:
-        try:
-            for node in planner.recipe.chain(name):
-                if node.name in steps or node.name in errors:
-                    continue
-                try:
-                    step = steps[node.name] = planner.examine(node, entries)
-                except IrpipeError as error:
-                    errors[node.name] = error
-                    continue
-                if step.record is not None:
-                    entries[node.name] = input_entry(node, step.record)
-        except IrpipeError as error:
-            errors[name] = error
-    return steps, errors
+        wired.visit(name)
+    steps, faults = planner.steps(wired)
+    attempts = _attempts(planner.store, planner.recipe.name)
+    own: dict[str, list[IrpipeError]] = {}
+    for name, fault in faults:
+        own.setdefault(name, []).append(fault)
+    return [_standing(planner, name, steps.get(name), own.get(name, []), attempts) for name in planner.recipe.stages]
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,7 @@ def _attempts(store: Store, recipe: str) -> dict[str, _Attempt]:
 
 
 def _standing(
-    planner: Planner, name: str, step: Step | None, error: IrpipeError | None, attempts: Mapping[str, _Attempt]
+    planner: Planner, name: str, step: Step | None, faults: Sequence[IrpipeError], attempts: Mapping[str, _Attempt]
 ) -> Standing:
     store = planner.store
     record = store.newest(planner.recipe.name, name)
@@ -111,8 +98,12 @@ def _standing(
     if ended is not None and (record is None or ended.started > record.ended):
         note = ("with other settings",) if step is not None and step.key not in (None, ended.key) else ()
         return Standing(name, "interrupted" if ended.error in INTERRUPTIONS else "failed", (ended.error, *note), record)
+    if step is None and not faults:
+        return Standing(name, "waits", ("a stage that it reads cannot run",), record)
     if step is None:
-        return Standing(name, "unread" if isinstance(error, UnreadError) else "cannot run", _why(error), record)
+        state: State = "unread" if all(isinstance(fault, UnreadError) for fault in faults) else "cannot run"
+        why = tuple(line for fault in faults for line in (fault.what, *((f"fix: {fault.fix}",) if fault.fix else ())))
+        return Standing(name, state, why, record, faults=faults if state == "cannot run" else ())
     if record is None and store.ref_path(planner.recipe.name, name).exists():
         return Standing(name, "lost", ("its record cannot be read: damaged, or another version's",), None)
     if record is None:
@@ -120,11 +111,6 @@ def _standing(
     if not store.holds(record.content_id):
         return Standing(name, "lost", ("its artifact is damaged or was dropped",), record)
     return Standing(name, "stale", tuple(step.reasons), record)
-
-
-def _why(error: IrpipeError | None) -> Sequence[str]:
-    assert error is not None
-    return (error.what, *((f"fix: {error.fix}",) if error.fix else ()))
 
 
 def log_key(store: Store, recipe: str, node: str) -> str | None:

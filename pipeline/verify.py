@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from irpipe.pipeline.commit import faults, set_aside
+from irpipe.pipeline.cpus import threads
+from irpipe.pipeline.environment import numerics, packages, surroundings
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError
 from irpipe.pipeline.external import resolve
 from irpipe.pipeline.hashing import stage_key
@@ -102,6 +104,7 @@ class Rerun:
     after: str | None
     determinism: str
     problem: str | None  # why it could not be repeated
+    otherwise: str = ""  # what was otherwise around it
 
     @property
     def differs(self) -> bool:
@@ -111,8 +114,10 @@ class Rerun:
     def __str__(self) -> str:
         if self.after is None:
             return f"{self.stage}: cannot be compared: {self.problem}"
-        same = "the same" if self.before == self.after else f"{self.before[:12]} before, {self.after[:12]} now"
-        return f"{self.stage}: {same} ({self.determinism})"
+        if self.before == self.after:
+            return f"{self.stage}: the same ({self.determinism})"
+        otherwise = self.otherwise or "packages, processor and threads are the same"
+        return f"{self.stage}: {self.before[:12]} before, {self.after[:12]} now ({self.determinism}; {otherwise})"
 
 
 def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
@@ -138,8 +143,9 @@ def rerun(store: Store, record: Record, root: Path, watcher: Watcher) -> Rerun:
             trial / "scratch", watcher.progress, lambda text: watcher.say(f"  {text}"), externals.paths, externals.models
         )
         stage.load_run()(config, inputs, trial / "out", context)
-        after = describe(trial / "out").content_id
-        return Rerun(record.node, record.content_id, after, stage.determinism_of(config), None)
+        after, determinism = describe(trial / "out").content_id, stage.determinism_of(config)
+        now = replace(record, threads=threads(), processes=1, packages=packages(), numerics=numerics(determinism))
+        return Rerun(record.node, record.content_id, after, determinism, None, "; ".join(surroundings(record, now)))
     except IrpipeError as error:
         return Rerun(record.node, record.content_id, None, "bitwise", error.what)
     finally:

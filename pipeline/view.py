@@ -25,7 +25,7 @@ from irpipe.pipeline.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or two. A headline is also shown at the top of a page."""
+    """A sentence or two. A headline is what the run came to, and stands at the top of a page."""
 
     text: str
     headline: bool = False
@@ -53,6 +53,9 @@ class Chart:
         detail: the column in a point's or bar's tooltip.
         x_title, y_title: titles of the axes. Default: the columns' names.
         references: values of y, by name, drawn as lines beside the intervals.
+        steps: values of x, by name, drawn as upright lines: the step whose weights are kept.
+        units: titles of the y axes of panels, by the panel's value.
+        headline: whether it is also what the whole run came to, and stands at the top of a page.
     """
 
     title: str
@@ -70,6 +73,9 @@ class Chart:
     references: Mapping[str, float] = field(default_factory=dict)
     x_title: str = ""
     y_title: str = ""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    headline: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An encoded image, its caption, and its score, if it has one."""
+    """An encoded image, its caption, its score, if it has one, and whether that is the best of its card."""
 
     data: bytes
     caption: str
     score: float | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cards that can be filtered. `note` states the sampling."""
+    """Cards that can be filtered, sorted and paged. `note` states the sampling; `headline` is as that of a chart."""
 
     title: str
     cards: Sequence[Card]
     note: str = ""
+    headline: bool = False
 
 
 Block = Text | Grid | Chart | Picture | Gallery
@@ -132,6 +140,12 @@ class Subject:
     def kind(self) -> str:
         """The artifact's kind."""
         return kind_of(self.record)
+
+    def read(self, kind: str) -> dict[str, tuple[Record, Artifact]]:
+        """The runs whose artifacts of a kind it read itself, with these, by node."""
+        parents = set(parents_of(self.record, self.runs))
+        runs = [run for run in self.runs if run.key in parents and kind_of(run) == kind and self.store.holds(run.content_id)]
+        return {run.node: (run, self.store.open(run.content_id)) for run in runs}
 
     def related(self, kind: str) -> Artifact | None:
         """The nearest ancestor of a kind, or else the newest descendant of that kind."""

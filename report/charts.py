@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from irpipe.pipeline.view import Chart
 
 _HEIGHT, _ROW = 200, 28  # pixels; the width is that of the page
+_SMOOTHED_FROM, _WINDOWS = 60, 20  # a line of so many points is drawn pale, below its running mean over a share of them
+_LEGEND = {"orient": "top", "title": None, "columns": 3}
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
 
 def panels(chart: Chart) -> list[tuple[str, dict[str, Any]]]:
     """Title and Vega-Lite specification of each panel of a chart; one without a title where it has no panels."""
     if chart.panel is None:
         return [("", specification(chart, chart.data))]
-    values = dict.fromkeys(row[chart.panel] for row in chart.data)
-    return [(str(value), specification(chart, [row for row in chart.data if row[chart.panel] == value])) for value in values]
+    panel = chart.panel
+    values = dict.fromkeys(row[panel] for row in chart.data)
+    return [
+        (
+            str(value),
+            specification(
+                replace(chart, y_title=chart.units.get(str(value), chart.y_title)),
+                [row for row in chart.data if row[panel] == value],
+            ),
+        )
+        for value in values
+    ]
 
 
 def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -30,21 +45,17 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
         "data": {"values": [{name: row[name] for name in columns} for row in data]},
     }
     tooltip = [{"field": name, "type": _type(data, name), "title": name} for name in columns]
-    colour = (
-        {"color": {"field": chart.colour, "type": "nominal", "legend": {"orient": "top", "title": None}}} if chart.colour else {}
-    )
+    colour = {"color": {"field": chart.colour, "type": "nominal", "legend": _LEGEND}} if chart.colour else {}
     x, y = (
         _titled(_channel(data, chart.x, chart.axes), chart.x_title),
         _titled(_channel(data, chart.y, chart.axes), chart.y_title),
     )
     match chart.mark:
         case "line":
-            marked = len(data) <= 60
-            encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
-            return spec | {"height": _HEIGHT, "mark": {"type": "line", "point": marked, "clip": True}, "encoding": encoding}
+            return spec | {"height": _HEIGHT, "layer": [*_line_layers(chart, data, x, y, colour, tooltip), *_step_layers(chart)]}
         case "points":
-            encoding = {"x": x, "y": y, **colour, "tooltip": tooltip}
-            return spec | {"height": 2 * _HEIGHT, "mark": {"type": "circle", "size": 24, "opacity": 0.7}, "encoding": encoding}
+            encoding = {"x": x, "y": y, **colour, **_shape(chart), "tooltip": tooltip}
+            return spec | {"height": 2 * _HEIGHT, "mark": {"type": "point", "size": 24, "opacity": 0.7}, "encoding": encoding}
         case "bars":
             x = {
                 "field": chart.x,
@@ -52,10 +63,65 @@ def specification(chart: Chart, data: Sequence[Mapping[str, Any]]) -> dict[str, 
                 "sort": None,
                 "axis": {"labelAngle": -40},
             }
-            y = {"field": chart.y, "type": "quantitative", "stack": "zero"}
+            y = _titled({"field": chart.y, "type": "quantitative", "stack": "zero"}, chart.y_title)
             return spec | {"height": _HEIGHT, "mark": "bar", "encoding": {"x": x, "y": y, **colour, "tooltip": tooltip}}
         case "intervals":
             return spec | {"height": _ROW * len({row[chart.x] for row in data}), "layer": _interval_layers(chart, tooltip)}
+
+
+def _line_layers(
+    chart: Chart,
+    data: Sequence[Mapping[str, Any]],
+    x: dict[str, Any],
+    y: dict[str, Any],
+    colour: dict[str, Any],
+    tooltip: list[dict[str, str]],
+) -> list[dict[str, Any]]:
+    """Lines with a marker for each point; long ones as their running mean, over their own values in pale."""
+    lengths = Counter(row[chart.colour] if chart.colour else "" for row in data)
+    longest = max(lengths.values(), default=0)
+    if longest < _SMOOTHED_FROM:
+        marks = {"type": "point", "filled": True, "size": 36}
+        encoding = {"x": x, "y": y, **colour}
+        return [
+            {"mark": {"type": "line", "clip": True}, "encoding": encoding},
+            {"mark": marks, "encoding": {**encoding, **_shape(chart), "tooltip": tooltip}},
+        ]
+    half = longest // _WINDOWS // 2
+    mean = {
+        "window": [{"op": "mean", "field": chart.y, "as": "running mean"}],
+        "frame": [-half, half],
+        "sort": [{"field": chart.x}],
+        **({"groupby": [chart.colour]} if chart.colour else {}),
+    }
+    pale = {"type": "line", "clip": True, "strokeWidth": 1, "opacity": 0.3}
+    title = f"{y.get('title') or chart.y}: each step pale, and the running mean"
+    smooth = {"x": x, "y": {**y, "field": "running mean", "title": title}, **colour, "tooltip": tooltip}
+    return [
+        {"mark": pale, "encoding": {"x": x, "y": {**y, "title": title}, **colour}},
+        {"transform": [mean], "mark": {"type": "line", "clip": True}, "encoding": smooth},
+    ]
+
+
+def _shape(chart: Chart) -> dict[str, Any]:
+    """A marker for each colour, for those who do not tell the colours apart."""
+    if chart.colour is None:
+        return {}
+    return {"shape": {"field": chart.colour, "type": "nominal", "scale": {"range": list(_SHAPES)}, "legend": _LEGEND}}
+
+
+def _step_layers(chart: Chart) -> list[dict[str, Any]]:
+    """An upright line with a label for each marked step."""
+    layers = []
+    for name, step in chart.steps.items():
+        data: dict[str, Any] = {"data": {"values": [{"value": step, "is": name}]}}
+        position = {"x": {"field": "value", "type": "quantitative"}}
+        label = {"text": {"field": "is", "type": "nominal"}, "y": {"value": -5}}
+        layers += [
+            data | {"mark": {"type": "rule", "strokeDash": [4, 4], "opacity": 0.8}, "encoding": position},
+            data | {"mark": {"type": "text", "fontSize": 11}, "encoding": position | label},
+        ]
+    return layers
 
 
 def _interval_layers(chart: Chart, tooltip: list[dict[str, str]]) -> list[dict[str, Any]]:

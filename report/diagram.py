@@ -10,6 +10,7 @@ from irpipe.pipeline.lineage import parents_of
 from irpipe.pipeline.manifest import Record
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MOST_BESIDE = 216, 74, 22, 40, 4
+NARROW = 2  # runs beside each other on a phone
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Diagram:
     box_height: int = _HEIGHT
 
 
-def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
+def draw(runs: Sequence[tuple[Record, str]], most_beside: int = _MOST_BESIDE) -> Diagram:
     """A diagram of runs, each with a line of text.
 
-    Independent runs are beside each other, at most `_MOST_BESIDE` in a row. Lines that
+    Independent runs are beside each other, at most `most_beside` in a row. Lines that
     others imply are left out: they would pass behind boxes. The page's lineage has them all.
     """
     import networkx as nx
@@ -52,7 +53,7 @@ def draw(runs: Sequence[tuple[Record, str]]) -> Diagram:
     rows: list[list[str]] = []
     for generation in _late(graph):
         row = sorted(generation, key=list(lines).index)
-        rows += [row[start : start + _MOST_BESIDE] for start in range(0, len(row), _MOST_BESIDE)]
+        rows += [row[start : start + most_beside] for start in range(0, len(row), most_beside)]
     width = max((len(row) for row in rows), default=1) * (_WIDTH + _GAP_X) + _GAP_X
     boxes = {}
     for number, row in enumerate(rows):

@@ -16,6 +16,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from irpipe.exports.reproduction import recipe_of
+from irpipe.models.plotting import DARK_PALETTE, PALETTE
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.progress import Progress, duration, local_time, size
 from irpipe.pipeline.status import Standing
@@ -23,7 +24,7 @@ from irpipe.pipeline.store import Store
 from irpipe.pipeline.text import number, visible
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Subject, Text, Thumbnail, blocks_or_fault
 from irpipe.report.charts import panels
-from irpipe.report.diagram import Diagram, draw
+from irpipe.report.diagram import NARROW, Diagram, draw
 
 MOST_IMAGE_BYTES = 12_000_000  # of encoded images in a page, which base64 makes a third larger
 _MOST_ROWS = 200
@@ -71,6 +72,7 @@ class Page:
     made: str
     sections: Sequence[Section]
     diagram: Diagram
+    narrow: Diagram
     standings: Sequence[Standing]
     refresh: int
     budget: Budget
@@ -100,8 +102,9 @@ def make_page(
         sections.append(make_section(Subject(store, record, records), by_node.get(record.node)))
         bar.advance(1, record.node)
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    diagram = draw([(section.record, size_line(section)) for section in sections])
-    page = Page(title or f"recipe {recipe}", time, sections, diagram, standings, refresh, Budget(most_image_bytes))
+    runs = [(section.record, size_line(section)) for section in sections]
+    diagram, narrow = draw(runs), draw(runs, most_beside=NARROW)
+    page = Page(title or f"recipe {recipe}", time, sections, diagram, narrow, standings, refresh, Budget(most_image_bytes))
     text: str = _template().render(page=page, bundle=_bundle())
     return text
 
@@ -180,6 +183,12 @@ def best(card: Card) -> str:
     return f"{max(scores):.6g}" if scores else ""
 
 
+def spread(card: Card) -> str:
+    """The difference of the highest and the lowest score of a card's images, or nothing."""
+    scores = [image.score for image in card.images if image.score is not None]
+    return f"{max(scores) - min(scores):.6g}" if scores else ""
+
+
 def choices(gallery: Gallery) -> dict[str, list[str]]:
     """The tags for a gallery's filters, with their values: those with at least two values but fewer than one per card."""
     tags: dict[str, set[str]] = {}
@@ -227,6 +236,21 @@ def headlines(sections: Sequence[Section]) -> list[tuple[Section, str]]:
     ]
 
 
+def results(sections: Sequence[Section]) -> list[tuple[Section, Block]]:
+    """The charts and galleries that say what the runs came to, those of the last run first."""
+    return [
+        (section, block)
+        for section in reversed(sections)
+        for block in section.blocks
+        if isinstance(block, Chart | Gallery) and block.headline
+    ]
+
+
+def palettes() -> dict[str, Sequence[str]]:
+    """The colours of lines, points and bars on a light and on a dark page."""
+    return {"light": PALETTE, "dark": DARK_PALETTE}
+
+
 def anchor(record: Record) -> str:
     """The anchor of a run's section."""
     return f"{record.node}-{record.key[:12]}"
@@ -272,11 +296,14 @@ def _template() -> Any:
         number,
         numeric,
         packages,
+        palettes,
         panels,
         recipe_text,
+        results,
         rows_of,
         scored,
         size,
+        spread,
         tags,
         visible,
         words,

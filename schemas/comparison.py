@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from irpipe.schemas.table import Column, Table
@@ -36,3 +38,9 @@ WORTHS = Table(
         Column("worth", pa.float64(), "Higher is better; of a reward model, the normalised score."),
     ),
 )
+
+
+def main_judge(judges: Iterable[str]) -> str:
+    """Whose scores stand beside images: the oracle's where there is one, else the first scorer's."""
+    names = list(judges)
+    return "oracle" if "oracle" in names else names[0]

@@ -6,11 +6,24 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import read_json
+from irpipe.schemas.table import Column, Table
 
 CARD, LORA, PIPELINE = "generator.json", "lora", "pipeline"
 KIND = "generator"
+HELD_OUT_MEASURES = Table(
+    "held_out_measures",
+    "What each evaluation measured of each held-out prompt whose images are saved: means over the prompt's images.",
+    (
+        Column("step", pa.int64(), "Optimiser steps done."),
+        Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
+        Column("figure", pa.string(), "reward, held_out or similarity."),
+        Column("value", pa.float64(), "Its value."),
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import yaml
 
 from irpipe.cli import app
 from irpipe.pipeline.errors import IrpipeError
-from irpipe.pipeline.recipe import RECIPE_FILE
 from irpipe.pipeline.recipe_file import load_recipe, shipped_recipe
 from irpipe.pipeline.registry import STAGES
+from irpipe.pipeline.wiring import RECIPE_FILE
 from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 

@@ -29,7 +29,7 @@ LOADERS = {
 def test_one_error_that_names_the_setting(name, monkeypatch, capfd, caplog):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(loading, "_is_reachable", lambda _: False)
+    monkeypatch.setattr(loading, "is_reachable", lambda _: False)
     before = constants.HF_HUB_OFFLINE
     with pytest.raises(ModelError) as raised:
         LOADERS[name](HUB)
@@ -44,7 +44,7 @@ def test_one_error_that_names_the_setting(name, monkeypatch, capfd, caplog):
 def test_a_server_that_is_not_there(monkeypatch):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    assert not loading._is_reachable("http://127.0.0.1:9")
+    assert not loading.is_reachable("http://127.0.0.1:9")
 
 
 def test_proxies_are_asked_in_its_place(monkeypatch):
@@ -59,11 +59,11 @@ def test_proxies_are_asked_in_its_place(monkeypatch):
         ):
             with monkeypatch.context() as patched:
                 patched.setenv(name, value)
-                assert loading._is_reachable("http://nowhere.invalid"), (name, value)
+                assert loading.is_reachable("http://nowhere.invalid"), (name, value)
         with monkeypatch.context() as patched:
             patched.setenv("http_proxy", "http://127.0.0.1:9")
             patched.setenv("no_proxy", "127.0.0.1")
-            assert loading._is_reachable(f"http://127.0.0.1:{port}")
+            assert loading.is_reachable(f"http://127.0.0.1:{port}")
 
 
 def test_a_folder_is_shown_as_it_was_written(project):

@@ -284,6 +284,21 @@ class TestKept:
         rows = [(step, name) for step, split, name, _ in trainer.run().rows if split == "train"]
         assert rows == [(step, name) for step in (3, 6) for name in ("gradient_norm", "line", "learning_rate")]
 
+    def test_one_objective_has_one_update_whatever_the_order_of_updates(self, tmp_path):
+        trainer, _ = line(tmp_path, Every(6), updates="sequential")
+        assert {name for _, split, name, _ in trainer.run().rows if split == "train"} == {
+            "gradient_norm",
+            "line",
+            "learning_rate",
+        }
+
+    def test_the_average_knows_how_many_steps_are_done(self, tmp_path, monkeypatch):
+        trainer, _ = line(tmp_path, Every(6))
+        steps = []
+        monkeypatch.setattr(trainer.weights, "update_ema", steps.append)
+        trainer.run()
+        assert steps == [1, 2, 3, 4, 5, 6]
+
 
 class TestNotFinite:
     @pytest.mark.parametrize("what", ["line", "a gradient"])

@@ -16,7 +16,7 @@ from irpipe.schemas.images import ImageReader
 
 SIDE = 160  # pixels of a thumbnail's longer side
 _QUALITY = 80
-PROMPTS_SHOWN, IMAGES_SHOWN = 60, 9
+PROMPTS_SHOWN, IMAGES_SHOWN = 300, 9
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from irpipe.schemas.files import read_json
 from irpipe.views.pictures import CaptionedImage, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
+_UNITS = {"loss": "loss (nats per pair)", "accuracy": "share of pairs ordered as people do"}
 _POINTS = 400  # of a curve
 
 
@@ -22,7 +23,10 @@ def reward_model(subject: Subject) -> Sequence[Block]:
     rows += [(f"trained on: {name}", value) for name, value in card.get("trained_on", {}).items()]
     curves = subject.ask("SELECT step, split, figure, value FROM curves ORDER BY step", curves=subject.artifact.table("curves"))
     blocks: list[Block] = [Text(f"Scores: {card.get('meaning', '')}."), Grid("Score card", ("figure", "value"), rows)]
-    for figure in ("loss", "accuracy"):
+    kept = (
+        {f"kept: step {card['metrics']['best_step']:,}": card["metrics"]["best_step"]} if "best_step" in card["metrics"] else {}
+    )
+    for figure, unit in _UNITS.items():
         data = [{"step": row["step"], "split": row["split"], figure: row["value"]} for row in curves if row["figure"] == figure]
         if data:
             alt = f"{figure} over the steps of training, on training and validation pairs"
@@ -30,7 +34,8 @@ def reward_model(subject: Subject) -> Sequence[Block]:
             points = [
                 row for split in splits for row in thinned([other_row for other_row in data if other_row["split"] == split])
             ]
-            blocks.append(Chart(figure.capitalize(), alt, "line", points, "step", figure, colour="split"))
+            title = figure.capitalize()
+            blocks.append(Chart(title, alt, "line", points, "step", figure, colour="split", y_title=unit, steps=kept))
     return blocks
 
 
@@ -44,7 +49,14 @@ def sweep(subject: Subject) -> Sequence[Block]:
     """The models of a sweep, the best first."""
     rows = subject.ask("SELECT * FROM sweep ORDER BY validation_loss", sweep=subject.artifact.table("sweep"))
     columns = list(rows[0]) if rows else []
-    return [Grid("Models, the best first", columns, [tuple(row.values()) for row in rows])]
+    models = Grid("Models, the best first", columns, [tuple(row.values()) for row in rows])
+    lines = []
+    for node, (_, artifact) in subject.read("reward-model").items():
+        query = "SELECT step, value AS loss FROM c WHERE split = 'validation' AND figure = 'loss' ORDER BY step"
+        lines += [dict(row) | {"model": node} for row in thinned(subject.ask(query, c=artifact.table("curves")))]
+    alt = "validation loss over the steps, a line for each model"
+    chart = Chart("Validation loss", alt, "line", lines, "step", "loss", colour="model", y_title=_UNITS["loss"])
+    return [models, *([chart] if lines else [])]
 
 
 def scores(subject: Subject) -> Sequence[Block]:
@@ -75,8 +87,9 @@ def evaluation(subject: Subject) -> Sequence[Block]:
     alt = f"accuracy of {len(accuracy)} scorers, beside {', '.join(f'{name} {value}' for name, value in bounds.items())}"
     return [
         *_headline(subject, accuracy),
-        Chart(title, alt, "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=bounds),
+        Chart(title, alt, "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=bounds, headline=True),
         _other_figures(subject),
+        *_best_of(subject),
         *_calibration(subject),
         *_galleries(subject),
     ]
@@ -107,6 +120,13 @@ def _other_figures(subject: Subject) -> Grid:
         by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
     rows = [(name, *(figures.get(figure) for figure in names)) for name, figures in by_scorer.items()]
     return Grid("The other figures of the paper's table 3", ("scorer", *names), rows)
+
+
+def _best_of(subject: Subject) -> list[Block]:
+    """What the best of n by each scorer is worth, and on how many prompts that rests."""
+    rows = subject.ask("SELECT * FROM picks ORDER BY scorer, n", picks=subject.artifact.table("best_of"))
+    note = "a prompt with fewer images than n does not count"
+    return [Grid("Best of n, by the oracle", list(rows[0]), [tuple(row.values()) for row in rows], note)] if rows else []
 
 
 def _calibration(subject: Subject) -> list[Block]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
-
-from pydantic import model_validator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
 from irpipe.models.scorers.config import REWARD_MODEL_MEANING
@@ -112,6 +110,7 @@ class TuneConfig(Config):
     model: str = setting(
         STABLE_DIFFUSION,
         role="model",
+        check="irpipe.models.classes:tunable_generator",
         meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
         source="ImageReward 4.2: SD v1.4",
     )
@@ -154,11 +153,10 @@ class TuneConfig(Config):
     evaluation: EvaluationSettings = group(EvaluationSettings)
     training: TuningSettings = group(TuningSettings)
 
-    @model_validator(mode="after")
-    def _keeps_what_is_evaluated(self) -> Any:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.evaluation.kept_images > self.evaluation.prompts:
-            raise ValueError("evaluation.kept_images is above evaluation.prompts")
-        return self
+            yield "evaluation.kept_images is above evaluation.prompts"
 
     def unused(self) -> dict[str, str]:
         idle = self.training.unused()

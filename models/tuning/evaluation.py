@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
 from irpipe.models.tuning.denoiser import Denoiser, as_pixels, sample_images, sampling_memory
 from irpipe.pipeline.errors import TrainingError
-from irpipe.pipeline.hashing import row_id
+from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.schemas.generator import HELD_OUT_MEASURES
+from irpipe.schemas.images import ImageShards, encoded_row
 
 REWARD, HELD_OUT, SIMILARITY, DENOISING = "reward", "held_out", "similarity", "denoising_loss"
 HELD_OUT_SCORERS = (HELD_OUT, SIMILARITY)
@@ -293,3 +296,22 @@ def errors(evaluation: Evaluation, first: Evaluation) -> dict[str, float]:
     if evaluation is first:
         return {}
     return {name: standard_error(values - first.measures[name]) for name, values in evaluation.measures.items()}
+
+
+def write_evaluated(evaluations: Sequence[Evaluation], prompts: Sequence[tuple[int, str]], stage: str, out: Path) -> None:
+    """The table `images`: two per prompt at every evaluation, by the generator `STAGE step N`; and what was measured of them."""
+    measures = [
+        (evaluation.step, identity, figure, float(value))
+        for evaluation in evaluations
+        for figure in (REWARD, HELD_OUT, SIMILARITY)
+        for (identity, _), value in zip(prompts, evaluation.measures[figure], strict=False)
+    ]
+    columns = zip(*measures, strict=True) if measures else ([] for _ in HELD_OUT_MEASURES.columns)
+    names = [column.name for column in HELD_OUT_MEASURES.columns]
+    HELD_OUT_MEASURES.write(out, {name: list(values) for name, values in zip(names, columns, strict=True)})
+    with ImageShards(out) as shards:
+        for evaluation in evaluations:
+            for (identity, _), pictures in zip(prompts, evaluation.pictures, strict=False):
+                for turn, picture in enumerate(pictures):
+                    name = f"{show_row_id(identity)}/{evaluation.step}-{turn}.png"
+                    shards.append(encoded_row(picture, identity, name, f"{stage} step {evaluation.step}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from irpipe.models.tuning.evaluation import (
     HELD_OUT,
     REWARD,
     SIMILARITY,
-    Evaluation,
     GeneratorEvaluator,
     standard_error,
+    write_evaluated,
 )
 from irpipe.models.tuning.plots import draw_before_after, draw_curves
 from irpipe.models.tuning.pretraining import Pretraining
@@ -46,7 +46,7 @@ from irpipe.schemas.captions import CAPTIONS
 from irpipe.schemas.curves import write_curves
 from irpipe.schemas.files import read_json
 from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
-from irpipe.schemas.images import ImageReader, ImageShards, encoded_row
+from irpipe.schemas.images import ImageReader
 from irpipe.schemas.prompt_files import prompts_of
 from irpipe.schemas.prompts import normalise
 from irpipe.schemas.rejected import Rejections
@@ -181,7 +181,7 @@ class Session:
         draw_curves(evaluations, state.rows, state.best_step, self.evaluator.fired, out / "curves.png")
         kept = next(one for one in evaluations if one.step == state.best_step)
         prompts = list(self.held_out.values())
-        draw_before_after(evaluations[0].pictures, kept.pictures, prompts, out / "before_after.png")
+        draw_before_after(evaluations[0], kept, prompts, out / "before_after.png")
 
 
 def read_prompts(
@@ -356,16 +356,6 @@ def captions_of(artifact: Artifact, most: int) -> LocalCaptions:
         return (row["image"]["bytes"] for row in images.rows(["image"], chosen))
 
     return LocalCaptions(prompts, pictures)
-
-
-def write_evaluated(evaluations: Sequence[Evaluation], prompts: Sequence[tuple[int, str]], stage: str, out: Path) -> None:
-    """The table `images`: two per prompt at every evaluation, by the generator `STAGE step N`."""
-    with ImageShards(out) as shards:
-        for evaluation in evaluations:
-            for (identity, _), pictures in zip(prompts, evaluation.pictures, strict=False):
-                for turn, picture in enumerate(pictures):
-                    name = f"{show_row_id(identity)}/{evaluation.step}-{turn}.png"
-                    shards.append(encoded_row(picture, identity, name, f"{stage} step {evaluation.step}"))
 
 
 def figures(trainer: Trainer, session: Session) -> dict[str, Any]:

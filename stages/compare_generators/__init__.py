@@ -27,7 +27,11 @@ from irpipe.pipeline.stage import FilePath, Many, Stage, setting
 
 class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     model: str = setting(
-        STABLE_DIFFUSION, role="model", meaning="The generator that all were tuned from.", source="ImageReward 4.2"
+        STABLE_DIFFUSION,
+        role="model",
+        check="irpipe.models.classes:generator",
+        meaning="The generator that all were tuned from.",
+        source="ImageReward 4.2",
     )
     best_of: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Strict(False)] = setting(
         (), meaning="Also the base's best of n images by the reward model, at n times the cost."

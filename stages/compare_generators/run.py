@@ -23,7 +23,7 @@ from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.comparison import COMPARISON, WORTHS
+from irpipe.schemas.comparison import COMPARISON, WORTHS, main_judge
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.schemas.images import ImageShards, encoded_row
 from irpipe.schemas.prompt_files import prompts_of
@@ -76,7 +76,9 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     (out / "report.txt").write_text(report, encoding="utf-8")
     shown = list(kept.items())[:_SIDE_BY_SIDE]
     columns = [[of.pictures[place * config.images_per_prompt] for of in made.values()] for place, _ in shown]
-    draw_columns(columns, list(made), [text for _, (_, text) in shown], out / "side_by_side.png")
+    judge = main_judge(worths)
+    scores = {judge: np.stack([worths[judge][name][: len(shown), 0] for name in made], axis=1)}
+    draw_columns(columns, list(made), [text for _, (_, text) in shown], out / "side_by_side.png", scores)
     return Report(Rows(len(prompts), len(kept), rejections.write(out)), figures(rows))
 
 

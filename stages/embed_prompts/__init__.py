@@ -100,10 +100,16 @@ def _determinism(config: EmbedPromptsConfig) -> Determinism:
     return "bitwise" if config.vectors is not None or config.embedder == "lexical" else "numeric"
 
 
+def _extra(config: EmbedPromptsConfig) -> str | None:
+    """Vectors that are given, and lexical ones, need no sentence model."""
+    return None if config.vectors is not None or config.embedder == "lexical" else "embed"
+
+
 STAGE = Stage(
     name="embed-prompts",
     version=2,
     reads=_reads,
+    extra=_extra,
     writes="embeddings",
     determinism=_determinism,
     config=EmbedPromptsConfig,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from irpipe.models.plotting import NEUTRAL, PALETTE, legend_below, new_figure, save, style
 from irpipe.stages.evaluate_rm import EvaluateRmConfig
 from irpipe.stages.evaluate_rm.ranking import rho
 
@@ -63,32 +64,26 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: float | None, path: Path) -> None:
     """Accuracies with intervals and bound, calibration, and best-of-n."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = new_figure(14, 4.8, columns=3)
     accuracy = sorted((row for row in rows if row["figure"] == "accuracy"), key=lambda row: row["value"])
     for height, row in enumerate(accuracy):
-        left.plot(row["value"], height, "o", color="#1b6ca8")
+        left.plot(row["value"], height, **style(0))
         if row["low"] is not None:
-            left.plot([row["low"], row["high"]], [height, height], color="#1b6ca8")
+            left.plot([row["low"], row["high"]], [height, height], color=PALETTE[0])
     left.set_yticks(range(len(accuracy)), [row["scorer"] for row in accuracy])
-    left.axvline(0.5, color="grey", linestyle=":")
+    left.axvline(0.5, color=NEUTRAL, linestyle=":", label="chance")
     if bound is not None:
-        left.axvline(bound, color="#b0413e", linestyle=":", label="Bayes bound")
-        left.legend()
-    left.set(title="Accuracy on pairs, 95 % intervals")
-    middle.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":")
-    middle.plot([row["sure"] for row in bins], [row["right"] for row in bins], "o-", color="#1b6ca8")
+        left.axvline(bound, color=PALETTE[1], linestyle="--", label="Bayes bound")
+    left.set(title="Accuracy on pairs, 95 % intervals", xlabel="share of pairs ordered as people do", ylabel="scorer")
+    legend_below(left)
+    middle.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linestyle=":")
+    middle.plot([row["sure"] for row in bins], [row["right"] for row in bins], **style(0))
     middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share ordered as people do")
-    for name in dict.fromkeys(row["scorer"] for row in picks):
+    for number, name in enumerate(dict.fromkeys(row["scorer"] for row in picks)):
         part = [row for row in picks if row["scorer"] == name]
-        right.plot([row["n"] for row in part], [row["utility"] for row in part], "o-", label=name)
+        right.plot([row["n"] for row in part], [row["utility"] for row in part], label=name, **style(number))
     prompts = {row["n"]: row["prompts"] for row in picks}  # with fewer images than n a prompt does not count
     right.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
     right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="utility by the oracle")
-    if picks:
-        right.legend()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)
+    save(figure, path)

@@ -13,10 +13,8 @@ Cost: per pool O(pool_prompts * images_per_prompt * num_steps) of the network, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
-
-from pydantic import model_validator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.training.config import workers
@@ -76,14 +74,13 @@ class FinetuneConfig(TuneConfig):
         0, ge=0, meaning="Steps between pools of the tuned generator. 0: one pool, of the base.", source="RAFT in E: 156"
     )
 
-    @model_validator(mode="after")
-    def _chooses(self) -> Any:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         pools = self.source == "pools"
         if pools and self.pool_every >= self.steps:
-            raise ValueError("pool_every is not below steps: there would be one pool. 0 says so")
+            yield "pool_every is not below steps: there would be one pool. 0 says so"
         if pools and self.select == "best" and self.best >= self.images_per_prompt:
-            raise ValueError("best is not below images_per_prompt: nothing would be chosen")
-        return self
+            yield "best is not below images_per_prompt: nothing would be chosen"
 
     def unused(self) -> dict[str, str]:
         idle = super().unused()

@@ -9,9 +9,10 @@ Cost: O(images * num_steps) of the model; memory O(batch_size) of images; a kill
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Strict, model_validator
+from pydantic import Strict
 
 from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.pipeline.shards import MapConfig
@@ -22,6 +23,7 @@ class GenerateImagesConfig(MapConfig):
     models: Annotated[tuple[str, ...], Strict(False)] = setting(
         (STABLE_DIFFUSION,),
         role="model",
+        check="irpipe.models.classes:generator",
         min_length=1,
         meaning="Generators: hub/name@revision, local folders, or shipped ones. They take turns on a prompt's images.",
         source="ImageReward 4.2: SD v1.4",
@@ -58,11 +60,10 @@ class GenerateImagesConfig(MapConfig):
     )
     device: str = setting("auto", role="execution", meaning="Where the model runs: auto, cpu, cuda, cuda:1, mps.")
 
-    @model_validator(mode="after")
-    def _counts(self) -> GenerateImagesConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.min_images > self.max_images:
-            raise ValueError("min_images is above max_images")
-        return self
+            yield "min_images is above max_images"
 
     def unused(self) -> dict[str, str]:
         idle = {"negative_prompt": "guidance_scale is 1 or less"} if self.guidance_scale <= 1 else {}
@@ -73,6 +74,7 @@ STAGE = Stage(
     name="generate-images",
     version=1,
     reads=("selected-prompts",),
+    extra="generate",
     writes="images",
     determinism="numeric",
     config=GenerateImagesConfig,

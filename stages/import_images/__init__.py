@@ -12,10 +12,8 @@ Cost: one decode and two reads per image; memory O(64 images) per process, and O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
-
-from pydantic import model_validator
 
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, Stage, setting
@@ -47,11 +45,10 @@ class ImportImagesConfig(MapConfig):
         0.05, ge=0, le=1, role="execution", meaning="Share of bad images (of at least 100) that stops the run."
     )
 
-    @model_validator(mode="after")
-    def _some_number(self) -> ImportImagesConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.min_images > self.max_images:
-            raise ValueError(f"min_images = {self.min_images} is more than max_images = {self.max_images}")
-        return self
+            yield f"min_images = {self.min_images} is more than max_images = {self.max_images}"
 
     def unused(self) -> dict[str, str]:
         why = "layout = 'annotated' takes every image that was annotated"

@@ -10,10 +10,10 @@ Cost: O(records); agreement O(annotators^2) per set of images that several peopl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Strict, model_validator
+from pydantic import Strict
 
 from irpipe.pipeline.settings import Group
 from irpipe.pipeline.stage import Config, FilePath, Stage, group, setting
@@ -73,11 +73,10 @@ class LoadAnnotationsConfig(Config):
         0.05, ge=0, le=1, role="execution", meaning="Share of bad records (of at least 100) that stops the run."
     )
 
-    @model_validator(mode="after")
-    def _readable(self) -> LoadAnnotationsConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.rating_scale[0] == self.rating_scale[1]:
-            raise ValueError("rating_scale has no extent")
-        return self
+            yield "rating_scale has no extent"
 
     def unused(self) -> dict[str, str]:
         why = {}

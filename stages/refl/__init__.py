@@ -15,9 +15,8 @@ Cost: per step O(rollouts * late step) of the network without gradients, and O(b
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import model_validator
+from collections.abc import Iterator
+from typing import Literal
 
 from irpipe.models.plugins import plugins
 from irpipe.models.training.config import workers
@@ -60,15 +59,14 @@ class ReflConfig(TuneConfig):
         0.1, ge=0, le=1, meaning="Standard deviation of the copies' noise, for pixels from 0 to 1 (noise_samples above 0)."
     )
 
-    @model_validator(mode="after")
-    def _window(self) -> Any:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if not self.first_late_step <= self.last_late_step < self.num_steps:
-            raise ValueError(
+            yield (
                 f"the late steps {self.first_late_step} to {self.last_late_step} are none of the steps 0 to {self.num_steps - 1}"
             )
         if self.noise_samples and not self.noise_std:
-            raise ValueError("noise_samples needs a noise_std above 0: the copies would all be the same")
-        return self
+            yield "noise_samples needs a noise_std above 0: the copies would all be the same"
 
     @property
     def rollouts_at_a_time(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irpipe.models.plotting import NEUTRAL, PALETTE, legend_below, new_figure, save
 from irpipe.pipeline.stage import Context
 from irpipe.schemas.embeddings import unit_rows
 
@@ -59,21 +60,16 @@ def plot(
     redundancy: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> None:
     """Plot coverage (n,) and redundancy (count,) of a selection (first) and of a random one (second), as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = new_figure(10, 4.4, columns=2)
     titles = (
         "Coverage: every prompt's similarity\nto its nearest selected one (right is better)",
         "Redundancy: every selected prompt's similarity\nto its nearest other (left is better)",
     )
     for axis, title, pair in zip(axes, titles, (coverage, redundancy), strict=True):
-        for values, name, colour in zip(pair, (method, "random"), ("#1b6ca8", "#b0b0b0"), strict=True):
+        for values, name, colour, dashes in zip(pair, (method, "random"), (PALETTE[0], NEUTRAL), ("-", "--"), strict=True):
             finite = np.sort(values[np.isfinite(values)])
-            axis.plot(finite, np.linspace(0, 1, len(finite)), label=name, color=colour, linewidth=2)
+            axis.plot(finite, np.linspace(0, 1, len(finite)), label=name, color=colour, linestyle=dashes, linewidth=2)
         axis.set(title=title, xlabel="cosine", ylabel="share of prompts below", ylim=(0, 1))
         axis.grid(alpha=0.3)
-        axis.legend()
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+        legend_below(axis)
+    save(figure, path)

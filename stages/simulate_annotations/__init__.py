@@ -10,7 +10,7 @@ Cost: about 1 ms per image on one core; memory O(images), 100 bytes each.
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from collections.abc import Iterator
 
 from irpipe.pipeline.stage import Config, Stage, setting
 
@@ -38,11 +38,10 @@ class SimulateAnnotationsConfig(Config):
         0.05, ge=0, le=1, role="execution", meaning="Share of images (of at least 100) without a verdict that stops the run."
     )
 
-    @model_validator(mode="after")
-    def _people(self) -> SimulateAnnotationsConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.annotators_per_prompt > self.annotators:
-            raise ValueError("annotators_per_prompt is above annotators")
-        return self
+            yield "annotators_per_prompt is above annotators"
 
 
 STAGE = Stage(

@@ -10,10 +10,10 @@ Cost: O(prompts) and, with vectors, 2 n^2 d operations for n prompts of d number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from irpipe.pipeline.stage import Config, First, Stage, setting
 
@@ -35,11 +35,10 @@ class SplitPromptsConfig(Config):
     )
     seed: int = setting(0, ge=0, meaning="Seed of the split.")
 
-    @model_validator(mode="after")
-    def _shares(self) -> SplitPromptsConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share leave nothing to train on")
-        return self
+            yield "validation_share and test_share leave nothing to train on"
 
 
 def _reads(config: SplitPromptsConfig) -> Sequence[str | First]:

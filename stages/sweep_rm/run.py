@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from irpipe.models.plotting import new_figure, save, style
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.curves import CURVES, series
@@ -62,16 +63,16 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation loss of each point, the lowest marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 0.35 * len(points)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, (axis,) = new_figure(9, 1.6 + 0.35 * len(points))
     losses = [point["validation_loss"] for point in points]
-    axis.plot(losses, range(len(points)), "o", color="tab:blue")
-    axis.plot(min(losses), losses.index(min(losses)), "D", color="tab:orange", label="lowest")
-    axis.set(yticks=range(len(points)), yticklabels=[point["point"] for point in points], xlabel="validation loss")
+    axis.plot(losses, range(len(points)), linestyle="none", **style(0))
+    axis.plot(min(losses), losses.index(min(losses)), linestyle="none", label="lowest", **style(1))
+    axis.set(
+        yticks=range(len(points)),
+        yticklabels=[point["point"] for point in points],
+        xlabel="validation loss (nats per pair)",
+        ylabel="settings",
+    )
     axis.invert_yaxis()
-    axis.legend()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    save(figure, path)

@@ -58,7 +58,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     write_models(trainer, evaluator, card, out)
     if accelerator.is_main_process:
         write_curves(trainer.state.rows, out)
-        draw_curves(trainer.state.rows, out / "curves.png")
+        draw_curves(trainer.state.rows, trainer.state.best_step, out / "curves.png")
         REJECTED_TRAINING_PAIRS.write(out, rejected)
     accelerator.end_training()
     return Report(Rows(len(pairs), len(kept), len(pairs) - len(kept)), metrics)

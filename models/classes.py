@@ -1,0 +1,52 @@
+"""What a model's own files say it is, read before anything is loaded: the `check` of settings that name models. No torch."""
+
+from __future__ import annotations
+
+import json
+
+from irpipe.pipeline.at_hand import folder_of
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.stage import Model
+
+TUNABLE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pipelines that `models/tuning/denoiser.py` knows
+_INDEX = "model_index.json"
+_MOST_BYTES = 1_000_000
+
+
+def generator(model: Model) -> str | None:
+    """The class of a pipeline of diffusers; None where the model was not downloaded yet.
+
+    Raises:
+        ModelError: it is none.
+    """
+    folder = folder_of(model)
+    if folder is None:
+        return None
+    path = folder / _INDEX
+    try:
+        index = json.loads(path.read_bytes()[:_MOST_BYTES])
+        name = index["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        why = f"names no class ({error})" if path.exists() else "is missing"
+        raise ModelError(
+            f"the generator {model.shown} cannot be loaded: {_INDEX} {why}",
+            where=str(folder),
+            expected=f"a diffusers folder: {_INDEX} and safetensors",
+            fix=f"--set {model.setting}=FOLDER" if model.setting else None,
+        ) from None
+    return name if isinstance(name, str) else str(name)
+
+
+def tunable_generator(model: Model) -> None:
+    """Whether a generator can be tuned.
+
+    Raises:
+        ModelError: it is of another class than `TUNABLE`.
+    """
+    name = generator(model)
+    if name is not None and name not in TUNABLE:
+        raise ModelError(
+            f"{model.setting}: {model.shown} is a {name}, which cannot be tuned",
+            expected=f"one of {', '.join(TUNABLE)}",
+            fix=f"--set {model.setting}=NAME of such a model",
+        )
