@@ -27,6 +27,7 @@ SetOption = Annotated[
         "--set", metavar="STAGE.FIELD=VALUE", help="Override a setting of the recipe for this command. May be repeated."
     ),
 ]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open what was written in the browser or the picture viewer.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 StrictOption = Annotated[bool, typer.Option("--strict-code", help="Do not reuse results of other versions of the code.")]
 
@@ -66,6 +67,20 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
     if not store.holds(record.content_id):
         raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", fix=f"irpipe run {record.node}")
     return recipe, store, record
+
+
+def open_file(path: Path) -> None:
+    """Open a file in what the desktop opens such files with.
+
+    Raises:
+        InputError: there is no desktop.
+    """
+    import webbrowser
+
+    from irpipe.pipeline.errors import InputError
+
+    if not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"nothing here opens {path}", fix="open it by hand, or copy it to a machine with a browser")
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irpipe.cli.common import IdArgument, JsonOption, find, open_recipe, planner, print_json, print_table
+from irpipe.cli.common import (
+    IdArgument,
+    JsonOption,
+    OpenOption,
+    find,
+    open_file,
+    open_recipe,
+    planner,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from irpipe.pipeline.manifest import Record
@@ -22,7 +32,7 @@ class LineageFormat(StrEnum):
     mermaid = "mermaid"
 
 
-def show(identifier: IdArgument, json_: JsonOption = False) -> None:
+def show(identifier: IdArgument, json_: JsonOption = False, open_: OpenOption = False) -> None:
     """Show an artifact: how it was made, its files, tables and metrics, and the view of its kind (charts, tables, pictures).
 
     Example: irpipe show build-pairs
@@ -46,9 +56,11 @@ def show(identifier: IdArgument, json_: JsonOption = False) -> None:
         return
     with store.in_use():
         blocks, fault = blocks_or_fault(Subject(store, record, lineage(store, record).records))
-        print_blocks(blocks, record.content_id[:12], print_table)
+        pictures = print_blocks(blocks, record.content_id[:12], print_table)
     if fault:
         print(f"\n{visible(fault)}")
+    for picture in pictures if open_ else ():
+        open_file(picture)
 
 
 def _print_record(record: Record, artifact: Artifact) -> None:
@@ -275,10 +287,11 @@ def report(
         Path | None, typer.Option("--out", metavar="FILE", help="The file to write. Default: report.html, or report-ID.html.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Rewrite the page every few seconds while a run goes on.")] = False,
+    open_: OpenOption = False,
 ) -> None:
     """Write one self-contained web page: runs, results and evaluations.
 
-    Example: irpipe report --out report.html
+    Example: irpipe report --open
     """
     from irpipe.pipeline.progress import Watcher, size, watcher_for
     from irpipe.pipeline.store import disk_errors
@@ -291,6 +304,8 @@ def report(
     with disk_errors(examiner.store.root), examiner.store.in_use():
         written = write_report(examiner, record, out, watcher, watch=watch)
     print(f"{out} ({size(written)})")
+    if open_:
+        open_file(out)
 
 
 COMMANDS = (show, report, lineage, trace, diff, sql, cite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 _MOST_LISTED = 200  # characters
@@ -46,7 +47,7 @@ def numbered(faults: Sequence[tuple[str, IrpipeError]]) -> list[str]:
     texts: dict[str, str] = {}
     for node, error in faults:
         table = node.partition("[")[0]  # the points of a grid have their faults in common
-        common = str(error).replace(node, "*").replace(table, "*")
+        common = re.sub(rf"(?<![\w-])({re.escape(node)}|{re.escape(table)})(?![\w-])", "*", str(error))
         texts.setdefault(common, str(error))
         nodes.setdefault(common, []).append(table)
     items = []

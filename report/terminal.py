@@ -21,13 +21,14 @@ _MOST_ROWS = 12
 _SHEET_ROWS, _SHEET_COLUMNS, _CELL, _GAP = 8, 8, 128, 4
 
 
-def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) -> None:
-    """Print the blocks of an artifact's view.
+def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) -> list[Path]:
+    """Print the blocks of an artifact's view. Returns the files of its pictures.
 
     Args:
         name: of the artifact; contact sheets are named by it.
         print_table: prints columns and rows.
     """
+    pictures: list[Path] = []
     for block in blocks:
         match block:
             case Text():
@@ -38,10 +39,13 @@ def print_blocks(blocks: Sequence[Block], name: str, print_table: PrintTable) ->
                 columns, rows = ends(block)
                 _print_grid(print_table, block.title, columns, rows, "from the first to the last" if block.mark == "line" else "")
             case Picture():
+                pictures.append(block.path)
                 _print_picture(block.title, block.path)
             case Gallery() if any(card.images for card in block.cards):
                 print(f"\n{visible(block.title)}: {visible(block.note)}")
-                _print_picture("contact sheet", contact_sheet(block, name))
+                pictures.append(contact_sheet(block, name))
+                _print_picture("contact sheet", pictures[-1])
+    return pictures
 
 
 def ends(chart: Chart) -> tuple[list[str], list[list[Any]]]:

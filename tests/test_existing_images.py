@@ -376,6 +376,47 @@ def test_rows_of_a_table_that_tell_no_image(project):
     assert importing(project, "table", "data")["metrics"]["rejected_for"] == {"more cells than columns": 1, "path is no text": 1}
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("text", ["text", "prompt", "caption"])
+def test_an_image_folder_of_datasets(project, ending, text):
+    """Metadata in several folders, each naming the files of its own: equal names in two folders are two images."""
+    root = project.root / "data"
+    for number, folder in enumerate(("", "more", "more/deep")):
+        folder_of(root / folder, {"0.png": unlike(number), "not-named.png": unlike(10 + number)})
+        table(root / folder, ending, [(CAT, "0.png")], names=(text, "file_name")).rename(root / folder / f"metadata{ending}")
+    done = importing(project, "table", "data")
+    assert done["rows"] == {"read": 3, "kept": 3, "rejected": 0}
+    assert {path: row["image"] for path, row in stored(project).items()} == {
+        "0.png": unlike(0),
+        "more/0.png": unlike(1),
+        "more/deep/0.png": unlike(2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("text", "file"), "there is no column 'path'"),
+        (("words", "file_name"), "there is no column 'prompt'"),
+    ],
+)
+def test_an_image_folder_without_the_column(project, names, message):
+    table(project.root / "data", ".csv", [(CAT, "0.png")], names=names).rename(project.root / "data" / "metadata.csv")
+    told = refused(project, "table", "data")
+    assert message in told and "one of path, file_name" in told
+
+
+def test_metadata_that_could_mean_two_things(project):
+    root = project.root / "data"
+    folder_of(root, {"0.png": unlike(0)})
+    (root / "metadata.csv").write_text(f"prompt,text,file_name\n{CAT},{DOG},0.png\n")
+    assert "prompt and text: which is meant?" in refused(project, "table", "data")
+    (root / "metadata.jsonl").write_text("{}")
+    assert "holds 2 tables: metadata.csv, metadata.jsonl" in refused(project, "table", "data")
+    (root / "metadata.jsonl").rename(root / "images.jsonl")
+    assert "holds 2 tables: images.jsonl, metadata.csv" in refused(project, "table", "data")
+
+
 def test_a_table_is_named_by_its_folder(project):
     """A run's key counts what image_root names: were it the table, images could change behind it."""
     file = table(project.root / "data", ".csv", [(CAT, "0.png")])

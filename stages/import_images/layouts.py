@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from irpipe.pipeline.errors import InputError
-from irpipe.schemas.discovery import is_hidden
+from irpipe.schemas.discovery import files_below, is_hidden
 from irpipe.schemas.files import check_columns, open_parquet, parse_json, read_csv, read_jsonl, read_rows
 from irpipe.stages.import_images.sources import Cell, Fetched, Zips, fetch_files, members, parquet_files
 
@@ -21,6 +21,9 @@ _WHERE = "import-images.image_root"
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _TABLES = (".jsonl", ".csv", ".parquet")
 _TEXTS = ("prompt", "caption", "text")
+_METADATA = "metadata"  # of an image folder of `datasets`
+_PATHS = ("path", "file_name")
+_EXPECTED = f"one column of {', '.join(_TEXTS)}, and one of {', '.join(_PATHS)}"
 _PART = re.compile(r"part-\d+")
 _MAX_PART_BYTES = 100_000_000  # of JSON; a published part has 1,000 images and less than a megabyte
 
@@ -62,42 +65,86 @@ def _names(folder: Path) -> list[str]:
 
 
 def read_table(root: Path) -> Iterator[Listed]:
-    """The rows (`prompt`, `path`) of the one table that a folder holds beside its images."""
+    """The rows (prompt and path) of the one table that a folder holds beside its images, or of an image folder's `metadata.*`.
+
+    An image folder, as `datasets` knows it, may have its metadata in several folders, each naming the files of its own.
+    """
     if root.is_file():  # the key hashes image_root: a table alone would leave out its images
         raise InputError(f"{root.name} is a file", where=_WHERE, expected="the folder that holds the table and its images")
-    tables = [root / name for name in sorted(_names(root)) if Path(name).suffix.lower() in _TABLES and name[0] != "."]
-    if len(tables) != 1:
+    tables = [table for table in files_below(root, _TABLES) if table.parent == root or table.stem == _METADATA]
+    folders = {table.parent for table in tables}
+    of_an_image_folder = len(folders) == len(tables) and all(table.stem == _METADATA for table in tables)
+    if not tables or (len(tables) > 1 and not of_an_image_folder):
         names = ", ".join(table.name for table in tables[:3]) or "none"
         raise InputError(f"{root} holds {len(tables)} tables: {names}", where=_WHERE, expected=f"one of {', '.join(_TABLES)}")
-    return _READ_TABLE[tables[0].suffix.lower()](tables[0])
+    for table in tables:
+        folder = table.parent.relative_to(root)
+        for row in _READ_TABLE[table.suffix.lower()](table):
+            inside = row.fault is None and isinstance(row.path, str) and folder != Path()
+            path = str(PurePosixPath(folder, row.path)) if inside else row.path
+            yield replace(row, path=path, location=path if inside else row.location)
 
 
 def _read_jsonl(table: Path) -> Iterator[Listed]:
     any_image = False
     for _, record, fault in read_jsonl(table):
+        named = _names_of(record, table) if isinstance(record, dict) else None
         if fault is not None:
             yield Listed(None, fault, None, fault="not JSON")
-        elif not isinstance(record, dict) or not {"prompt", "path"} <= record.keys():
+        elif named is None:
             yield Listed(None, repr(record)[:80], None, fault="no field 'prompt' or 'path'")
         else:
             any_image = True
-            yield Listed(record["prompt"], record["path"], record["path"])
+            yield Listed(record[named[0]], record[named[1]], record[named[1]])
     if not any_image:
-        raise InputError("no line is a JSON object with the fields 'prompt' and 'path'", where=str(table))
+        raise InputError("no line is a JSON object with the fields 'prompt' and 'path'", where=str(table), expected=_EXPECTED)
 
 
 def _read_csv(table: Path) -> Iterator[Listed]:
-    for _, cells in read_csv(table, ["prompt", "path"]):
-        yield Listed(cells["prompt"], cells["path"], cells["path"], fault="more cells than columns" if None in cells else None)
+    for _, cells in read_csv(table, []):
+        text, path = _columns_of([name for name in cells if name is not None], table)
+        yield Listed(cells[text], cells[path], cells[path], fault="more cells than columns" if None in cells else None)
 
 
-def _read_paths(table: Path, path: str = "path") -> Iterator[Listed]:
-    for number, row, fault in read_rows(table, ["prompt", path]):
+def _read_parquet_table(table: Path) -> Iterator[Listed]:
+    yield from _read_paths(table, *_columns_of(open_parquet(table).schema_arrow.names, table))
+
+
+def _read_paths(table: Path, text: str, path: str) -> Iterator[Listed]:
+    for number, row, fault in read_rows(table, [text, path]):
         told = f"row {number} of {table.name}: {fault}" if fault is not None else row[path]
-        yield Listed(row["prompt"], told, row[path], fault=None if fault is None else "a cell cannot be read")
+        yield Listed(row[text], told, row[path], fault=None if fault is None else "a cell cannot be read")
 
 
-_READ_TABLE = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_paths}
+def _columns_of(names: Sequence[str], table: Path) -> tuple[str, str]:
+    """The columns of prompts and of paths.
+
+    Raises:
+        InputError: one is missing, or there are several.
+    """
+    named = _names_of(names, table)
+    if named is None:
+        lacking = "path" if any(name in names for name in _TEXTS) else "prompt"
+        raise InputError(f"there is no column {lacking!r}", where=str(table), expected=_EXPECTED)
+    return named
+
+
+def _names_of(names: Collection[str], table: Path) -> tuple[str, str] | None:
+    """The names of prompt and path among some; None where one is missing.
+
+    Raises:
+        InputError: there are several.
+    """
+    found = []
+    for candidates in (_TEXTS, _PATHS):
+        present = [name for name in candidates if name in names]
+        if len(present) > 1:
+            raise InputError(f"{' and '.join(present)}: which is meant?", where=str(table), expected=_EXPECTED)
+        found += present
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+_READ_TABLE = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet_table}
 
 
 def read_imagerewarddb(root: Path) -> Iterator[Listed]:
@@ -106,7 +153,7 @@ def read_imagerewarddb(root: Path) -> Iterator[Listed]:
     if not tables:
         raise InputError(f"{root} holds no metadata-*.parquet", where=_WHERE, expected="ImageRewardDB's folder as published")
     for table in tables:
-        yield from _read_paths(table, "image_path")
+        yield from _read_paths(table, "prompt", "image_path")
 
 
 def read_diffusiondb(root: Path) -> Iterator[Listed]:
