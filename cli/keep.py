@@ -30,6 +30,9 @@ def export(
             " reward-model: for ImageReward.from_pretrained. All but files come with a card.",
         ),
     ] = ExportKind.files,
+    private: Annotated[
+        bool, typer.Option("--private", help="Leave host, user, command lines and absolute paths out of lineage and card.")
+    ] = False,
 ) -> None:
     """Copy an artifact out of the store, with the records of all its ancestors.
 
@@ -40,7 +43,7 @@ def export(
 
     _, store, record = find(identifier)
     with disk_errors(store.root), store.in_use():
-        EXPORTERS[to](store, record, folder)
+        EXPORTERS[to](store, record, folder, hidden=private)
     print(folder)
 
 

@@ -12,8 +12,9 @@ weights       copying weights, never pickled ones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from irpipe.exports.dataset import export_dataset
 from irpipe.exports.generator import export_generator
@@ -22,7 +23,10 @@ from irpipe.pipeline.export import export_files
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Store
 
-Exporter = Callable[[Store, Record, Path], None]
+
+class Exporter(Protocol):
+    def __call__(self, store: Store, record: Record, folder: Path, *, hidden: bool = False) -> None: ...
+
 
 EXPORTERS: Mapping[str, Exporter] = {
     "files": export_files,

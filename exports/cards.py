@@ -12,9 +12,9 @@ from typing import Any
 from irpipe.exports.markup import code, fenced, front_matter, joined, plain, table
 from irpipe.exports.reproduction import recipe_of
 from irpipe.pipeline.errors import IrpipeError
-from irpipe.pipeline.export import LINEAGE
-from irpipe.pipeline.lineage import lineage
+from irpipe.pipeline.export import LINEAGE, origin_of
 from irpipe.pipeline.manifest import Record
+from irpipe.pipeline.private import LEFT_OUT
 from irpipe.pipeline.stage import find_stage, registered
 from irpipe.pipeline.store import Store
 from irpipe.pipeline.wiring import RECIPE_FILE
@@ -25,14 +25,16 @@ _DIGEST = re.compile(r"[0-9a-f]{40,64}")
 
 @dataclass(frozen=True)
 class Origin:
-    """A run and its ancestors, upstream first."""
+    """A run and its ancestors, upstream first; `hidden`: without what names people and places."""
 
     record: Record
     ancestors: tuple[Record, ...]
+    hidden: bool = False
 
     @classmethod
-    def of(cls, store: Store, record: Record) -> Origin:
-        return cls(record, lineage(store, record).ancestors)
+    def of(cls, store: Store, record: Record, *, hidden: bool = False) -> Origin:
+        *ancestors, last = origin_of(store, record, hidden=hidden)
+        return cls(last, tuple(ancestors), hidden)
 
     @property
     def runs(self) -> tuple[Record, ...]:
@@ -128,7 +130,7 @@ def ancestry(origin: Origin) -> str:
     return joined(
         "## Lineage",
         f"Upstream first; the last one is this. `{LINEAGE}/` holds the record of each: all settings, inputs, packages and"
-        " metrics, host, time and command.",
+        f" metrics, {f'and time; left out were: {LEFT_OUT}' if origin.hidden else 'host, time and command'}.",
         table(("stage", "version", "key", "content id"), rows),
     ).rstrip()
 

@@ -58,7 +58,7 @@ class Exported:
     rows: Mapping[str, int]
 
 
-def export_dataset(store: Store, record: Record, folder: Path) -> None:
+def export_dataset(store: Store, record: Record, folder: Path, *, hidden: bool = False) -> None:
     """Export an artifact's tables, each as a configuration, and a dataset card.
 
     Rows are split by the column `split`, or by their prompt's split where the artifact has those. Dictionary columns become
@@ -79,10 +79,10 @@ def export_dataset(store: Store, record: Record, folder: Path) -> None:
             )
             for name in artifact.manifest.tables
         ]
-        write_lineage(store, record, draft)
-        origin = Origin.of(store, record)
+        origin = Origin.of(store, record, hidden=hidden)
+        write_lineage(origin.runs, draft)
         parts = (
-            summary(exported, record, folder.name),
+            summary(exported, origin.record, folder.name),
             tables(exported),
             rejections(artifact),
             leads(store, origin),

@@ -20,7 +20,7 @@ from irpipe.schemas.generator import CARD, LORA, PIPELINE, GeneratorCard
 _PICTURES = {"before_after.png": "The same prompts and noise, before and after", "curves.png": "Curves of the tuning"}
 
 
-def export_generator(store: Store, record: Record, folder: Path) -> None:
+def export_generator(store: Store, record: Record, folder: Path, *, hidden: bool = False) -> None:
     """A tuned generator for `load_lora_weights(FOLDER)` or `DiffusionPipeline.from_pretrained(FOLDER)`, and a model card.
 
     Raises:
@@ -32,9 +32,10 @@ def export_generator(store: Store, record: Record, folder: Path) -> None:
     card = GeneratorCard.read(artifact.path)
     with new_folder(folder) as draft:
         copy_weights(artifact, draft, dict(files_of(artifact, card)))
-        write_lineage(store, record, draft)
-        parts = (summary(card, folder.name), tuned(card, record), evaluations(artifact, card), pictures(draft))
-        write_card(draft, front(card), parts, Origin.of(store, record))
+        origin = Origin.of(store, record, hidden=hidden)
+        write_lineage(origin.runs, draft)
+        parts = (summary(card, folder.name), tuned(card, origin.record), evaluations(artifact, card), pictures(draft))
+        write_card(draft, front(card), parts, origin)
 
 
 def files_of(artifact: Artifact, card: GeneratorCard) -> Iterator[tuple[str, str]]:

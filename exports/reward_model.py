@@ -17,7 +17,7 @@ from irpipe.schemas.reward_model import ScoreCard
 _CURVES = "curves.png"
 
 
-def export_reward_model(store: Store, record: Record, folder: Path) -> None:
+def export_reward_model(store: Store, record: Record, folder: Path, *, hidden: bool = False) -> None:
     """Export the best model of a training with its tokenizer and score card, and a model card.
 
     Raises:
@@ -29,13 +29,14 @@ def export_reward_model(store: Store, record: Record, folder: Path) -> None:
     card = ScoreCard.read(artifact.path)
     with new_folder(folder) as draft:
         copy_weights(artifact, draft, {name: name for name in files_of(artifact)})
-        write_lineage(store, record, draft)
+        origin = Origin.of(store, record, hidden=hidden)
+        write_lineage(origin.runs, draft)
         parts = (summary(folder.name, format_of(artifact.path)), scores(card), training(card), curves(draft))
         write_card(
             draft,
             {"library_name": "irpipe", "tags": ["irpipe", "reward-model", "human-preference"]},
             parts,
-            Origin.of(store, record),
+            origin,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +11,17 @@ from irpipe.pipeline.errors import DamageError, StoreError
 from irpipe.pipeline.hashing import file_digest
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import MANIFEST_FILE, Record, record_json
+from irpipe.pipeline.private import private
 from irpipe.pipeline.store import Artifact, Store
 
 LINEAGE = "lineage"
 
 
-def export_files(store: Store, record: Record, folder: Path) -> None:
+def export_files(store: Store, record: Record, folder: Path, *, hidden: bool = False) -> None:
     """An artifact's files, unchanged, and in `lineage/` the records of all its ancestors.
+
+    Args:
+        hidden: leave out of the records what `irpipe.pipeline.private` says.
 
     Raises:
         StoreError: the folder exists already.
@@ -27,7 +31,7 @@ def export_files(store: Store, record: Record, folder: Path) -> None:
         for file in artifact.manifest.files:
             copy_file(artifact, file.path, draft / file.path)
         shutil.copyfile(artifact.file(MANIFEST_FILE), draft / MANIFEST_FILE)
-        write_lineage(store, record, draft)
+        write_lineage(origin_of(store, record, hidden=hidden), draft)
 
 
 def copy_file(artifact: Artifact, name: str, target: Path) -> None:
@@ -65,9 +69,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def write_lineage(store: Store, record: Record, folder: Path) -> None:
-    """Write the records of a run and of all its ancestors into `lineage/`, one file each."""
+def origin_of(store: Store, record: Record, *, hidden: bool) -> tuple[Record, ...]:
+    """A run after all its ancestors, upstream first; without what names people and places if `hidden`."""
+    runs = (*lineage(store, record).ancestors, record)
+    return tuple(map(private, runs)) if hidden else runs
+
+
+def write_lineage(runs: Iterable[Record], folder: Path) -> None:
+    """Write the records of some runs into `lineage/`, one file each."""
     (folder / LINEAGE).mkdir()
-    for run in (*lineage(store, record).ancestors, record):
+    for run in runs:
         node = run.node.replace("/", "-")
         (folder / LINEAGE / f"{node}-{run.key[:12]}.json").write_text(record_json(run), encoding="utf-8")
