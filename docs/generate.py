@@ -44,7 +44,7 @@ SETTINGS_HEAD = f"""# Settings
 
 Every setting of every stage, from the stages' own declarations; `irpipe cite STAGE` prints them as well. A setting is given in
 `irpipe.toml` under its stage's table, or laid over that by `--set STAGE.SETTING=VALUE`. An unknown setting is an error, and so is
-one that has no effect beside the others.
+one that has no effect beside the others. `--set STAGE.SETTING=default` undoes what the recipe says.
 
 The role says how a setting counts towards the identity of a run ([Identity](hashing.md)):
 
