@@ -78,7 +78,7 @@ is never null unless its type says so.
 
 def commands() -> str:
     """The command line, as Typer tells it."""
-    command = [sys.executable, "-m", "typer", "irpipe.cli", "utils", "docs", "--name", "irpipe"]
+    command = [sys.executable, "-m", "typer", "irpipe.cli.commands", "utils", "docs", "--name", "irpipe"]
     return html.unescape(subprocess.run(command, check=True, capture_output=True, text=True).stdout).rstrip() + "\n"
 
 

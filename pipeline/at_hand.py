@@ -94,7 +94,8 @@ def not_reachable(model: Model) -> ModelError | None:
     if not constants.HF_HUB_OFFLINE and _reaches_hub(constants.ENDPOINT):
         return None
     return ModelError(
-        f"{model.setting}: {model.shown} was not downloaded yet, and the hub cannot be reached", fix=how_to_get(model)
+        f"{model.setting}: {model.shown} cannot be loaded: it was not downloaded yet, and the hub cannot be reached",
+        fix=how_to_get(model),
     )
 
 

@@ -240,7 +240,7 @@ if __name__ == "__main__":
     work, processes = Path(sys.argv[1]), int(sys.argv[2])
     context = Context(work, Watcher().progress, print, {})
     with sigterm_interrupts():
-        context.map(Square(work / "log", 0.3), SHARDS, "squares", "numbers", processes=processes)
+        context.map(Square(work / "log", 0.6), SHARDS, "squares", "numbers", processes=processes)
 """
 
 

@@ -135,3 +135,8 @@ def _as_text(raw: list[bytes | None]) -> pa.Array:
     """Bytes as a column of text, whether they are UTF-8 or not."""
     binary = pa.array(raw, pa.binary())
     return pa.StringArray.from_buffers(len(raw), binary.buffers()[1], binary.buffers()[2], binary.buffers()[0], binary.null_count)
+
+
+def document_changed(data: bytes, draw: random.Random) -> tuple[bytes, set[int]]:
+    """A JSON document with one value, anywhere in it, replaced or removed; row 0, since it is one thing."""
+    return json.dumps(value_changed(json.loads(data), draw)).encode(), {0}

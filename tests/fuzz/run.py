@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class Finding:
 def try_one(name: str, seed: int, folder: Path) -> tuple[str, Finding | None]:
     """Change a target's input, and read it. Returns how it ended (kept, error) and what is wrong with that."""
     target, draw = TARGETS[name], random.Random(seed)
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     target.beside(folder)
     data = target.make()
     before: Rows = {}

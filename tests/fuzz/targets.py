@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,18 +14,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
+import irpipe.microworld
+from irpipe.models.reward.start import init_reward_model
+from irpipe.models.scorers.base import score_pictures
+from irpipe.models.scorers.baselines import ClipScorer
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe_file import load_recipe
+from irpipe.pipeline.stage import Model
 from irpipe.schemas.annotations import image_id
 from irpipe.schemas.prompt_files import prompts_of
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.readers import read_prompts
-from irpipe.stages.embed_prompts.vectors import open_given
+from irpipe.stages.embed_prompts.vectors import open_given, sentence_encoder
 from irpipe.stages.import_images import ImportImagesConfig
 from irpipe.stages.import_images.layouts import LAYOUTS
 from irpipe.stages.import_images.selection import existing_images
@@ -269,6 +276,40 @@ optimizer.learning_rate = 1e-3
 grid.training.seed = [1, 2]
 """
 
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def shipped(name: str) -> Path:
+    return Path(irpipe.microworld.__file__).parent / "weights" / name
+
+
+def model(name: str, file: str, load: Callable[[Model], Any]) -> Target:
+    """A shipped model of which one file is changed: it comes in whole, or not at all."""
+    folder = shipped(name)
+
+    def beside(into: Path) -> None:
+        shutil.copytree(folder, into, dirs_exist_ok=True)
+
+    def read(folder: Path) -> Rows:
+        load(Model(name, "r", folder))
+        return {((0,),): name}
+
+    structure = mutations.document_changed if file.endswith(".json") else None
+    return Target(file, (folder / file).read_bytes, read, structure, beside)
+
+
+def clip(model: Model) -> None:
+    score_pictures(ClipScorer(model, "cpu", torch.float32), [PROMPTS[0]], [np.zeros((32, 32, 3), np.uint8)])
+
+
+def blip(model: Model) -> None:
+    init_reward_model(model, "auto", 0)
+
+
+def sentences(model: Model) -> None:
+    sentence_encoder(EmbedPromptsConfig(device="cpu"), model)
+
+
 TARGETS = {
     "jsonl": Target("a.jsonl", own_records, annotations("jsonl", "a.jsonl"), mutations.json_changed),
     "csv": Target("a.csv", own_csv, annotations("csv", "a.csv"), mutations.csv_changed),
@@ -323,4 +364,10 @@ TARGETS = {
     "table csv": Target("t.csv", a_table("csv"), images("table", "."), beside=with_images),
     "table parquet": Target("t.parquet", a_table("parquet"), images("table", "."), beside=with_images),
     "recipe": Target("irpipe.toml", lambda: RECIPE, recipe),
+    **{f"clip {file}": model("clip", file, clip) for file in ("config.json", "tokenizer.json", "tokenizer_config.json")},
+    "clip preprocessor_config.json": model("clip", "preprocessor_config.json", clip),
+    "clip model.safetensors": model("clip", "model.safetensors", clip),
+    "blip config.json": model("blip", "config.json", blip),
+    "blip preprocessor_config.json": model("blip", "preprocessor_config.json", blip),
+    "sentences config.json": model("sentences", "config.json", sentences),
 }
