@@ -285,7 +285,10 @@ class Runner:
             f"what it had saved is kept in {scratch}" if scratch.is_dir() and any(scratch.iterdir()) else "nothing of it is kept"
         )
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
-        watcher.say(f"  log: irpipe log {step.name}   go on: {shlex.join(['irpipe', *sys.argv[1:]])}")
+        # What is wrong with an input, a model or a setting stays so; a disk, a signal or a fault of the code may not.
+        helps = isinstance(error, StoreError) or not isinstance(error, IrpipeError)
+        again = f"   go on: {shlex.join(['irpipe', *sys.argv[1:]])}" if helps else ""
+        watcher.say(f"  log: irpipe log {step.name}{again}")
 
     def _check_unchanged(self, step: Step) -> None:
         """A file from outside that changed during the run would give an artifact under a wrong key."""

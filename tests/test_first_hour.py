@@ -271,3 +271,9 @@ main()
     done = subprocess.run([sys.executable, "-c", code], cwd=project.root, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
     assert "interrupted" in done.stderr
+
+
+def test_going_on_is_only_offered_where_it_can_help(project):
+    (project.root / "empty.csv").write_text("prompt\n\n")
+    error = project.run("embed-prompts", "embed-prompts.path=empty.csv", status=2).err
+    assert "log: irpipe log embed-prompts" in error and "go on" not in error
