@@ -58,7 +58,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor] | None:
 
             return dict(load_file(path))
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        saved = saved.get("model", saved) if isinstance(saved, dict) else saved
+        for name in ("model", "state_dict"):  # as BLIP and HPS wrap them
+            saved = saved.get(name, saved) if isinstance(saved, dict) else saved
         if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
             raise ValueError("it is no state dict")
         return saved

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image as Pillow
@@ -22,16 +23,25 @@ _BICUBIC = 3
 _APPLIED = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
+Fit = Literal["crop", "pad"]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the vision tower's input; the defaults are the published values."""
+    """How an image becomes the vision tower's input; the defaults are the published values.
+
+    Attributes:
+        fit: `crop`: the shorter side is resized and the centre cropped. `pad`: the longer side is resized, and the rest is black
+            (0 before normalisation), as HPS trains (section 7.1).
+    """
 
     image_size: int = 224
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    fit: Fit = "crop"
 
     def __call__(self, image: Pillow.Image | Tensor) -> Tensor:
-        """Resize the shorter side, crop the centre, convert to RGB (after the crop, as published) and normalise.
+        """Resize, crop the centre or pad, convert to RGB (after the crop, as published) and normalise.
 
         Args:
             image: a picture, or a tensor (..., 3, H, W) from 0 to 1, through which gradients flow.
@@ -39,7 +49,12 @@ class Preprocessing:
         Returns:
             (3, size, size), or (..., 3, size, size).
         """
-        return self._of_tensor(image) if isinstance(image, Tensor) else self.normalised(self._of_picture(image))
+        if isinstance(image, Tensor):
+            return self._of_tensor(image)
+        if self.fit == "pad":
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div(255)
+            return self._of_tensor(pixels)
+        return self.normalised(self._of_picture(image))
 
     def _of_picture(self, image: Pillow.Image) -> Tensor:
         """(3, size, size) from 0 to 1, before normalisation."""
@@ -48,13 +63,23 @@ class Preprocessing:
     def _of_tensor(self, image: Tensor) -> Tensor:
         """(..., 3, size, size) of an image (..., 3, H, W)."""
         size, (height, width) = self.image_size, image.shape[-2:]
+        if self.fit == "pad":
+            return self.normalised(self._padded(image))
         if min(height, width) != size:
             width, height = resized_size(width, height, size)
-            image = F.interpolate(
-                image.reshape(-1, *image.shape[-3:]), (height, width), mode="bicubic", antialias=True, align_corners=False
-            ).reshape(*image.shape[:-2], height, width)
+            image = _resized(image, height, width)
         left, top = crop_offset(width, height, size)
         return self.normalised(image[..., top : top + size, left : left + size])
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """(..., 3, size, size) of an image (..., 3, H, W): the whole of it in the middle of a black square."""
+        size, (height, width) = self.image_size, image.shape[-2:]
+        if max(height, width) != size:
+            scale = size / max(height, width)
+            height, width = max(1, round(height * scale)), max(1, round(width * scale))
+            image = _resized(image, height, width)
+        left, top = (size - width) // 2, (size - height) // 2
+        return F.pad(image, (left, size - width - left, top, size - height - top))
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(pixels - mean) / std, for pixels (..., 3, H, W) from 0 to 1."""
@@ -62,6 +87,13 @@ class Preprocessing:
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    """An image (..., 3, H, W) in another size, bicubic."""
+    flat = image.reshape(-1, *image.shape[-3:])
+    resized = F.interpolate(flat, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized.reshape(*image.shape[:-2], height, width)
 
 
 def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
