@@ -66,7 +66,27 @@ def find(identifier: str) -> tuple[Recipe, Store, Record]:
         raise StoreError(f"{identifier} has no artifact yet", fix=f"irpipe run {identifier}")
     if not store.holds(record.content_id):
         raise StoreError(f"the artifact {record.content_id[:12]} is not in the store any more", fix=f"irpipe run {record.node}")
+    if identifier in recipe.tables:
+        _tell_if_not_the_recipes(recipe, store, record)
     return recipe, store, record
+
+
+def _tell_if_not_the_recipes(recipe: Recipe, store: Store, record: Record) -> None:
+    """Say on stderr that a stage's newest artifact is of other settings than irpipe.toml's, where there is one of those."""
+    import sys
+
+    from irpipe.pipeline.plan import Planner
+    from irpipe.pipeline.progress import Watcher
+    from irpipe.pipeline.status import MOST_BYTES
+    from irpipe.pipeline.wiring import Wiring
+
+    wired = Wiring(recipe)
+    wired.visit(record.node)
+    steps, _ = Planner(recipe, store, Watcher(), most_bytes=MOST_BYTES).steps(wired)
+    present = steps[record.node].record if record.node in steps else None
+    if present is not None and present.content_id != record.content_id:
+        ids = record.content_id[:12], present.content_id[:12]
+        print(f"{record.node}: the newest, {ids[0]}, is of other settings than irpipe.toml's, {ids[1]}", file=sys.stderr)
 
 
 def open_file(path: Path) -> None:

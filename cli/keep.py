@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.cli.common import IdArgument, JsonOption, find, open_recipe, print_json, print_table
+from irpipe.cli.common import IdArgument, JsonOption, find, open_recipe, planner, print_json, print_table
 
 
 class ExportKind(StrEnum):
@@ -91,12 +91,15 @@ def gc(
     Example: irpipe gc --yes
     """
     from irpipe.pipeline.collect import drop, garbage
-    from irpipe.pipeline.progress import size
+    from irpipe.pipeline.progress import Watcher, size
+    from irpipe.pipeline.status import survey
     from irpipe.pipeline.store import disk_errors
 
-    _, store = open_recipe()
+    examiner = planner(None, watcher=Watcher())
+    store = examiner.store
     with disk_errors(store.root), store.alone():
-        items = list(garbage(store))
+        present = [standing.record for standing in survey(examiner) if standing.state == "done" and standing.record is not None]
+        items = list(garbage(store, present))
         if yes:
             drop(store, items)
     if json_:

@@ -37,6 +37,20 @@ def generator(model: Model) -> str | None:
     return name if isinstance(name, str) else str(name)
 
 
+def no_generator(model: Model) -> None:
+    """Whether a model is something else than a generator: a scorer, a reward model.
+
+    Raises:
+        ModelError: it is a pipeline of diffusers.
+    """
+    folder = folder_of(model)
+    if folder is not None and (folder / _INDEX).is_file():
+        raise ModelError(
+            f"{model.setting}: {model.shown} holds no BLIP, nor another model that scores images: it is a {generator(model)}",
+            fix=f"--set {model.setting}=NAME of a model that scores images",
+        )
+
+
 def tunable_generator(model: Model) -> None:
     """Whether a generator can be tuned.
 

@@ -40,7 +40,13 @@ def save(figure: Figure, path: Path) -> None:
 
 def style(number: int) -> dict[str, Any]:
     """Colour and marker of the n-th line of a panel."""
-    return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+    dashes = "-" if number < len(PALETTE) else "--"
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
+        "linestyle": dashes,
+    }
 
 
 def draw_line(axes: Axes, number: int, points: Sequence[tuple[float, float]], label: str) -> None:

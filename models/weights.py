@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor] | None:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped where the format allows it: what is only looked at is not read.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         for name in ("model", "state_dict"):  # as BLIP and HPS wrap them
             saved = saved.get(name, saved) if isinstance(saved, dict) else saved
         if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from irpipe.pipeline.errors import StoreError
 from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Store
+
+_OF_THE_RECIPE = "irpipe.toml's, but a newer result is of a --set: irpipe run makes it the newest again"
 
 
 @dataclass(frozen=True)
@@ -24,28 +26,35 @@ class Garbage:
     why: str
 
 
-def garbage(store: Store) -> Iterator[Garbage]:
+def garbage(store: Store, present: Iterable[Record] = ()) -> Iterator[Garbage]:
     """Objects and work that no recipe's newest results were made from, with the records that point to them.
 
     What lies behind a link is left alone.
+
+    Args:
+        present: results of the recipe at hand as it stands. A newer one, of a `--set`, takes their place; they are told apart.
     """
-    return (item for item in _unneeded(store) if store.owns(item.path))
+    return (item for item in _unneeded(store, present) if store.owns(item.path))
 
 
-def _unneeded(store: Store) -> Iterator[Garbage]:
+def _unneeded(store: Store, present: Iterable[Record]) -> Iterator[Garbage]:
     needed = _needed(store)
+    by_recipe = {record.key: record for record in present}
+    objects_of_recipe = {record.content_id for record in by_recipe.values()}
     needed_keys = {record.key for record in needed}
     needed_objects = {record.content_id for record in needed}
     for record in store.records():
         if record.key not in needed_keys:
             path = store.record_path(record.key)
-            yield Garbage(path, _size(path), f"record of {record.node} {record.key[:12]}", "no newest result was made from it")
+            why = _OF_THE_RECIPE if record.key in by_recipe else "no newest result was made from it"
+            yield Garbage(path, _size(path), f"record of {record.node} {record.key[:12]}", why)
     makers: dict[str, Record] = {record.content_id: record for record in store.records()}
     for folder in store.objects():
         if folder.name not in needed_objects:
             maker = makers.get(folder.name)
             name = f"{maker.node} {folder.name[:12]}" if maker else folder.name[:12]
-            yield Garbage(folder, _size(folder), name, "no newest result was made from it" if maker else "no record points to it")
+            why = "no newest result was made from it" if maker else "no record points to it"
+            yield Garbage(folder, _size(folder), name, _OF_THE_RECIPE if folder.name in objects_of_recipe else why)
     for folder in store.children("damaged"):
         yield Garbage(folder, _size(folder), f"damaged {folder.name[:12]}", "it failed verification")
     for path in store.children("logs"):

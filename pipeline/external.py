@@ -23,6 +23,7 @@ from irpipe.pipeline.stage import Model
 from irpipe.pipeline.store import Store
 
 _BESIDE_A_FILE = (".json", ".txt")  # tokenizers: a model that is one file counts with those that lie beside it
+_WEIGHTS = (".pt", ".pth", ".safetensors")  # of a model that is one file
 _LFS_POINTER = b"version https://git-lfs"
 # A file changed twice within the clock's resolution keeps its `stat`: younger files are not remembered.
 _SETTLED_SECONDS = 2.0
@@ -104,6 +105,8 @@ def _model(value: str, root: Path, store: Store, memory: Memory, where: str) -> 
         folder = shipped_folder(value)
         digest_ = memory.digest(folder, where)
         return Model(value, digest_, folder, where, value), ["shipped", value, digest_]
+    if value.startswith((".", "/", "~")) or Path(value).suffix in _WEIGHTS:
+        raise ModelError(f"{where} = {value!r} does not exist", fix="give a path relative to irpipe.toml's folder")
     name, at, revision = value.partition("@")
     if not (at and len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)):
         raise ModelError(

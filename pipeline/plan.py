@@ -205,7 +205,8 @@ class Planner:
         if not self._by_stage:
             for record in self.store.records():
                 self._by_stage.setdefault(record.stage, []).append(record)
-        earlier = self._by_stage.get(name, [])
+        own = [record for record in self._by_stage.get(name, []) if record.node == node.name]
+        earlier = own or [record for record in self._by_stage.get(name, []) if record.node not in self.recipe.tables]
         newest_first = sorted(earlier, key=lambda record: record.ended, reverse=True)
         return min(newest_first, key=lambda record: len(list(_differences(node, record, inputs, externals))), default=None)
 

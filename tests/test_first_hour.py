@@ -277,3 +277,60 @@ def test_going_on_is_only_offered_where_it_can_help(project):
     (project.root / "empty.csv").write_text("prompt\n\n")
     error = project.run("embed-prompts", "embed-prompts.path=empty.csv", status=2).err
     assert "log: irpipe log embed-prompts" in error and "go on" not in error
+
+
+class TestNewest:
+    """A trial with --set is newer than what irpipe.toml stands for: said where it matters."""
+
+    def test_what_is_shown_and_exported_is_told_apart(self, project):
+        usual = project.last("simulate-prompts")["content_id"][:12]
+        trial = project.last("simulate-prompts", "simulate-prompts.count=50")["content_id"][:12]
+        note = f"simulate-prompts: the newest, {trial}, is of other settings than irpipe.toml's, {usual}"
+        assert note in project("show", "simulate-prompts").err
+        assert note in project("export", "simulate-prompts", "out").err
+        project.run("simulate-prompts")
+        assert "the newest" not in project("show", "simulate-prompts").err
+
+    def test_gc_says_what_is_the_recipes_own(self, project):
+        project.run("simulate-prompts")
+        project.run("simulate-prompts", "simulate-prompts.count=50")
+        assert "irpipe.toml's, but a newer result is of a --set" in project("gc").out
+        project.run("simulate-prompts")
+        assert "irpipe.toml's" not in project("gc").out
+
+    def test_reasons_are_those_of_the_nodes_own_last_run(self, project):
+        project.recipe('recipe = "x"\n[simulate-prompts]\ncount = 9\n[more]\nstage = "simulate-prompts"\ncount = 10\n')
+        project.run("simulate-prompts")
+        assert "it never ran" in project("plan", "more").out
+        project.run("more")
+        out = project("plan", "more", "--set", "more.count=11").out
+        assert "more.count 10 -> 11" in out
+
+
+class TestModelsOfAnotherKind:
+    @pytest.mark.parametrize(
+        ("stage", "setting"),
+        [
+            ("train-rm", "train-rm.model"),
+            ("refl", "refl.reward_model"),
+            ("refl", "refl.evaluation.held_out_model"),
+            ("refl", "refl.evaluation.similarity_model"),
+            ("score-images", "score-images.clip_model"),
+        ],
+    )
+    def test_a_generator_where_a_scorer_is_meant(self, project, stage, setting):
+        error = project("plan", stage, "--set", f"{setting}=micro-generator", status=2).err
+        assert f"{setting}: micro-generator holds no BLIP, nor another model that scores images" in error
+
+    @pytest.mark.parametrize("name", ["../models/none", "./none", "ImageReward.pt"])
+    def test_a_path_that_is_not_there(self, project, name):
+        error = project("plan", "refl", "--set", f"refl.model={name}", status=2).err
+        assert f"refl.model = {name!r} does not exist" in error and "commit" not in error
+
+    def test_a_list_of_pictures_is_no_data_set_by_itself(self, tmp_path):
+        from irpipe.models.tuning.caption_files import local_captions
+        from irpipe.pipeline.errors import InputError
+
+        (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
+        with pytest.raises(InputError, match="name the folder that holds it"):
+            local_captions(tmp_path / "metadata.jsonl", 10)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from irpipe.models.noise import Noise
 
-PUBLISHED = "irpipe-imagereward"  # the format that reads a published ImageReward.pt, which names none
+# The formats that read what names none: a published ImageReward.pt, and a CLIP (of transformers, or with OpenAI's names).
+PUBLISHED, CLIP = "irpipe-imagereward", "hps"
 
 
 class Preprocess(Protocol):
@@ -67,7 +68,10 @@ class RewardModel(Protocol):
         """Tensors with one row per prompt, on the model's device."""
 
     def __call__(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-        """Raw scores (n,) of preprocessed images (n, 3, size, size), each for its text; gradients reach the pixels."""
+        """Raw scores (n,) of preprocessed images (n, 3, size, size), each for its text; gradients reach the pixels.
+
+        Their differences are log odds of preference, unless the class has a method `logits` that makes such of scores (n,).
+        """
 
     def freeze(self, rate: float) -> None:
         """Fix a share of the lower layers; 0: nothing is fixed."""
@@ -104,6 +108,15 @@ def refuse_uncounted(model: Model, path: Path) -> None:
         )
 
 
+def is_clip(path: Path) -> bool:
+    """Whether a folder without a format, or a file, holds a CLIP."""
+    from irpipe.models.reward.clip_weights import is_openai
+    from irpipe.models.weights import read_checkpoint, read_config
+
+    kind = read_config(Model(path.name, "", path)).get("model_type")
+    return kind == "clip" or (kind is None and is_openai(read_checkpoint(path) or {}))
+
+
 def load_reward_model(location: str | Path) -> Any:
     """The reward model in a folder, of whatever class its format names, or a published ImageReward checkpoint.
 
@@ -114,7 +127,7 @@ def load_reward_model(location: str | Path) -> Any:
         ModelError: there is none, or no installed package reads its format.
     """
     path = Path(location)
-    name = format_of(path) or PUBLISHED
+    name = format_of(path) or (CLIP if is_clip(path) else PUBLISHED)
     known = declared(REWARD_MODELS)
     if name not in known:
         raise ModelError(

@@ -14,8 +14,9 @@ from transformers import BlipConfig, BlipTextConfig
 
 from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
-from irpipe.models.reward.base import load_reward_model, refuse_uncounted
+from irpipe.models.reward.base import is_clip, load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
+from irpipe.models.reward.clip_weights import is_openai
 from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
 from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
@@ -134,12 +135,12 @@ def _sized(reward: Any, image_size: int | None, model: Model) -> Any:
 
 
 def _reward_model(folder: Path) -> Any:
-    """The reward model in a folder, if it holds one, else None."""
-    if format_of(folder) is not None:
+    """The reward model in a folder, if it holds one, else None. A CLIP is one as it is."""
+    if format_of(folder) is not None or is_clip(folder):
         return load_reward_model(folder)
     if folder.is_file() or not (folder / CONFIG).is_file():
         state = read_checkpoint(folder)
-        if state is not None and any("mlp.layers." in name for name in state):
+        if state is not None and (is_openai(state) or any("mlp.layers." in name for name in state)):
             return load_reward_model(folder)
     return None
 

@@ -31,6 +31,7 @@ class ClipScorer:
     """
 
     card: ScoreCard | None = None
+    clip: Any
 
     def __init__(self, model: Model, device: str, dtype: torch.dtype, aesthetic: nn.Sequential | None = None) -> None:
         from transformers import CLIPModel, CLIPTokenizerFast
@@ -39,19 +40,19 @@ class ClipScorer:
         with load_errors(
             model, "the CLIP", "a Hugging Face CLIP: config.json, safetensors, tokenizer and preprocessor_config.json"
         ):
-            self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
-            self._model.to(device).eval()
+            self.clip = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
+            self.clip.to(device).eval()
             self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-            check_vocabulary(self._tokenizer, self._model.text_model, model.shown)
-            self._preprocessing = read_preprocessing(folder, self._model.config.vision_config.image_size)
+            check_vocabulary(self._tokenizer, self.clip.text_model, model.shown)
+            self._preprocessing = read_preprocessing(folder, self.clip.config.vision_config.image_size)
         self.image_size = self._preprocessing.image_size
         if aesthetic is not None:
-            _check_width(aesthetic, self._model.config.projection_dim, model.shown)
+            _check_width(aesthetic, self.clip.config.projection_dim, model.shown)
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
         """(n,) scores of pictures (size, size, 3), each for its prompt."""
-        model, device = self._model, self._model.device
+        model, device = self.clip, self.clip.device
         pixels = squares(pictures, self._preprocessing, device, model.dtype)
         with torch.no_grad():
             image = F.normalize(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output), dim=-1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Strict
 
-from irpipe.models.published import BLIP, CLIP
+from irpipe.models.published import BLIP, CLIP, NO_GENERATOR
 from irpipe.pipeline.stage import Config, Many, setting
 
 REWARD_MODEL_MEANING = (
@@ -25,19 +25,24 @@ class ScorersConfig(Config):
         " declare as irpipe.scorers.",
         source="clip, aesthetic, blip: ImageReward, table 3",
     )
-    reward_model: str | None = setting(None, role="model", meaning=REWARD_MODEL_MEANING)
+    reward_model: str | None = setting(None, role="model", check=NO_GENERATOR, meaning=REWARD_MODEL_MEANING)
     clip_model: str = setting(
         CLIP,
         role="model",
+        check=NO_GENERATOR,
         meaning="The CLIP of the scorers clip and aesthetic.",
         source="released code, models/CLIPScore.py: ViT-L/14",
     )
     aesthetic_model: str | None = setting(
-        None, role="model", meaning="The folder with the aesthetic head's weights, such as sac+logos+ava1-l14-linearMSE.pth."
+        None,
+        role="model",
+        check=NO_GENERATOR,
+        meaning="The folder with the aesthetic head's weights, such as sac+logos+ava1-l14-linearMSE.pth.",
     )
     blip_model: str = setting(
         BLIP,
         role="model",
+        check=NO_GENERATOR,
         meaning="The BLIP of the scorer blip.",
         source="released code, models/BLIPScore.py: BLIP large",
     )

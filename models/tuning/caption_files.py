@@ -40,6 +40,12 @@ def local_captions(path: Path, most: int) -> LocalCaptions:
     Raises:
         InputError: it is none, has no captions, or names pictures outside of it.
     """
+    if path.suffix.lower() in (".jsonl", ".csv"):
+        raise InputError(
+            f"{path.name} lists pictures, and does not hold them",
+            where="pretraining_data",
+            fix="name the folder that holds it and the pictures",
+        )
     if path.is_file():
         return _of_parquet([path], most)
     metadata = [file for file in files_below(path, (".jsonl", ".csv")) if file.stem == "metadata"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from irpipe.models.published import BLIP, CLIP, STABLE_DIFFUSION
+from irpipe.models.published import BLIP, CLIP, NO_GENERATOR, STABLE_DIFFUSION
 from irpipe.models.scorers.config import REWARD_MODEL_MEANING
 from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings
 from irpipe.pipeline.settings import Group
@@ -85,9 +85,10 @@ class EvaluationSettings(Group):
     held_out_model: str = setting(
         BLIP,
         role="model",
+        check=NO_GENERATOR,
         meaning="A scorer that nothing is trained on: a reward model of other annotations, or a BLIP with a matching head.",
     )
-    similarity_model: str = setting(CLIP, role="model", meaning="The CLIP of the prompt-image similarity.")
+    similarity_model: str = setting(CLIP, role="model", check=NO_GENERATOR, meaning="The CLIP of the prompt-image similarity.")
     max_denoising_rise: float = setting(
         0.3, gt=0, meaning="Stop rule: the denoising loss may rise by this share of its value at the start (docs/LOG.md)."
     )
@@ -114,7 +115,7 @@ class TuneConfig(Config):
         meaning="The generator to tune: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
         source="ImageReward 4.2: SD v1.4",
     )
-    reward_model: str | None = setting(None, role="model", meaning=REWARD_MODEL_MEANING)
+    reward_model: str | None = setting(None, role="model", check=NO_GENERATOR, meaning=REWARD_MODEL_MEANING)
     trainable: Literal["lora", "unet"] = setting(
         "lora",
         meaning="What is trained. lora: low-rank adapters in the UNet. unet: the whole UNet, as published.",

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from irpipe.models.loading import quiet
 from irpipe.models.reward.base import load_given, load_reward_model
+from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.base import Scorer
 from irpipe.models.scorers.baselines import ClipScorer
@@ -294,10 +295,13 @@ def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, 
         ModelError: the held-out scorer is the trained reward.
     """
     held_out, _ = init_reward_model(context.models["evaluation.held_out_model"][0], "auto", config.training.seed)
-    theirs, ours = held_out.state_dict(), reward.state_dict()
-    if theirs.keys() == ours.keys() and all(
-        theirs[name].shape == value.shape and torch.equal(theirs[name], value.cpu()) for name, value in ours.items()
-    ):
+    similarity = ClipScorer(context.models["evaluation.similarity_model"][0], device, torch.float32)
+    if isinstance(reward, ClipReward) and _equal_weights(similarity.clip, reward.clip):
+        raise ModelError(
+            "the CLIP of the prompt-image similarity is the reward model that is tuned for: it could not tell hacking",
+            fix=f"--set {stage}.evaluation.similarity_model=another CLIP",
+        )
+    if _equal_weights(held_out, reward):
         raise ModelError(
             "the held-out scorer is the reward model that is tuned for: it could not tell hacking",
             fix=f"--set {stage}.evaluation.held_out_model=... of other annotations, or a BLIP with a matching head",
@@ -305,8 +309,16 @@ def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, 
     return {
         REWARD: RewardModelScorer(reward, device, torch.float32),
         HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
-        SIMILARITY: ClipScorer(context.models["evaluation.similarity_model"][0], device, torch.float32),
+        SIMILARITY: similarity,
     }
+
+
+def _equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two models have the same weights under the same names."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        theirs[name].shape == value.shape and torch.equal(theirs[name].cpu(), value.cpu()) for name, value in ours.items()
+    )
 
 
 def read_captioned(config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser) -> CaptionedImages:

@@ -64,7 +64,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: float | None, path: Path) -> None:
     """Accuracies with intervals and bound, calibration, and best-of-n."""
-    figure, (left, middle, right) = new_figure(14, 4.8, columns=3)
+    figure, (left, middle, *last) = new_figure(14 if picks else 9.5, 4.8, columns=3 if picks else 2)
     accuracy = sorted((row for row in rows if row["figure"] == "accuracy"), key=lambda row: row["value"])
     for height, row in enumerate(accuracy):
         left.plot(row["value"], height, **style(0))
@@ -79,11 +79,17 @@ def draw(rows: Sequence[Row], bins: Sequence[Row], picks: Sequence[Row], bound: 
     middle.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linestyle=":")
     middle.plot([row["sure"] for row in bins], [row["right"] for row in bins], **style(0))
     middle.set(title="Calibration of the reward model", xlabel="sigmoid(|difference|)", ylabel="share ordered as people do")
+    for axes in last:
+        _draw_best_of(axes, picks)
+    save(figure, path)
+
+
+def _draw_best_of(axes: Any, picks: Sequence[Row]) -> None:
+    """What the best of n by each scorer is worth, by the oracle."""
     for number, name in enumerate(dict.fromkeys(row["scorer"] for row in picks)):
         part = [row for row in picks if row["scorer"] == name]
-        right.plot([row["n"] for row in part], [row["utility"] for row in part], label=name, **style(number))
+        axes.plot([row["n"] for row in part], [row["utility"] for row in part], label=name, **style(number))
     prompts = {row["n"]: row["prompts"] for row in picks}  # with fewer images than n a prompt does not count
-    right.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
-    right.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="utility by the oracle")
-    right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)
-    save(figure, path)
+    axes.set_xticks(list(prompts), [f"{n}\n{count:,}" for n, count in prompts.items()])
+    axes.set(title="Best of n by each scorer", xlabel="n, and how many prompts have n images", ylabel="utility by the oracle")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)

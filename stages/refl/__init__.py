@@ -63,7 +63,8 @@ class ReflConfig(TuneConfig):
         yield from super().faults()
         if not self.first_late_step <= self.last_late_step < self.num_steps:
             yield (
-                f"the late steps {self.first_late_step} to {self.last_late_step} are none of the steps 0 to {self.num_steps - 1}"
+                f"the late steps {self.first_late_step} to {self.last_late_step} are none of the steps 0 to {self.num_steps - 1}:"
+                " first_late_step <= last_late_step < num_steps"
             )
         if self.noise_samples and not self.noise_std:
             yield "noise_samples needs a noise_std above 0: the copies would all be the same"

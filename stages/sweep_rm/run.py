@@ -65,8 +65,8 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation loss of each point, the lowest marked."""
     figure, (axis,) = new_figure(9, 1.6 + 0.35 * len(points))
     losses = [point["validation_loss"] for point in points]
-    axis.plot(losses, range(len(points)), linestyle="none", **style(0))
-    axis.plot(min(losses), losses.index(min(losses)), linestyle="none", label="lowest", **style(1))
+    axis.plot(losses, range(len(points)), **(style(0) | {"linestyle": "none"}))
+    axis.plot(min(losses), losses.index(min(losses)), label="lowest", **(style(1) | {"linestyle": "none"}))
     axis.set(
         yticks=range(len(points)),
         yticklabels=[point["point"] for point in points],

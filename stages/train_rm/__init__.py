@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 from irpipe.models.plugins import plugins
-from irpipe.models.published import BLIP
+from irpipe.models.published import BLIP, NO_GENERATOR
 from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings, workers
 from irpipe.pipeline.stage import Config, Group, Stage, group, setting
 
@@ -72,6 +72,7 @@ class TrainRmConfig(Config):
     model: str = setting(
         BLIP,
         role="model",
+        check=NO_GENERATOR,
         meaning="What it starts from: a BLIP with a matching head, BLIP's model_large.pth or ImageReward.pt, or a folder with a"
         " reward model of any installed format, such as one that train-rm wrote.",
         source="ImageReward 3.1: BLIP",
@@ -81,6 +82,13 @@ class TrainRmConfig(Config):
         meaning="How the head starts. itm: as the start's logit of image-text matching. published: near zero. random: with"
         " even gain. kept: as it comes. auto: kept, else itm, else random.",
         source="published: ImageReward 3.1, N(0, 1/(d+1)); see docs/LOG.md for why it is not the default",
+    )
+    loss: Literal["pairwise", "choice", "plackett-luce"] = setting(
+        "pairwise",
+        role="neutral",
+        meaning="pairwise: each pair by itself. choice: which image of a ranking people put first, among all of it."
+        " plackett-luce: and then which of the others, down to the last.",
+        source="pairwise: ImageReward, equation 1; choice: HPS, section 5",
     )
     fit_scale: bool = setting(
         True,
@@ -164,6 +172,8 @@ class TrainRmConfig(Config):
         idle = self.training.unused()
         if self.head in ("published", "random", "kept"):
             idle["fit_scale"] = f"head = {self.head}"
+        if self.loss != "pairwise":
+            idle["fit_scale"] = f"loss = {self.loss}"
         if not self.freeze_rate:
             idle["freeze"] = "freeze_rate is 0"
         return idle

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.loading import memory_errors
-from irpipe.models.reward.losses import pairwise_loss
+from irpipe.models.reward.losses import choice_loss, pairwise_loss
 from irpipe.models.training.objective import Samples
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import Groups, pack, share
@@ -33,6 +33,7 @@ class Batch:
         texts: of each group, (g, ...).
         counts: images of each group; prompts: (g,) their ids.
         better, worse: (p,) indices of a pair's images in `images`; weights: (p,).
+        choices: (p,) the choice that each pair is a part of, from 0.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch:
     better: Tensor
     worse: Tensor
     weights: Tensor
+    choices: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ class BatchReader:
             for ends in (groups.better, groups.worse)
         )
         weights = np.concatenate([groups.weights[pair] for pair in pairs])
+        _, choices = np.unique(np.concatenate([groups.choices[pair] for pair in pairs]), return_inverse=True)
         prompts = [int(groups.prompts[n]) for n in numbers]
-        pairs_of = (torch.from_numpy(values) for values in (better, worse, weights))
+        pairs_of = (torch.from_numpy(values) for values in (better, worse, weights, choices))
         return Batch(self.read(rows), texts, counts, prompts, *pairs_of)
 
 
@@ -112,9 +115,26 @@ def pixels_of(batch: Batch, device: torch.device) -> Tensor:
     return batch.images.to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def losses_of(scores: Tensor, batch: Batch) -> Tensor:
-    """The loss of each pair, (p,), of raw scores (n,)."""
-    return pairwise_loss(scores[batch.better.to(scores.device)], scores[batch.worse.to(scores.device)])
+def losses_of(model: Any, scores: Tensor, batch: Batch) -> Tensor:
+    """The loss of the choice that each pair is a part of, (p,), of raw scores (n,).
+
+    A choice between two is a pair. A model whose scores are no log odds says what they are (`logits`).
+    """
+    better, worse, choices = (values.to(scores.device) for values in (batch.better, batch.worse, batch.choices))
+    logits = model.logits(scores) if hasattr(model, "logits") else scores
+    counts = torch.bincount(choices)
+    if len(counts) == len(choices):
+        return pairwise_loss(logits[better], logits[worse])
+    first = torch.empty_like(counts).scatter_(0, choices, better)  # of a choice all pairs have the same better image
+    order = torch.cat([torch.arange(len(counts), device=scores.device), choices]).argsort(stable=True)
+    values = logits[torch.cat([first, worse])[order]]
+    return choice_loss(values, counts + 1, torch.zeros_like(counts))[choices]
+
+
+def losses_of_equal_scores(batch: Batch) -> Tensor:
+    """The loss of each pair's choice where all scores are alike, (p,): ln of the number of its images."""
+    counts = torch.bincount(batch.choices)
+    return (counts + 1).double().log()[batch.choices]
 
 
 def pair_figures(scores: Tensor, losses: Tensor, batch: Batch) -> dict[str, Samples]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,6 +15,8 @@ from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS
 from irpipe.schemas.pairs import PAIRS
+
+Loss = Literal["pairwise", "choice", "plackett-luce"]
 
 _MOST_IMAGES = 32  # of a prompt in one step; beyond, each of its rankings stands for itself
 
@@ -62,6 +65,24 @@ def fewer_prompts(pairs: PairRows, most: int) -> PairRows:
     return pairs.of((pairs.split != "train") | (pairs.prompt_id < of_training[most]))
 
 
+def of_loss(pairs: PairRows, loss: Loss) -> PairRows:
+    """The pairs that a loss asks about: all, or those of the first image of each ranking."""
+    if loss != "choice":
+        return pairs
+    ends = np.concatenate([np.stack([pairs.ranking_id, end], axis=1) for end in (pairs.better, pairs.worse)])
+    _, place = np.unique(ends, axis=0, return_inverse=True)
+    better, worse = np.split(place.reshape(-1), 2)
+    return pairs.of(~np.isin(better, worse))
+
+
+def choices_of(pairs: PairRows, loss: Loss) -> NDArray[np.int64]:
+    """(p,) the choice that each pair is a part of: of its better image among all that its ranking puts below it."""
+    if loss == "pairwise":
+        return np.arange(len(pairs))
+    _, choices = np.unique(np.stack([pairs.ranking_id, pairs.better], axis=1), axis=0, return_inverse=True)
+    return choices.reshape(-1).astype(np.int64)
+
+
 def read_prompts(files: Sequence[Path]) -> dict[int, str]:
     """Texts of annotated prompts by id."""
     table = ANNOTATED_PROMPTS.read(files)
@@ -76,7 +97,8 @@ class Groups:
         prompts: (g,) ids.
         image_rows: rows of the images, all groups' one after the other; group i has those from `image_starts[i]`.
         better, worse: indices of a pair's images within its group; group i has the pairs from `pair_starts[i]`.
-        weights: of the pairs.
+        weights: of the pairs; those of one choice share one pair's.
+        choices: of each pair, the choice that it is a part of.
     """
 
     prompts: NDArray[np.uint64]
@@ -85,6 +107,7 @@ class Groups:
     better: NDArray[np.int64]
     worse: NDArray[np.int64]
     weights: NDArray[np.float32]
+    choices: NDArray[np.int64]
     pair_starts: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -101,15 +124,15 @@ class Groups:
         return np.diff(self.image_starts)
 
 
-def group(pairs: PairRows, images: NDArray[np.uint64]) -> Groups:
+def group(pairs: PairRows, images: NDArray[np.uint64], loss: Loss = "pairwise") -> Groups:
     """Gather pairs by prompt.
 
     Args:
         images: (n,) all images; a pair's image is given by its row there.
 
-    Cost: O(p log p); memory 60 bytes per pair.
+    Cost: O(p log p); memory 70 bytes per pair.
     """
-    sorted_images = np.argsort(images)
+    sorted_images, choices = np.argsort(images), choices_of(pairs, loss)
     better, worse = (sorted_images[np.searchsorted(images, ids, sorter=sorted_images)] for ids in (pairs.better, pairs.worse))
     unit = split_large(pairs)
     units, first, of_unit = np.unique(unit, return_index=True, return_inverse=True)
@@ -131,7 +154,8 @@ def group(pairs: PairRows, images: NDArray[np.uint64]) -> Groups:
         image_starts=image_starts,
         better=local(better),
         worse=local(worse),
-        weights=pairs.weight[by_unit],
+        weights=(pairs.weight / np.bincount(choices)[choices]).astype(np.float32)[by_unit],
+        choices=choices[by_unit],
         pair_starts=np.searchsorted(of_unit[by_unit], np.arange(len(units) + 1)),
     )
 

@@ -104,7 +104,7 @@ class PairEvaluator(Evaluator):
                 for batch in self.reader.batches(self.groups, numbers):
                     with enough_memory(batch), self.accelerator.autocast():
                         scores = scores_of(self.model, batch, pixels_of(batch, self.accelerator.device))
-                    totals.add(totals_of(scores, losses_of(scores, batch), batch))
+                    totals.add(totals_of(scores, losses_of(self.model, scores, batch), batch))
         return totals.over(self.accelerator)
 
 

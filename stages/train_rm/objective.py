@@ -1,8 +1,7 @@
-"""The pairwise loss as an objective of a training, with its own guard against collapse."""
+"""The loss of pairs or choices as an objective of a training, with its own guard against collapse."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,14 +23,17 @@ from irpipe.stages.train_rm.batches import (
     augment,
     enough_memory,
     losses_of,
+    losses_of_equal_scores,
     pair_figures,
     pixels_of,
     scores_of,
 )
 from irpipe.stages.train_rm.data import Groups, noise_seed, steps_of_epoch
 
-_LN2 = math.log(2)
-_FLAT_LOSS, _FLAT_STD = 2e-3, 1e-2  # so near ln 2, and so little between a prompt's images, that nothing was learnt
+_FLAT_LOSS, _FLAT_STD = (
+    2e-3,
+    1e-2,
+)  # so near the loss of equal scores, and so little between a prompt's images, that nothing was learnt
 _GUARD_STEPS = 10  # whose mean the guard looks at
 _SCALE_GROUPS = 200  # training prompts that a head's scale is fitted on
 _SCALES = (0.02, 2.0)
@@ -39,7 +41,9 @@ _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 class PairwiseObjective(Objective):
-    """-log sigmoid(better - worse), the mean over a step's pairs by weight. Source: ImageReward, equation 1.
+    """The mean loss of a step's choices by weight: -log softmax of the better image among itself and the worse ones.
+
+    Of pairs that is -log sigmoid(better - worse). Source: ImageReward, equation 1; HPS, section 5.
 
     Args:
         model: a `RewardModel` on the accelerator's device.
@@ -48,8 +52,8 @@ class PairwiseObjective(Objective):
 
     Attributes:
         steps: the groups of each step.
-        carried: of each of the last steps, until the guard has looked: loss and weight of its pairs, standard deviation of scores
-            within a prompt, number of prompts; sums over all processes.
+        carried: of each of the last steps, until the guard has looked: loss above that of equal scores and weight of its pairs,
+            standard deviation of scores within a prompt, number of prompts; sums over all processes.
     """
 
     name, weight = "loss", 1.0
@@ -91,12 +95,12 @@ class PairwiseObjective(Objective):
                 pixels, part.counts, self._seeds(step, part), [self._may_flip[one] for one in part.prompts], self.config
             )
         scores = scores_of(self.model, part, pixels)
-        losses, weights = losses_of(scores, part), part.weights.to(scores.device)
+        losses, weights = losses_of(self.model, scores, part), part.weights.to(scores.device)
         loss = (losses * weights).sum() / self._weight_of(step)
         if not bool(torch.isfinite(loss)):
             raise self._not_finite(step, part, scores)
         figures = pair_figures(scores.detach(), losses.detach(), part)
-        self._sums += sums_of(figures)
+        self._sums += sums_of(figures, losses_of_equal_scores(part).to(scores.device))
         return loss, figures
 
     def _weight_of(self, step: int) -> float:
@@ -125,7 +129,7 @@ class PairwiseObjective(Objective):
     # -- the guard ----------------------------------------------------------------------------------------------------
 
     def finish(self, step: int) -> None:
-        """Detect collapse early (loss still ln 2, all scores alike).
+        """Detect collapse early (loss still that of equal scores, all scores alike).
 
         Raises:
             TrainingError: it has collapsed.
@@ -141,10 +145,10 @@ class PairwiseObjective(Objective):
             return
         loss, weight, std, prompts = np.sum(self.carried, axis=0)
         self.carried = []
-        if abs(loss / weight - _LN2) < _FLAT_LOSS and std / prompts < _FLAT_STD:
+        if abs(loss / weight) < _FLAT_LOSS and std / prompts < _FLAT_STD:
             raise TrainingError(
-                f"the reward model collapsed: after {step + 1:,} steps the loss is {loss / weight:.5f} (ln 2 is {_LN2:.5f})"
-                f" and a prompt's images differ by {std / prompts:.1e} in score",
+                f"the reward model collapsed: after {step + 1:,} steps the loss is that of equal scores (for pairs ln 2) but for"
+                f" {abs(loss / weight):.1e}, and a prompt's images differ by {std / prompts:.1e} in score",
                 fix="--set train-rm.head=itm and a BLIP with a matching head, a higher train-rm.optimizer.learning_rate, or, to"
                 " let it go on, --set train-rm.collapse_after=0",
             )
@@ -173,8 +177,9 @@ class PairwiseObjective(Objective):
         return round(float(best), 6)
 
 
-def sums_of(figures: Mapping[str, Samples]) -> NDArray[np.float64]:
-    """Loss and weight of pairs, standard deviation and number of prompts."""
+def sums_of(figures: Mapping[str, Samples], equal: Tensor) -> NDArray[np.float64]:
+    """Loss above that of equal scores, (p,), and weight of pairs, standard deviation and number of prompts."""
     loss, stds = figures["loss"], figures["score_std"].values
     assert loss.weights is not None, "pairs have weights"
-    return np.array([float((loss.values * loss.weights).sum()), float(loss.weights.sum()), float(stds.sum()), len(stds)])
+    above = float(((loss.values - equal) * loss.weights).sum())
+    return np.array([above, float(loss.weights.sum()), float(stds.sum()), len(stds)])

@@ -23,11 +23,11 @@ from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.curves import write_curves
 from irpipe.schemas.files import read_json
-from irpipe.schemas.reward_model import REJECTED_TRAINING_PAIRS, ScoreCard
+from irpipe.schemas.reward_model import REJECTED_TRAINING_PAIRS
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.batches import BatchReader
 from irpipe.stages.train_rm.curves import draw_curves
-from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, read_pairs, read_prompts
+from irpipe.stages.train_rm.data import PairRows, check_splits, fewer_prompts, group, of_loss, read_pairs, read_prompts
 from irpipe.stages.train_rm.evaluate import PairEvaluator, evaluation_steps
 from irpipe.stages.train_rm.objective import PairwiseObjective
 
@@ -43,6 +43,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     model.to(accelerator.device)
     read, faults = open_images(config, inputs, context, model, pairs.images, accelerator)
     kept, rejected = without_faults(pairs, faults, config.max_rejected)
+    kept = of_loss(kept, config.loss)
     check_splits(kept, prompts)
     texts = {identity: prompts[identity] for identity in dict.fromkeys(kept.prompt_id.tolist())}
     objective, evaluator = make_task(config, model, kept, pairs.images, texts, read, accelerator)
@@ -108,7 +109,7 @@ def make_task(
     texts = {name: values.cpu() for name, values in model.encode_texts(list(prompts.values())).items()}
     row_of = {identity: row for row, identity in enumerate(prompts)}
     reader = BatchReader(read, texts, row_of, config.training.micro_batch_size, accelerator)
-    training, validation = (group(pairs.of(pairs.split == split), images) for split in ("train", "validation"))
+    training, validation = (group(pairs.of(pairs.split == split), images, config.loss) for split in ("train", "validation"))
     objective = PairwiseObjective(config, model, training, prompts, reader, accelerator)
     due = evaluation_steps(objective.epochs, config.evaluation.per_epoch)
     return objective, PairEvaluator(model, validation, reader, due, accelerator)
@@ -187,6 +188,7 @@ def write_models(trainer: Trainer, evaluator: PairEvaluator, card: Mapping[str, 
         trainer.weights.load(weights)
         totals = evaluator.totals()
         images = f"the {int(totals.images):,} images of the validation split"
-        model.card = replace(ScoreCard(totals.mean_score, totals.std_score or 1.0, images), **card)
+        scale = {"mean": totals.mean_score, "std": totals.std_score or 1.0, "normalised_on": images}
+        model.card = replace(model.card, **scale, **card)
         if trainer.accelerator.is_main_process:
             model.save_pretrained(folder)
