@@ -111,22 +111,22 @@ class TestCaptioned:
         assert loss.tolist() == [9.0]
 
     def encoded(self, folder, opened):
-        shades = (0, 51, 255)
+        shades = (0, 51, 255, 102, 204)
 
         def pictures():
             opened.append(1)
             return iter(Image.new("RGB", (4, 2), (shade,) * 3) for shade in shades)
 
         advanced = []
-        made = encode_captioned(Plain(), ["a", "bb", "ccc"], pictures, "x", folder, 2, advanced.append)
-        assert sum(advanced) == 3
+        made = encode_captioned(Plain(), [n * "a" for n in range(1, 6)], pictures, "x", folder, 2, advanced.append)
+        assert sum(advanced) == 5
         return made
 
     def test_every_picture_and_caption_is_encoded_once(self, tmp_path):
         opened: list[int] = []
         made = self.encoded(tmp_path, opened)
-        np.testing.assert_allclose(made.moments[:, 0, 0, 0, 0], [0, 0.2, 1], atol=1e-6)
-        assert made.conditions["prompt_embeds"][:, 0].tolist() == [1, 2, 3]
+        np.testing.assert_allclose(made.moments[:, 0, 0, 0, 0], [0, 0.2, 1, 0.4, 0.8], atol=1e-6)
+        assert made.conditions["prompt_embeds"][:, 0].tolist() == [1, 2, 3, 4, 5]
         again = self.encoded(tmp_path, opened)
         assert opened == [1], "what is there is used"
         np.testing.assert_array_equal(again.moments, made.moments)
@@ -135,7 +135,7 @@ class TestCaptioned:
         asked = []
         monkeypatch.setattr(captions, "need_room", lambda path, size, what: asked.append(size))
         self.encoded(tmp_path, [])
-        assert asked == [4 * 3 * (2 * 4 + 1)]
+        assert asked == [4 * 5 * (2 * 4 + 1)]
 
     def test_the_middle_of_a_wide_and_of_a_high_picture(self):
         wide = np.repeat(np.arange(12, dtype=np.uint8)[None, :, None], 4, axis=0).repeat(3, axis=2)
@@ -174,7 +174,10 @@ class TestTraining:
             made.finish(step)
         return made
 
-    @pytest.mark.parametrize(("loss", "std", "flat"), [(0.0, 0.0, True), (0.0, 0.05, False), (-0.1, 0.0, False), (0.1, 0, False)])
+    @pytest.mark.parametrize(
+        ("loss", "std", "flat"),
+        [(0.0, 0.0, True), (0.0, 0.05, False), (0.0, 1.0, False), (-0.1, 0.0, False), (0.1, 0, False)],
+    )
     def test_collapse_is_ln_2_and_scores_all_alike(self, loss, std, flat):
         if flat:
             with pytest.raises(TrainingError, match="collapsed: after 2 steps the loss is that of equal scores"):
@@ -314,3 +317,22 @@ class TestStore:
 def test_the_fix_names_the_table_of_a_stage_that_writes_what_is_missing(project):
     project.recipe('recipe = "x"\n[prompt-graph]\n')
     assert "fix:      add a table [embed-prompts] to irpipe.toml" in project("plan", "prompt-graph", status=2).err
+
+
+def test_a_node_without_a_fault_does_not_wait_for_one_that_it_does_not_read(project):
+    project.recipe('recipe = "x"\n[z]\nstage = "simulate-prompts"\ncount = 0\n[a]\nstage = "simulate-prompts"\n')
+    assert {row["stage"]: row["state"] for row in project("status", "--json").json["stages"]} == {
+        "z": "cannot run",
+        "a": "not made",
+    }
+
+
+def test_a_plan_says_which_input_changed(project):
+    project.recipe('recipe = "x"\n[simulate-prompts]\ncount = 9\n[embed-prompts]\nembedder = "lexical"\n')
+    before = project.last("embed-prompts")
+    pool = project.store.newest("x", "simulate-prompts").content_id[:12]
+    after = project.last("simulate-prompts", "simulate-prompts.count=10")["content_id"][:12]
+    out = project("plan", "embed-prompts", "--set", "simulate-prompts.count=10").out
+    assert f"prompt-pool changed: {pool} -> {after}" in out and before["rows"]["kept"] == 9
+    (project.root / "own.txt").write_text("a\nb\n")
+    assert "no longer reads prompt-pool" in project("plan", "embed-prompts", "--set", "embed-prompts.path=own.txt").out
