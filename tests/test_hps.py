@@ -386,3 +386,9 @@ class TestStage:
         rm.run("score-images", *flags, "score-images.scorers=['reward-model']")
         spread = rm.rows("SELECT stddev(score) AS spread, count(*) AS images FROM scores")[0]
         assert spread["images"] > 50 and spread["spread"] > 0.01
+
+    def test_a_size_that_is_not_the_starts_own_is_told(self, rm):
+        flags = ["train-rm.model=micro-blip", "train-rm.epochs=1"]
+        assert "its start looks at images of 32 px" not in rm.run("train-rm", *flags).err
+        error = rm.run("train-rm", *flags, "train-rm.image_size=40").err
+        assert "its start looks at images of 32 px, and image_size is 40" in error

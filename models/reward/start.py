@@ -47,7 +47,7 @@ class _Towers:
     matching: tuple[Tensor, Tensor] | None
 
 
-def init_reward_model(model: Model, head: Head, seed: int, image_size: int | None = None) -> tuple[Any, str]:
+def init_reward_model(model: Model, head: Head, seed: int) -> tuple[Any, str]:
     """A reward model to train.
 
     Args:
@@ -56,7 +56,6 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
         head: `itm`: its product is the logit of image-text matching, all that pre-training knows of prompt and image;
             `published`; `random` with even gain; `kept` as it comes; `auto`: kept, else itm, else random.
         seed: of the head's weights.
-        image_size: pixels; None for the start's own. Another one fits the table of positions (bicubic, as BLIP does it).
 
     Returns:
         the model, and which head it got.
@@ -68,7 +67,7 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
     refuse_uncounted(model, folder)
     reward = _reward_model(folder)
     if reward is not None and head in ("auto", "kept"):
-        return _sized(reward, image_size, model), "kept"
+        return reward, "kept"
     if reward is not None and not isinstance(reward, ImageReward):
         raise ModelError(f"{model.shown} is a reward model with a head of its own", expected="head auto or kept")
     towers = _Towers({}, reward, None) if reward is not None else _blip(model, folder)
@@ -77,7 +76,7 @@ def init_reward_model(model: Model, head: Head, seed: int, image_size: int | Non
     if towers.weights:
         head_weights = {f"head.{name}": value for name, value in towers.model.head.state_dict().items()}
         fill(towers.model, {**towers.weights, **head_weights}, model.shown)
-    return of_size(towers.model, image_size), chosen
+    return towers.model, chosen
 
 
 def _fill_head(towers: _Towers, head: Head, name: str, generator: torch.Generator) -> None:
@@ -120,8 +119,10 @@ def of_size(model: ImageReward, image_size: int | None) -> ImageReward:
     return model
 
 
-def _sized(reward: Any, image_size: int | None, model: Model) -> Any:
-    """A reward model for images of another size.
+def sized(reward: Any, image_size: int | None, model: Model) -> Any:
+    """A reward model for images of another size, in pixels; None for its own.
+
+    An ImageReward's table of positions is fitted (bicubic, as BLIP does it).
 
     Raises:
         ModelError: it is of a kind whose size is fixed.

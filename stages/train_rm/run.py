@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.pictures import decode_all
-from irpipe.models.reward.start import init_reward_model, prepare_for_training
+from irpipe.models.reward.start import init_reward_model, prepare_for_training, sized
 from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.loop import Trainer
 from irpipe.pipeline.errors import InputError, RejectedError
@@ -38,7 +38,7 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     check_splits(pairs, prompts)
     title = f"train-rm {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rm", config.training, title, shown_config(config))
-    model, head = init_reward_model(context.models["model"][0], config.head, config.training.seed, config.image_size)
+    model, head = start(config, context)
     prepare_for_training(model, freeze_rate=config.freeze_rate, freeze=config.freeze, text_dropout=config.text_dropout)
     model.to(accelerator.device)
     read, faults = open_images(config, inputs, context, model, pairs.images, accelerator)
@@ -89,6 +89,18 @@ def open_images(
             " train-rm.reads.images=import-images or generate-images",
         )
     return (lambda rows: torch.from_numpy(pictures.read(rows))), faults
+
+
+def start(config: TrainRmConfig, context: Context) -> tuple[Any, str]:
+    """The model that training starts from, and which head it got."""
+    given = context.models["model"][0]
+    model, head = init_reward_model(given, config.head, config.training.seed)
+    own = model.preprocess.image_size
+    if config.image_size not in (None, own):
+        context.say(
+            f"  its start looks at images of {own} px, and image_size is {config.image_size}: the cost grows by the square"
+        )
+    return sized(model, config.image_size, given), head
 
 
 def make_task(
