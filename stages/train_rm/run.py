@@ -97,9 +97,7 @@ def start(config: TrainRmConfig, context: Context) -> tuple[Any, str]:
     model, head = init_reward_model(given, config.head, config.training.seed)
     own = model.preprocess.image_size
     if config.image_size not in (None, own):
-        context.say(
-            f"  its start looks at images of {own} px, and image_size is {config.image_size}: the cost grows by the square"
-        )
+        context.say(f"  its start looks at images of {own} px, and image_size is {config.image_size}: cost grows by the square")
     return sized(model, config.image_size, given), head
 
 
