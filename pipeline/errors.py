@@ -98,11 +98,15 @@ class StageError(IrpipeError):
     """A stage broke its contract with the engine."""
 
 
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The known word that is most like another one, if any is."""
+    return next(iter(difflib.get_close_matches(word, sorted(candidates), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known word, or the list of known words."""
     names = sorted(candidates)
-    matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if matches:
-        return f"; did you mean {matches[0]!r}?"
+    if (match := nearest(word, names)) is not None:
+        return f"; did you mean {match!r}?"
     listed = ", ".join(names)
     return f"; known: {listed if len(listed) <= _MOST_LISTED else listed[:_MOST_LISTED] + ' ...'}" if names else ""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from irpipe.pipeline.endings import COMPRESSED
-from irpipe.pipeline.errors import InputError, did_you_mean
+from irpipe.pipeline.errors import InputError, did_you_mean, nearest
 
 Cells = dict[str | None, Any]  # a CSV row: text by column, surplus cells under None
 _MAX_CSV_FIELD = 1 << 24  # characters; the library's own limit is 131,072
@@ -123,8 +123,11 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON: {error}"[:300], where=str(path)) from None
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+def read_csv(path: Path, columns: Sequence[str], setting: str = "") -> Iterator[tuple[int, Cells]]:
     """The number (from 0) and the cells by column of every row; surplus cells are under None.
+
+    Args:
+        setting: as that of `check_columns`.
 
     Raises:
         InputError: an expected column is missing, one is there twice, a quote is not closed, or the file is no CSV.
@@ -134,7 +137,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
         reader, begin = csv.DictReader(file, strict=True), 1
         try:
             names = list(reader.fieldnames or ())
-            check_columns(names, columns, str(path))
+            check_columns(names, columns, str(path), setting)
             check_columns(names, [name for name in names if name], str(path))
             begin = reader.line_num + 1
             for number, row in enumerate(reader):
@@ -144,15 +147,21 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
             raise InputError(f"{path} is not CSV: {error}, in the row that begins in line {begin}", where=str(path)) from None
 
 
-def check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
+def check_columns(present: Sequence[str], columns: Sequence[str], where: str, setting: str = "") -> None:
     """Every expected column must be present.
+
+    Args:
+        setting: that names such a column, for the fix; `{}` in it stands for the column's usual name.
 
     Raises:
         InputError: a column is missing; names it and the most similar present one.
     """
+    missing = [name for name in dict.fromkeys(columns) if name not in present]
+    if missing:
+        told = "\n".join(f"there is no column {name!r}{did_you_mean(name, present)}" for name in missing)
+        given = (f"--set {setting.format(name)}={nearest(name, present) or 'NAME'}" for name in missing)
+        raise InputError(told, where=where, fix=" ".join(given) if setting else None)
     for name in columns:
-        if name not in present:
-            raise InputError(f"there is no column {name!r}{did_you_mean(name, present)}", where=where)
         if list(present).count(name) > 1:
             raise InputError(f"the column {name!r} is there twice", where=where)
 

@@ -334,3 +334,20 @@ class TestModelsOfAnotherKind:
         (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
         with pytest.raises(InputError, match="name the folder that holds it"):
             local_captions(tmp_path / "metadata.jsonl", 10)
+
+
+class TestColumns:
+    @pytest.mark.parametrize("ending", ["csv", "jsonl"])
+    @pytest.mark.parametrize(("name", "shown"), [("Prompt", "Prompt"), ("words", "NAME")])
+    def test_the_fix_names_the_column_of_prompts(self, project, ending, name, shown):
+        text = f"{name}\na\nb\n" if ending == "csv" else json.dumps({name: "a"}) + "\n"
+        (project.root / f"pool.{ending}").write_text(text)
+        error = project.run("embed-prompts", f"embed-prompts.path=pool.{ending}", status=2).err
+        assert f"fix:      --set embed-prompts.prompt_column={shown}" in error
+        if shown == name and ending == "csv":
+            project.run("embed-prompts", "embed-prompts.path=pool.csv", "embed-prompts.prompt_column=Prompt")
+
+    def test_the_fix_names_the_column_of_annotations(self, project):
+        (project.root / "a.csv").write_text("caption,image,rank\na,0.png,1\na,1.png,2\n")
+        error = project.run("load-annotations", "load-annotations.path=a.csv", status=2).err
+        assert "--set load-annotations.columns.prompt=NAME" in error

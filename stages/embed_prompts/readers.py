@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irpipe.pipeline.endings import ending_of
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, did_you_mean, nearest
 from irpipe.schemas.files import cells, is_text, open_parquet, read_batches, read_csv, read_jsonl, read_lines
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.values import given
@@ -17,6 +17,9 @@ from irpipe.stages.embed_prompts import EmbedPromptsConfig
 _NSFW = ("prompt_nsfw", "image_nsfw")
 _DIFFUSIONDB = {"image_name", "prompt", "part_id", *_NSFW}
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+_COLUMN = "embed-prompts.prompt_column"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def read_prompts(config: EmbedPromptsConfig, path: Path, rejections: Rejections)
     elif kind == "jsonl":
         yield from _read_jsonl(path, config.prompt_column, rejections)
     elif kind == "csv":
-        for number, row in read_csv(path, [config.prompt_column]):
+        for number, row in read_csv(path, [config.prompt_column], _COLUMN):
             if None in row:
                 rejections.refuse(number, "more cells than columns")
                 yield PromptRow(number, None)
@@ -91,8 +94,9 @@ def _score(value: object, name: str, path: Path) -> float | None:
 
 
 def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[PromptRow]:
-    any_text = False
+    any_text, met = False, set[str]()
     for number, record, fault in read_jsonl(path):
+        met |= record.keys() if isinstance(record, dict) and not any_text else set()
         if fault is not None:
             rejections.refuse(number, "not JSON", fault)
             yield PromptRow(number, None)
@@ -103,7 +107,11 @@ def _read_jsonl(path: Path, column: str, rejections: Rejections) -> Iterator[Pro
             any_text = True
             yield PromptRow(number, _text(record[column], number, rejections))
     if not any_text:
-        raise InputError(f"no line of {path.name} is a JSON object with a field {column!r}", where=str(path))
+        raise InputError(
+            f"no line of {path.name} is a JSON object with a field {column!r}{did_you_mean(column, met) if met else ''}",
+            where=str(path),
+            fix=f"--set {_COLUMN}={nearest(column, met) or 'NAME'}" if met else None,
+        )
 
 
 def _text(value: object, number: int, rejections: Rejections) -> str | None:

@@ -15,6 +15,7 @@ from irpipe.stages.load_annotations.raw import RawRecord, take_names
 Row = tuple[int, Any, str | None]
 """A row's number, its values by our names, and its fault."""
 
+_COLUMN = "load-annotations.columns.{}"
 _SURPLUS = "more cells than columns"
 _RATINGS = ("overall", "alignment", "fidelity")
 _JSONL_FIELDS = {
@@ -85,13 +86,13 @@ def _rows(path: Path, names: Mapping[str, str], known: Sequence[str] | set[str],
         check_columns(list(met), list(ours), str(path))
         return
     if ending_of(path) == ".csv":
-        for number, cells in read_csv(path, [*names.values(), *needed]):
+        for number, cells in read_csv(path, [*names.values(), *needed], _COLUMN):
             if number == 0:
                 _refuse_unknown([ours.get(name, name) for name in cells if name is not None], known, path)
             yield number, _renamed(cells, ours), _SURPLUS if None in cells else None
         return
     present = columns_of(path)
-    check_columns(present, [*names.values(), *needed], str(path))
+    check_columns(present, [*names.values(), *needed], str(path), _COLUMN)
     _refuse_unknown([ours.get(name, name) for name in present], known, path)
     for number, values, fault in read_rows(path, present):
         yield number, _renamed(values, ours), fault
