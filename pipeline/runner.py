@@ -281,12 +281,11 @@ class Runner:
         """Say where the work is kept, and the command that continues it."""
         watcher.keep("failed", stage=step.name, error=error_line(error))
         scratch = self.store.work_path(key) / "scratch"
-        work = (
-            f"what it had saved is kept in {scratch}" if scratch.is_dir() and any(scratch.iterdir()) else "nothing of it is kept"
-        )
+        kept = scratch.is_dir() and any(scratch.iterdir())
+        work = f"what it had saved is kept in {scratch}" if kept else "nothing of it is kept"
         watcher.say(f"{step.name}: ended early after {duration(seconds)}; {work}")
         # What is wrong with an input, a model or a setting stays so; a disk, a signal or a fault of the code may not.
-        helps = isinstance(error, StoreError) or not isinstance(error, IrpipeError)
+        helps = kept or isinstance(error, StoreError) or not isinstance(error, IrpipeError)
         again = f"   go on: {shlex.join(['irpipe', *sys.argv[1:]])}" if helps else ""
         watcher.say(f"  log: irpipe log {step.name}{again}")
 

@@ -164,11 +164,11 @@ def test_the_command_line_is_frozen():
     assert surface() == {
         "cite": {"stage": ["stage"], "json_": ["--json"]},
         "diff": {"first": ["first"], "second": ["second"], "json_": ["--json"]},
-        "export": {"identifier": ["identifier"], "folder": ["folder"], "to": ["--to"]},
+        "export": {"identifier": ["identifier"], "folder": ["folder"], "to": ["--to"], "private": ["--private"]},
         "gc": {"yes": ["--yes"], "json_": ["--json"]},
         "init": {"name": ["name"], "recipe": ["--recipe"]},
         "log": {"stage": ["stage"], "follow": ["--follow", "-f"], "json_": ["--json"]},
-        "report": {"identifier": ["identifier"], "out": ["--out"], "watch": ["--watch"]},
+        "report": {"identifier": ["identifier"], "out": ["--out"], "watch": ["--watch"], "open_": ["--open"]},
         "lineage": {"identifier": ["identifier"], "format_": ["--format"], "json_": ["--json"]},
         "plan": {"stage": ["stage"], "set_": ["--set"], "strict_code": ["--strict-code"], "json_": ["--json"]},
         "run": {
@@ -189,7 +189,7 @@ def test_the_command_line_is_frozen():
             "device": ["--device"],
             "json_": ["--json"],
         },
-        "show": {"identifier": ["identifier"], "json_": ["--json"]},
+        "show": {"identifier": ["identifier"], "json_": ["--json"], "open_": ["--open"]},
         "sql": {"query": ["query"], "seconds": ["--seconds"], "memory": ["--memory"], "json_": ["--json"]},
         "status": {"json_": ["--json"]},
         "trace": {"row_id": ["row_id"], "json_": ["--json"]},

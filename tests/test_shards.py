@@ -230,8 +230,10 @@ def test_an_executor_of_another_package(context: Context, tmp_path, install, mon
 
 # Maps slow shards in a process of its own.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.interrupt import sigterm_interrupts
 from irpipe.pipeline.stage import Context
