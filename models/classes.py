@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from irpipe.pipeline.at_hand import folder_of
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.requirements import folder_of
 from irpipe.pipeline.stage import Model
 
 TUNABLE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pipelines that `models/tuning/denoiser.py` knows

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
-from irpipe.pipeline.at_hand import how_to_get, is_reachable
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
 from irpipe.pipeline.executors import worker_number
+from irpipe.pipeline.requirements import how_to_get, is_reachable
 from irpipe.pipeline.stage import Model
 
 _OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int, device: torch.device) -> dict[str, Tensor]:
+    """Token ids and attention mask, (n, l) each: cut at `max_length` tokens, and padded to the longest."""
+    batch = tokenizer(list(prompts), padding="longest", max_length=max_length, truncation=True, return_tensors="pt")
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}

@@ -18,8 +18,8 @@ def numerics(determinism: str) -> dict[str, str]:
     Args:
         determinism: `bitwise`, or `numeric`: the last bits depend on the threads, the libraries and the processor.
     """
-    told = ("internal_api", "version", "architecture", "threading_layer")
-    pools = [" ".join(pool[name] for name in told if pool.get(name)) for pool in threadpoolctl.threadpool_info()]
+    fields = ("internal_api", "version", "architecture", "threading_layer")
+    pools = [" ".join(pool[name] for name in fields if pool.get(name)) for pool in threadpoolctl.threadpool_info()]
     return {"determinism": determinism, "libraries": ", ".join(sorted(set(pools)))}
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from irpipe.pipeline.at_hand import not_at_hand, to_download
 from irpipe.pipeline.code import Parsed, code_digest
 from irpipe.pipeline.commit import attempt
 from irpipe.pipeline.errors import IrpipeError, combined
@@ -16,6 +15,7 @@ from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.plugins import with_plugins
 from irpipe.pipeline.progress import Watcher, duration
 from irpipe.pipeline.recipe import Recipe
+from irpipe.pipeline.requirements import to_download, unmet
 from irpipe.pipeline.settings import (
     Config,
     default_config,
@@ -130,12 +130,11 @@ class Planner:
                 continue
             if step.record is not None:
                 entries[name] = input_entry(node, step.record)
-            elif missing := list(not_at_hand(node, step.externals)):
+            elif missing := list(unmet(node, step.externals)):
                 faults += [(name, error) for error in missing]
                 continue
             steps[name] = step
-        order = list(wired.visited)
-        return steps, sorted(faults, key=lambda fault: order.index(fault[0]))
+        return steps, wired.in_order(faults)
 
     def examine(self, node: Node, entries: Mapping[str, InputEntry]) -> Step:
         """The step of one node, given the entries of its upstream nodes."""

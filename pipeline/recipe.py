@@ -111,8 +111,7 @@ class Recipe:
         """
         wired = self.wire(target)
         if wired.faults:
-            order = list(wired.visited)
-            raise combined(sorted(wired.faults, key=lambda fault: order.index(fault[0])))
+            raise combined(wired.in_order(wired.faults))
         return list(wired.nodes.values())
 
     def wire(self, target: str) -> Wiring:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from irpipe.pipeline.at_hand import not_reachable, to_download
 from irpipe.pipeline.code import code_digest
 from irpipe.pipeline.commit import attempt, begin, commit, recover, remove
 from irpipe.pipeline.cpus import set_threads, threads, usable_cpus
@@ -29,6 +28,7 @@ from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Recipe
+from irpipe.pipeline.requirements import not_reachable, to_download
 from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
@@ -96,7 +96,7 @@ class Runner:
             steps = self.planner.plan(target)  # all that is missing is an error now, not after hours
             self._refuse(step for step in steps if not (only and step.name != target))
             self._tell_plan(steps)
-            for node in self.recipe.chain(target):
+            for node in [step.node for step in steps]:
                 step = self.planner.examine(node, entries)
                 if step.state == "run" and only and step.name != target:
                     raise StoreError(

@@ -157,22 +157,28 @@ def default_config(config: type[Config], **values: Any) -> Config:
     return config.model_construct(None, **tables)
 
 
+def _declared(config: type[BaseModel], name: str, what: str) -> Any:
+    """What `setting` was given beside pydantic's own."""
+    extra = settings_of(config)[name].json_schema_extra
+    return extra[what] if isinstance(extra, dict) else None
+
+
 def role_of(config: type[BaseModel], name: str) -> Role:
     """The role a setting was declared with."""
-    extra = settings_of(config)[name].json_schema_extra
-    return extra["role"] if isinstance(extra, dict) else "result"  # type: ignore[return-value]
+    role: Role = _declared(config, name, "role") or "result"
+    return role
 
 
 def source_of(config: type[BaseModel], name: str) -> str | None:
     """The source a setting's default was declared with."""
-    extra = settings_of(config)[name].json_schema_extra
-    return extra["source"] if isinstance(extra, dict) else None  # type: ignore[return-value]
+    source: str | None = _declared(config, name, "source")
+    return source
 
 
 def check_of(config: type[BaseModel], name: str) -> str | None:
-    """What looks at a model that a setting names."""
-    extra = settings_of(config)[name].json_schema_extra
-    return extra["check"] if isinstance(extra, dict) else None  # type: ignore[return-value]
+    """The function that checks a model which a setting names."""
+    check: str | None = _declared(config, name, "check")
+    return check
 
 
 def hashed_names(config: Config, roles: Sequence[Role]) -> list[str]:

@@ -45,7 +45,7 @@ class Wiring:
 
     Attributes:
         nodes: by name.
-        faults: (node, error), in the order in which they have to be mended.
+        faults: (node, error).
         visited: every node that was looked at, as a set in order, each after those it reads.
         meant: the kinds for which the recipe's own table `reads` was asked.
     """
@@ -75,6 +75,11 @@ class Wiring:
             self.nodes[name] = self._node(name, stage, config, upstream)
         except IrpipeError as error:
             self.faults.append((name, error))
+
+    def in_order(self, faults: Iterable[tuple[str, IrpipeError]]) -> list[tuple[str, IrpipeError]]:
+        """Faults of nodes, each after those of the nodes that it reads: the order in which they are to be fixed."""
+        place = {name: number for number, name in enumerate(self.visited)}
+        return sorted(faults, key=lambda fault: place[fault[0]])
 
     def _has_faults(self, name: str) -> bool:
         return any(node == name for node, _ in self.faults)

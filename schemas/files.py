@@ -158,9 +158,9 @@ def check_columns(present: Sequence[str], columns: Sequence[str], where: str, se
     """
     missing = [name for name in dict.fromkeys(columns) if name not in present]
     if missing:
-        told = "\n".join(f"there is no column {name!r}{did_you_mean(name, present)}" for name in missing)
+        message = "\n".join(f"there is no column {name!r}{did_you_mean(name, present)}" for name in missing)
         given = (f"--set {setting.format(name)}={nearest(name, present) or 'NAME'}" for name in missing)
-        raise InputError(told, where=where, fix=" ".join(given) if setting else None)
+        raise InputError(message, where=where, fix=" ".join(given) if setting else None)
     for name in columns:
         if list(present).count(name) > 1:
             raise InputError(f"the column {name!r} is there twice", where=where)

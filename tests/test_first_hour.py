@@ -15,9 +15,9 @@ import pytest
 from irpipe.models import classes
 from irpipe.models.classes import TUNABLE, tunable_generator
 from irpipe.models.tuning.denoiser import _CONDITIONING
-from irpipe.pipeline import at_hand
-from irpipe.pipeline.at_hand import missing_packages
+from irpipe.pipeline import requirements
 from irpipe.pipeline.errors import ModelError, RecipeError, combined, numbered
+from irpipe.pipeline.requirements import missing_packages
 from irpipe.pipeline.stage import Model
 
 HUB = f"nobody/nothing@{'0' * 40}"
@@ -193,7 +193,7 @@ class TestBeforeHoursOfWork:
 
     def test_a_stage_without_its_packages(self, project, monkeypatch):
         missing_packages.cache_clear()
-        monkeypatch.setattr(at_hand, "_is_installed", lambda name: name != "peft")
+        monkeypatch.setattr(requirements, "_is_installed", lambda name: name != "peft")
         try:
             error = project("plan", "refl", status=2).err
             assert "refl needs packages that are not installed: peft" in error and "pip install 'irpipe[tune]'" in error
@@ -207,7 +207,7 @@ class TestBeforeHoursOfWork:
         assert missing_packages(None) == ()
 
     def test_a_model_that_cannot_be_had_is_told_before_anything_runs(self, project, monkeypatch):
-        monkeypatch.setattr(at_hand, "_reaches_hub", lambda _: False)
+        monkeypatch.setattr(requirements, "_reaches_hub", lambda _: False)
         flags = ["embed-prompts.embedder=sentence-transformers", f"embed-prompts.model={HUB}", "embed-prompts.dtype=float32"]
         flags.append(f"generate-images.models=['{HUB}']")
         out = project("plan", "generate-images", *(part for flag in flags for part in ("--set", flag))).out
@@ -222,11 +222,11 @@ class TestBeforeHoursOfWork:
 
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         model = Model("nobody/nothing", "0" * 40, None, "refl.model", HUB)
-        assert at_hand.folder_of(model) is None and classes.generator(model) is None
+        assert requirements.folder_of(model) is None and classes.generator(model) is None
         snapshot = tmp_path / "models--nobody--nothing" / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
         (snapshot / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-        assert at_hand.folder_of(model) == snapshot
+        assert requirements.folder_of(model) == snapshot
         with pytest.raises(ModelError, match="FluxPipeline"):
             tunable_generator(model)
 

@@ -243,7 +243,7 @@ def test_shards_are_of_whole_prompts_and_one_model():
 
 
 class TestModelsThatCannotBeUsed:
-    def test_weights_that_are_not_at_hand(self, small, monkeypatch):
+    def test_weights_that_are_unmet(self, small, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         message = small.run("generate-images", "generate-images.models=['nobody/nothing@" + "0" * 40 + "']", status=2).err
         assert "nobody/nothing cannot be loaded" in message

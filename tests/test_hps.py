@@ -22,6 +22,7 @@ from irpipe.models.reward.losses import choice_loss
 from irpipe.models.reward.preprocessing import Preprocessing
 from irpipe.models.weights import fill
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.external import shipped_folder
 from irpipe.stages.train_rm.batches import BatchReader, losses_of, losses_of_equal_scores
 from irpipe.stages.train_rm.data import PairRows, group, of_loss
 from tests.conftest import SHARED
@@ -249,8 +250,6 @@ class TestRankings:
 
 class TestFolders:
     def test_it_is_saved_and_loaded_by_its_format(self, tmp_path):
-        from irpipe.pipeline.external import shipped_folder
-
         model = ClipReward.from_pretrained(shipped_folder("micro-clip"))
         model.save_pretrained(tmp_path / "saved")
         again = load_reward_model(tmp_path / "saved")
@@ -262,8 +261,6 @@ class TestFolders:
         assert scores[0] != scores[1]
 
     def test_equal_texts_are_encoded_once(self):
-        from irpipe.pipeline.external import shipped_folder
-
         model, seen = ClipReward.from_pretrained(shipped_folder("micro-clip")), []
         model.clip.text_model.register_forward_pre_hook(
             lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
@@ -286,6 +283,40 @@ class TestFolders:
         change(state)
         with pytest.raises(ModelError, match=message):
             ClipReward.from_published(state, head_widths=(vision["head_width"], text["width"] // text["heads"]))
+
+    def openai(self, words: int) -> dict[str, torch.Tensor]:
+        """A CLIP of one block of one head per tower, for images of 16 px, under OpenAI's names."""
+        state = {"logit_scale": torch.tensor(1.0), "visual.proj": torch.randn(64, 8), "text_projection": torch.randn(64, 8)}
+        state |= {"visual.class_embedding": torch.randn(64), "visual.conv1.weight": torch.randn(64, 3, 8, 8)}
+        state |= {"visual.positional_embedding": torch.randn(5, 64), "positional_embedding": torch.randn(32, 64)}
+        state["token_embedding.weight"] = torch.randn(words, 64)
+        norms = ["visual.ln_pre", "visual.ln_post", "ln_final"]
+        for tower in ("visual.", ""):
+            block = f"{tower}transformer.resblocks.0."
+            norms += [f"{block}ln_1", f"{block}ln_2"]
+            state |= {f"{block}attn.in_proj_weight": torch.randn(192, 64), f"{block}attn.in_proj_bias": torch.randn(192)}
+            for name, (rows, columns) in {"attn.out_proj": (64, 64), "mlp.c_fc": (256, 64), "mlp.c_proj": (64, 256)}.items():
+                state |= {f"{block}{name}.weight": torch.randn(rows, columns), f"{block}{name}.bias": torch.randn(rows)}
+        return state | {f"{norm}.{part}": torch.ones(64) for norm in norms for part in ("weight", "bias")}
+
+    def test_a_checkpoint_needs_the_tokenizer_of_its_words(self, tmp_path):
+        """Beside it: with one of other words every prompt would be read wrongly, and in silence."""
+        words = ClipReward.from_pretrained(shipped_folder("micro-clip"))
+        words.tokenizer.save_pretrained(tmp_path)
+        torch.save({"state_dict": self.openai(len(words.tokenizer))}, tmp_path / "hpc.pth")
+        assert type(load_reward_model(tmp_path)) is ClipReward
+        torch.save({"state_dict": self.openai(4 * len(words.tokenizer))}, tmp_path / "hpc.pth")
+        with pytest.raises(ModelError, match="tokens, and its text encoder embeddings for"):
+            load_reward_model(tmp_path)
+
+    def test_a_share_of_the_blocks_is_fixed(self):
+        model = ClipReward.from_pretrained(shipped_folder("micro-clip"))
+        blocks = len(model.clip.vision_model.encoder.layers)
+        model.freeze(1.0)
+        trained = {name.partition(".")[0] for name, value in model.clip.named_parameters() if value.requires_grad}
+        assert blocks >= 1 and trained == {"visual_projection", "logit_scale"}
+        model.freeze(0.0)
+        assert all(value.requires_grad for value in model.parameters())
 
     def test_a_file_that_is_none(self, recorded, tmp_path):
         state = recorded.part("model.")

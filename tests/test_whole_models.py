@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import irpipe.microworld
 from irpipe.models.generators import Sampling, load
 from irpipe.models.reward.base import load_reward_model
+from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.preprocessing import read_preprocessing
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, aesthetic_head
@@ -43,6 +44,10 @@ def shipped(name: str) -> Callable[[Path], None]:
 
 def reward_model(folder: Path) -> None:
     init_reward_model(Model("blip", "r", SHIPPED / "blip"), "auto", 0)[0].save_pretrained(folder)
+
+
+def clip_reward(folder: Path) -> None:
+    ClipReward.from_pretrained(SHIPPED / "clip").save_pretrained(folder)
 
 
 def adapters(folder: Path) -> None:
@@ -83,6 +88,10 @@ LOADERS = {
     "blip": Loader(shipped("blip"), lambda model: BlipScorer(model, "cpu", torch.float32), ("model.safetensors",), (".",)),
     "start": Loader(shipped("blip"), lambda model: init_reward_model(model, "auto", 0), ("model.safetensors",), (".",)),
     "reward model": Loader(reward_model, lambda model: load_reward_model(model.folder), ("model.safetensors",), (".",)),
+    "CLIP as a reward model": Loader(
+        shipped("clip"), lambda model: ClipReward.from_pretrained(model.folder), ("model.safetensors",), (".",)
+    ),
+    "preference classifier": Loader(clip_reward, lambda model: load_reward_model(model.folder), ("model.safetensors",), (".",)),
     "generator": Loader(shipped("generator"), lambda model: load(model, SAMPLING, "cpu"), (*PARTS, TEXT), ("tokenizer",)),
     "trainee": Loader(shipped("generator"), lambda model: load_denoiser(model, "cpu", "float32"), (*PARTS, TEXT), ("tokenizer",)),
     "with a safety checker": Loader(

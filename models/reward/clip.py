@@ -24,7 +24,7 @@ from irpipe.models.loading import load_errors
 from irpipe.models.noise import Noise
 from irpipe.models.reward.clip_weights import HEAD_WIDTHS, config_of, from_openai_names, half_to_float, is_openai
 from irpipe.models.reward.preprocessing import Fit, Preprocessing, read_preprocessing
-from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -104,11 +104,11 @@ class ClipReward(nn.Module):
         """
         path = Path(location)
         known = Model(str(path), "", path)
-        told = read_config(known)
-        if told.get("format") == FORMAT:
+        config = read_config(known)
+        if config.get("format") == FORMAT:
             with load_errors(known, "the reward model", f"{CONFIG}, {WEIGHTS}, {CARD} and a tokenizer"):
                 return cls._from_folder(path)
-        if told.get("model_type") == "clip":
+        if config.get("model_type") == "clip":
             with load_errors(known, "the CLIP", "a CLIP of transformers with its tokenizer and preprocessing"):
                 clip = CLIPModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
                 preprocessing = read_preprocessing(path, clip.config.vision_config.image_size)
@@ -123,17 +123,19 @@ class ClipReward(nn.Module):
             )
         folder = path if path.is_dir() else path.parent
         with load_errors(known, "the checkpoint", "a CLIP tokenizer beside it (tokenizer.json)"):
-            return cls.from_published(state, tokenizer=tokenizer or load_tokenizer(folder))
+            model = cls.from_published(state, tokenizer=tokenizer or load_tokenizer(folder))
+            check_vocabulary(model.tokenizer, model.clip.text_model, str(folder))
+            return model
 
     @classmethod
     def _from_folder(cls, folder: Path) -> Self:
         from safetensors.torch import load_file
 
-        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        told["preprocessing"] |= {name: tuple(told["preprocessing"][name]) for name in ("mean", "std")}
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config["preprocessing"] |= {name: tuple(config["preprocessing"][name]) for name in ("mean", "std")}
         model = cls(
-            CLIPModel(CLIPConfig(**told["clip"])),
-            preprocessing=Preprocessing(**told["preprocessing"]),
+            CLIPModel(CLIPConfig(**config["clip"])),
+            preprocessing=Preprocessing(**config["preprocessing"]),
             card=ScoreCard(**json.loads((folder / CARD).read_text(encoding="utf-8"))),
             tokenizer=load_tokenizer(folder),
         )
@@ -147,8 +149,8 @@ class ClipReward(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"format": FORMAT, "clip": self.clip.config.to_dict(), "preprocessing": asdict(self.preprocess)}
-        (folder / CONFIG).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        config = {"format": FORMAT, "clip": self.clip.config.to_dict(), "preprocessing": asdict(self.preprocess)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         save_file({name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}, folder / WEIGHTS)
         if self.tokenizer is not None:
@@ -173,8 +175,7 @@ class ClipReward(nn.Module):
         """
         if self.tokenizer is None:
             raise ModelError("this reward model came without a tokenizer", fix="from_clip(..., tokenizer=...)")
-        batch = self.tokenizer(list(prompts), padding="longest", max_length=self.max_length, truncation=True, return_tensors="pt")
-        return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        return encode_prompts(self.tokenizer, prompts, self.max_length, self.device)
 
     def cosine(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
         """Cosine (n,) of preprocessed images (n, 3, size, size), each with its text. Equal texts are encoded once."""

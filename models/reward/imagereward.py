@@ -36,7 +36,7 @@ from irpipe.models.reward.blip_weights import (
     sizes_of,
 )
 from irpipe.models.reward.preprocessing import Preprocessing
-from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -245,8 +245,7 @@ class ImageReward(nn.Module):
         """
         if self.tokenizer is None:
             raise ModelError("this reward model came without a tokenizer", fix="from_published(..., tokenizer=...)")
-        batch = self.tokenizer(list(prompts), padding="longest", max_length=self.max_length, truncation=True, return_tensors="pt")
-        return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        return encode_prompts(self.tokenizer, prompts, self.max_length, self.device)
 
     def forward(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
         """Raw scores (n,) of preprocessed images (n, 3, size, size), each for its text, as `encode_texts` made it."""

@@ -16,7 +16,6 @@ from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
 from irpipe.models.reward.base import is_clip, load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
-from irpipe.models.reward.clip_weights import is_openai
 from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
 from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
@@ -141,7 +140,7 @@ def _reward_model(folder: Path) -> Any:
         return load_reward_model(folder)
     if folder.is_file() or not (folder / CONFIG).is_file():
         state = read_checkpoint(folder)
-        if state is not None and (is_openai(state) or any("mlp.layers." in name for name in state)):
+        if state is not None and any("mlp.layers." in name for name in state):
             return load_reward_model(folder)
     return None
 

@@ -21,7 +21,7 @@ from irpipe.pipeline.wiring import Node
 _REACHING_SECONDS = 5.0
 
 
-def not_at_hand(node: Node, externals: Externals) -> Iterator[IrpipeError]:
+def unmet(node: Node, externals: Externals) -> Iterator[IrpipeError]:
     """What keeps a node from running: packages that are not installed, and models that its setting cannot take."""
     extra = node.stage.extra_of(node.config)
     if missing := missing_packages(extra):
