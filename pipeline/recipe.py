@@ -217,7 +217,9 @@ class Recipe:
         settings = settings_of(self.stages[node].config)
         if name not in settings:
             raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, settings)}")
-        raise RecipeError(f"--set {setting} has no effect: {target} does not read {node}", fix="leave it out")
+        kind = self.stages[node].writes
+        instead = f"--set {WIRING}.{kind}={node}, or leave it out" if len(self.producers.get(kind, ())) > 1 else "leave it out"
+        raise RecipeError(f"--set {setting} has no effect: {target} does not read {node}", fix=instead)
 
 
 def _flattened(table: Mapping[str, Any], stage: Stage) -> dict[str, Any]:

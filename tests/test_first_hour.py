@@ -129,6 +129,10 @@ class TestOnePlace:
     def test_a_wrong_one(self, paper, flag, message):
         assert message in paper("plan", "train-rm", "--set", flag, status=2).err
 
+    def test_a_setting_of_the_node_that_is_not_meant_says_how_to_mean_it(self, paper):
+        error = paper("plan", "train-rm", "--set", "import-images.image_root=pictures", status=2).err
+        assert "train-rm does not read import-images" in error and "fix:      --set reads.images=import-images, or leave" in error
+
     def test_a_choice_that_another_setting_makes_needless_is_no_error(self, paper):
         """refl.reward_model names a model: which node's reward model is meant does not matter then."""
         text = (paper.root / "irpipe.toml").read_text().replace("[refl]", '[refl]\nreads.reward-model = "train-rm"\n')
