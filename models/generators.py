@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from irpipe.models.loading import device_errors, load_errors, memory_errors, pick_device, quiet
 from irpipe.models.whole import check_pipeline
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.shards import digest_of
 from irpipe.pipeline.stage import Model
 
 SchedulerName = Literal["own", "ddpm", "ddim", "pndm", "lms", "euler", "euler-ancestral", "dpm-solver++", "unipc"]
@@ -41,9 +43,16 @@ _ENCODINGS = {
 }
 
 
+PROMPT = "{prompt}"  # in a negative prompt: the place of the image's own prompt
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled; `width` and `height` of None are the model's own."""
+    """How images are sampled; `width` and `height` of None are the model's own.
+
+    Attributes:
+        negative_prompt: for the guidance; `{prompt}` in it is the image's own prompt.
+    """
 
     num_steps: int
     guidance_scale: float
@@ -70,13 +79,27 @@ class ImageGenerator:
     def __init__(self, pipeline: Any, sampling: Sampling) -> None:
         self.pipeline = pipeline
         self.sampling = sampling
+        self.adapters = ""  # the digest of LoRA weights that were added to the model's own
         self._takes = frozenset(inspect.signature(type(pipeline).__call__).parameters)
 
     @property
     def settings(self) -> str:
         """The sampling as JSON with sorted keys, by the scheduler's class; a size of null is the model's own."""
         shown = asdict(self.sampling) | {"scheduler": type(self.pipeline.scheduler).__name__}
-        return json.dumps(shown, sort_keys=True)
+        return json.dumps(shown | ({"lora": self.adapters} if self.adapters else {}), sort_keys=True)
+
+    def add_lora(self, path: Path) -> None:
+        """Add LoRA weights from a file or a folder (see `irpipe.models.lora`).
+
+        Raises:
+            ModelError: the model has no UNet, or these are not its adapters.
+        """
+        from irpipe.models.lora import add_adapters
+
+        if getattr(self.pipeline, "unet", None) is None:
+            raise ModelError(f"a {type(self.pipeline).__name__} has no UNet for LoRA weights", where=str(path))
+        add_adapters(self.pipeline.unet, path)
+        self.adapters = digest_of(path)
 
     def overlong(self, prompts: Sequence[str]) -> list[Overlong]:
         """The prompts of which the tokenizer keeps only a part, and what it drops."""
@@ -91,8 +114,12 @@ class ImageGenerator:
                 found.append(Overlong(prompt, len(ids), lost))
         return found
 
-    def encode(self, prompts: Sequence[str], batch_size: int) -> Encodings:
-        """Encode prompts for `sample`, each once, so many at a time."""
+    def encode(self, prompts: Sequence[str], batch_size: int, negative_prompt: str | None = None) -> Encodings:
+        """Encode prompts for `sample`, each once, so many at a time.
+
+        Args:
+            negative_prompt: instead of the sampling's.
+        """
         import torch
 
         names = _ENCODINGS.get(type(self.pipeline).__name__)
@@ -105,17 +132,17 @@ class ImageGenerator:
                     device=self.pipeline._execution_device,
                     num_images_per_prompt=1,
                     do_classifier_free_guidance=self.sampling.guidance_scale > 1,
-                    negative_prompt=self._negative(len(part)),
+                    negative_prompt=self._negative(part, negative_prompt),
                 )
             for name, value in zip(names or (), encoded, strict=True):
                 if value is not None:
                     parts.setdefault(name, []).append(value)
         return Encodings(list(prompts), {name: torch.cat(values) for name, values in parts.items()})
 
-    def _negative(self, count: int) -> list[str] | None:
-        """The negative prompt so many times; None for an empty one, which SDXL takes otherwise than an empty text."""
-        negative = self.sampling.negative_prompt
-        return [negative] * count if negative and self.sampling.guidance_scale > 1 else None
+    def _negative(self, prompts: Sequence[str], given: str | None = None) -> list[str] | None:
+        """The negative prompt of each prompt; None for an empty one, which SDXL takes otherwise than an empty text."""
+        negative = self.sampling.negative_prompt if given is None else given
+        return [negative.replace(PROMPT, prompt) for prompt in prompts] if negative and self.sampling.guidance_scale > 1 else None
 
     def sample(self, encodings: Encodings, rows: Sequence[int], seeds: Sequence[int]) -> tuple[NDArray[np.float32], list[bool]]:
         """Images of some of the encoded prompts.
@@ -134,7 +161,7 @@ class ImageGenerator:
         if not given:
             given = {"prompt": [encodings.prompts[row] for row in rows]}
             if "negative_prompt" in self._takes:
-                given["negative_prompt"] = self._negative(len(rows))
+                given["negative_prompt"] = self._negative(given["prompt"])
         sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
         with torch.inference_mode(), _enough_memory(len(rows)):
             made = self.pipeline(

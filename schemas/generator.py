@@ -37,7 +37,7 @@ class GeneratorCard:
         steps, kept_step: optimiser steps done; the step whose weights these are.
         stopped_for: the reason of the stop rule, or an empty string.
         trained_on: content ids by kind.
-        negative_prompt: the text that the training put before the prompts of bad images, to be given as negative prompt.
+        negative_prompt: that it was tuned for; `{prompt}` in it is the place of the prompt.
     """
 
     base: str

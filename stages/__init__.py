@@ -16,6 +16,7 @@ ORDER = (
     "sweep-rm",
     "score-images",
     "evaluate-rm",
+    "choose-images",
     "oracle-truth",
     "simulate-captions",
     "refl",

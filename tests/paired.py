@@ -83,6 +83,11 @@ like = "raft"
 select = "best-and-worst"
 pool_every = 0
 alpha = 1.01
+[choose-images]
+[adapted]
+stage = "finetune"
+like = "refl"
+source = "images"
 [compare-generators]
 reads.generator = "refl"
 model = "micro-generator"

@@ -17,6 +17,7 @@ from irpipe.models.training.loop import State
 from irpipe.models.training.objective import Samples
 from irpipe.models.tuning import captions
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses, encode_captioned, fitted
+from irpipe.models.tuning.choose import best_and_worst, best_of_each
 from irpipe.models.tuning.denoiser import Denoiser
 from irpipe.pipeline.commit import remove, set_aside
 from irpipe.pipeline.errors import InputError, StoreError, TrainingError
@@ -29,7 +30,7 @@ from irpipe.stages.compare_generators.table import compare, table_4
 from irpipe.stages.evaluate_rm.accuracy import calibration, intervals
 from irpipe.stages.evaluate_rm.run import best_of_rows, figures
 from irpipe.stages.finetune import FinetuneConfig
-from irpipe.stages.finetune.choose import best_and_worst, best_of_each, choose
+from irpipe.stages.finetune.pool import choose
 from irpipe.stages.refl.objective import ReflObjective
 from irpipe.stages.split_prompts.cut import cut
 from irpipe.stages.train_rm.objective import PairwiseObjective, sums_of

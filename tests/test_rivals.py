@@ -19,21 +19,51 @@ from PIL import Image
 from irpipe.models.scorers.make import make_scorers
 from irpipe.models.tuning.caption_files import decoded, local_captions
 from irpipe.models.tuning.captions import fitted
+from irpipe.models.tuning.choose import best_and_worst, best_of_each, weighted
 from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.schemas.generator import GeneratorCard
-from irpipe.stages.compare_generators.run import refuse_taken
+from irpipe.stages.compare_generators import CompareGeneratorsConfig
+from irpipe.stages.compare_generators.drawing import sources_of
 from irpipe.stages.compare_generators.table import compare, interval, won
-from irpipe.stages.finetune.choose import best_and_worst, best_of_each, weighted
 from tests.paired import RECIPE
 
+SCORED_BY_CLIP = (
+    "choose-images.scorer=clip",
+    "choose-images.annotated_prompts=use",
+    "score-images.scorers=['clip']",
+)
 REWARDS = np.array([[0.0, 3.0, 1.0], [np.nan, -1.0, -2.0]])
 
 
-@pytest.mark.parametrize("node", ["base", "best-of-2"])
-def test_no_node_takes_the_place_of_a_row(node):
-    refuse_taken(["refl", "best-of-3"], (2,))
+def cards(**negative_prompts: str) -> dict[str, GeneratorCard]:
+    return {
+        name: GeneratorCard("b", "r", "finetune", "lora", 1, 1, "", {}, negative) for name, negative in negative_prompts.items()
+    }
+
+
+@pytest.mark.parametrize("node", ["base", "best-of-2", "base-as-adapted", "adapted-plain"])
+def test_no_node_takes_the_place_of_a_row(node, tmp_path):
+    config = CompareGeneratorsConfig(best_of=[2], negative_prompts=True)
+    tuned = cards(adapted="Odd. ", **{"best-of-3": "", "refl-plain": ""})
+    sources_of(tuned, dict.fromkeys(tuned, tmp_path), config)
+    tuned |= cards(**{node: ""})
     with pytest.raises(RecipeError, match=f"'{node}' is a row of the comparison"):
-        refuse_taken(["refl", node], (2,))
+        sources_of(tuned, dict.fromkeys(tuned, tmp_path), config)
+
+
+def test_rows_with_and_without_negative_prompts(tmp_path):
+    tuned = cards(refl="", adapted="Odd. {prompt}")
+    folders = dict.fromkeys(tuned, tmp_path)
+    plain = sources_of(tuned, folders, CompareGeneratorsConfig())
+    assert {name: source.negative_prompt for name, source in plain.items()} == {
+        "base": "",
+        "refl": "",
+        "adapted": "Odd. {prompt}",
+    }
+    both = sources_of(tuned, folders, CompareGeneratorsConfig(negative_prompts=True))
+    assert both.keys() - plain.keys() == {"adapted-plain", "base-as-adapted"}
+    assert both["adapted-plain"].tuned == plain["adapted"].tuned and both["adapted-plain"].negative_prompt == ""
+    assert both["base-as-adapted"].tuned is None and both["base-as-adapted"].negative_prompt == "Odd. {prompt}"
 
 
 def test_no_reward_model_takes_the_place_of_a_scorer():
@@ -71,36 +101,32 @@ class TestStages:
         query = f"SELECT DISTINCT figure FROM {table}.curves WHERE split = 'train'"
         assert {"pool_loss", "pretraining_loss", "gradient_norm", "learning_rate"} == {row["figure"] for row in world.rows(query)}
 
-    def test_on_existing_images_and_their_scores(self, world):
+    def test_on_chosen_images(self, world):
         """The best image of each training prompt, by the scores of somebody: nothing is drawn."""
-        done = world.last("raft", "raft.source=images", "raft.scorer=clip", "score-images.scorers=['clip']")
-        scored = world.rows(
-            "SELECT count(*) AS images, count(DISTINCT scores.prompt_id) AS prompts FROM scores"
+        done = world.last("adapted", "choose-images.select=best", *SCORED_BY_CLIP)
+        (scored,) = world.rows(
+            "SELECT count(DISTINCT scores.prompt_id) AS prompts FROM scores"
             " JOIN prompt_splits p ON p.prompt_id = scores.prompt_id WHERE p.split = 'train'"
         )
-        assert done["metrics"]["images_scored"] == scored[0]["images"]
-        assert done["metrics"]["images_chosen"] == scored[0]["prompts"]
+        assert done["metrics"]["preferred"] == scored["prompts"] and done["metrics"]["non_preferred"] == 0
         assert "images_drawn" not in done["metrics"]
-        error = world.run("raft", "raft.source=images", "raft.scorer=blip", "score-images.scorers=['clip']", status=2).err
-        assert "the scores have no scorer 'blip'" in error and "expected: clip" in error
-        idle = world.run("raft", "raft.source=images", "raft.pool_every=3", status=2).err
+        idle = world.run("adapted", "adapted.pool_every=3", *SCORED_BY_CLIP, status=2).err
         assert "pool_every has no effect: source is 'images'" in idle
 
-    def test_existing_images_are_chosen_as_a_table_by_hand_says(self, world):
-        """The ids that are encoded are those of the best scores, whatever order images and scores lie in."""
-        from irpipe.stages.finetune.images import rewards_by_prompt
+    @pytest.mark.parametrize(("negative", "told"), [("identifier", "Odd. "), ("identifier+prompt", "Odd. {prompt}")])
+    def test_bad_images_are_marked_and_the_mark_is_the_negative_prompt(self, world, negative, told):
+        guided = ("adapted.evaluation.guidance_scale=2.0", f"adapted.negative={negative}", "adapted.identifier=Odd. ")
+        done = world.last("adapted", "choose-images.alpha=1.0", "choose-images.non_preferred_share=1.0", *SCORED_BY_CLIP, *guided)
+        assert done["metrics"]["non_preferred"] > 0
+        assert GeneratorCard.read(Path(done["path"])).negative_prompt == told
 
-        world.run("score-images", "score-images.scorers=['random', 'clip']")
-        scores = world.store.open(world.store.newest("micro", "score-images").content_id)
-        rows = world.rows(
-            "SELECT prompt_id, arg_max(image_id, score) AS best, count(*) AS n FROM scores"
-            " WHERE scorer::VARCHAR = 'random' GROUP BY prompt_id ORDER BY prompt_id"
-        )
-        prompts = [int(row["prompt_id"], 16) for row in rows]
-        ids, rewards = rewards_by_prompt(scores, "random", prompts)
-        chosen = [int(ids[one.prompt, one.image]) for one in best_of_each(rewards, 1)]
-        assert chosen == [int(row["best"], 16) for row in rows]
-        assert np.isfinite(rewards).sum(axis=1).tolist() == [row["n"] for row in rows]
+    def test_the_control_trains_on_captioned_images_alone(self, world):
+        done = world.last("adapted", "adapted.source=none")
+        figures = {row["figure"] for row in world.rows("SELECT DISTINCT figure FROM adapted.curves WHERE split = 'train'")}
+        assert figures == {"pretraining_loss", "gradient_norm", "learning_rate"}
+        assert GeneratorCard.read(Path(done["path"])).negative_prompt == ""
+        nothing = world.run("adapted", "adapted.source=none", "adapted.pretraining.weight=0", status=2).err
+        assert "nothing would be trained on" in nothing
 
     def test_nothing_that_stands_out(self, world):
         told = world.run("filter-tune", "filter-tune.alpha=3.0", status=2).err

@@ -100,9 +100,9 @@ class Denoiser:
         device: torch.device = next(self.unet.parameters()).device
         return device
 
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, negative_prompt: str = "") -> dict[str, Tensor]:
         """Encoded texts, on the CPU."""
-        encoded = self.generator.encode(prompts, batch_size).tensors
+        encoded = self.generator.encode(prompts, batch_size, negative_prompt).tensors
         return {name: value.float().cpu() for name, value in encoded.items()}
 
     def noise_schedule(self, num_steps: int, scheduler: SchedulerName) -> NoiseSchedule:

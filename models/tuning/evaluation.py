@@ -106,6 +106,7 @@ class GeneratorEvaluator(Evaluator):
         scorers: by measure.
         captioned: never trained on.
         checkpoints: keep every evaluation, so that a training that goes on has them again.
+        negative_prompt: of the tuned generator; its images are made with it, as they will be later.
         evaluations: those so far; fired: what the stop rule said of them.
     """
 
@@ -117,6 +118,7 @@ class GeneratorEvaluator(Evaluator):
     accelerator: Accelerator
     checkpoints: Checkpoints
     say: Callable[[str], None]
+    negative_prompt: str = ""
     evaluations: list[Evaluation] = field(default_factory=list)
     fired: list[str] = field(default_factory=list)
 
@@ -124,7 +126,7 @@ class GeneratorEvaluator(Evaluator):
         chosen = self.config.evaluation
         self._schedule = self.denoiser.noise_schedule(chosen.num_steps, "ddpm")
         self._rule = StopRule(chosen)
-        self._conditions = self.denoiser.encode(self.prompts)
+        self._conditions = self.denoiser.encode(self.prompts, negative_prompt=self.negative_prompt)
         self._images = [
             (number, row_id("monitor", self.config.training.seed, prompt, turn) >> 1)
             for number, prompt in enumerate(self.prompts)

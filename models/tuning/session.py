@@ -85,8 +85,13 @@ class Session:
     read: int
 
     @classmethod
-    def open(cls, stage: str, config: TuneConfig, inputs: Mapping[str, Artifact], context: Context) -> Session:
+    def open(
+        cls, stage: str, config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, negative_prompt: str = ""
+    ) -> Session:
         """Read the inputs, load the models, and make trainable what is trained.
+
+        Args:
+            negative_prompt: of the tuned generator, with which it is evaluated.
 
         Raises:
             LeakError: evaluation prompts are among the training prompts.
@@ -115,7 +120,10 @@ class Session:
             accelerator,
             Checkpoints(context.work),
             context.say,
+            negative_prompt,
         )
+        if negative_prompt and config.evaluation.guidance_scale <= 1:
+            context.say(f"  evaluated without guidance, where the negative prompt {negative_prompt!r} steers nothing")
         schedule = denoiser.noise_schedule(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
         args = (stage, config, context, inputs, accelerator, denoiser, schedule, prompts, held_out, reward)
         return cls(*args, captioned, evaluator, rejections, read)
@@ -129,12 +137,12 @@ class Session:
         rows = range(config.evaluation.captioned_images, len(self.captioned))
         return [Pretraining(self.stage, config, self.denoiser, self.schedule, self.captioned, rows, self.accelerator)]
 
-    def train(self, objective: Objective) -> Trainer:
-        """Train by an objective, beside the one on captioned images."""
+    def train(self, *objectives: Objective) -> Trainer:
+        """Train by objectives, beside the one on captioned images."""
         trainer = Trainer(
             self.config.training_config(self.stage),
             dict(self.denoiser.unet.named_parameters()),
-            [*self.pretraining(), objective],
+            [*self.pretraining(), *objectives],
             self.evaluator,
             self.accelerator,
             self.context,
@@ -142,7 +150,7 @@ class Session:
         trainer.run()
         return trainer
 
-    def write(self, trainer: Trainer, out: Path, metrics: Mapping[str, Any] | None = None, negative_prompt: str = "") -> Report:
+    def write(self, trainer: Trainer, out: Path, metrics: Mapping[str, Any] | None = None) -> Report:
         """Write the generator and the curves of its tuning. Every process takes part."""
         state = trainer.state
         weights = trainer.best_weights()
@@ -155,12 +163,12 @@ class Session:
         self.rejections.write(out)
         trainer.weights.load(weights)
         save_generator(self.denoiser, self.config, out)
-        self._card(trainer, negative_prompt).write(out)
+        self._card(trainer).write(out)
         write_curves(state.rows, out)
         self._write_images(trainer, out)
         return Report(rows, figures(trainer, self) | dict(metrics or {}))
 
-    def _card(self, trainer: Trainer, negative_prompt: str) -> GeneratorCard:
+    def _card(self, trainer: Trainer) -> GeneratorCard:
         base, state = self.context.models["model"][0], trainer.state
         trained_on = {kind: artifact.content_id for kind, artifact in sorted(self.inputs.items())}
         return GeneratorCard(
@@ -172,7 +180,7 @@ class Session:
             state.best_step,
             state.stopped_for,
             trained_on,
-            negative_prompt,
+            self.evaluator.negative_prompt,
         )
 
     def _write_images(self, trainer: Trainer, out: Path) -> None:

@@ -36,6 +36,12 @@ class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     best_of: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Strict(False)] = setting(
         (), meaning="Also the base's best of n images by the reward model, at n times the cost."
     )
+    negative_prompts: bool = setting(
+        False,
+        role="neutral",
+        meaning="For each generator with a negative prompt, also compare NODE-plain, itself without it, and base-as-NODE, the"
+        " base with it.",
+    )
     prompts: FilePath | None = setting(
         None,
         role="external",

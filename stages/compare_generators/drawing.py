@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.loading import worker_device
 from irpipe.models.tuning.tuned import load_tuned
+from irpipe.pipeline.errors import RecipeError
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
+from irpipe.stages.compare_generators.table import BASE
 
 _IMAGES_PER_SHARD = 64
 
@@ -24,18 +26,23 @@ Images = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A tuned generator: its folder and its card."""
+class Source:
+    """A generator as it is compared.
 
-    folder: Path
-    card: GeneratorCard
+    Attributes:
+        tuned: the folder and the card of a tuned one; None for the base.
+        negative_prompt: that it draws with.
+    """
+
+    tuned: tuple[Path, GeneratorCard] | None = None
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images that one generator makes: their prompts and the seeds of their noise. A generator of None is the base."""
+    """Images that one generator makes: their prompts and the seeds of their noise."""
 
-    generator: str | None
+    generator: str
     prompts: Sequence[str]
     seeds: Sequence[int]
 
@@ -46,8 +53,8 @@ class Drawer:
 
     config: CompareGeneratorsConfig
     base: Model
-    tuned: Mapping[str, Tuned]
-    _loaded: tuple[str | None, ImageGenerator] | None = field(default=None, init=False)
+    sources: Mapping[str, Source]
+    _loaded: tuple[str, ImageGenerator] | None = field(default=None, init=False)
 
     def __call__(self, shard: Shard, draft: Path) -> None:
         generator, size = self._generator(shard.generator), self.config.batch_size
@@ -63,18 +70,18 @@ class Drawer:
         with draft.open("wb") as file:
             np.savez(file, pictures=np.stack(pictures), blackened=np.array(blackened))
 
-    def _generator(self, name: str | None) -> ImageGenerator:
+    def _generator(self, name: str) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # the last one's memory goes before the next one comes
             self._loaded = name, self._load(name)
         return self._loaded[1]
 
-    def _load(self, name: str | None) -> ImageGenerator:
-        device = worker_device(self.config.device)
-        if name is None:
-            return load(self.base, sampling_of(self.config, ""), device)
-        folder, card = self.tuned[name].folder, self.tuned[name].card
-        return load_tuned(self.base, folder, card, sampling_of(self.config, card.negative_prompt), device)
+    def _load(self, name: str) -> ImageGenerator:
+        source, device = self.sources[name], worker_device(self.config.device)
+        sampling = sampling_of(self.config, source.negative_prompt)
+        if source.tuned is None:
+            return load(self.base, sampling, device)
+        return load_tuned(self.base, *source.tuned, sampling, device)
 
 
 def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
@@ -90,10 +97,33 @@ def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampli
     )
 
 
+def sources_of(
+    cards: Mapping[str, GeneratorCard], folders: Mapping[str, Path], config: CompareGeneratorsConfig
+) -> dict[str, Source]:
+    """What is compared, by name: the base, the tuned generators, and with `negative_prompts` both with and without these.
+
+    Raises:
+        RecipeError: a node has the name of another row of the comparison.
+    """
+    tuned = {name: Source((folders[name], card), card.negative_prompt) for name, card in cards.items()}
+    others = {BASE: Source()}
+    for name, source in tuned.items() if config.negative_prompts else ():
+        if source.negative_prompt:
+            others |= {f"{BASE}-as-{name}": replace(source, tuned=None), f"{name}-plain": replace(source, negative_prompt="")}
+    taken = sorted({*others, *(f"best-of-{n}" for n in config.best_of)} & tuned.keys())
+    if taken:
+        raise RecipeError(f"{taken[0]!r} is a row of the comparison, and the name of a node", fix="give the node another name")
+    return others | tuned
+
+
 def draw(
-    config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], pools: int, tuned: Mapping[str, Tuned], context: Context
+    config: CompareGeneratorsConfig,
+    prompts: Sequence[tuple[int, str]],
+    pools: int,
+    sources: Mapping[str, Source],
+    context: Context,
 ) -> tuple[list[Images], dict[str, Images]]:
-    """Images of all prompts, `images_per_prompt` of each together, by the base and by every tuned generator.
+    """Images of all prompts, `images_per_prompt` of each together, by every generator.
 
     Noise is made of seed, prompt, turn and pool, whoever draws.
 
@@ -102,11 +132,12 @@ def draw(
         pools: how many times the base draws all.
 
     Returns:
-        the base's images by pool, and those of the tuned generators by name.
+        the base's images by pool, and those of the other generators by name.
     """
     shards: dict[str, Shard] = {}
-    names: dict[tuple[str | None, int], list[str]] = {}
-    for generator, pool in [*((None, pool) for pool in range(pools)), *((name, 0) for name in tuned)]:
+    names: dict[tuple[str, int], list[str]] = {}
+    others = [name for name in sources if name != BASE]
+    for generator, pool in [*((BASE, pool) for pool in range(pools)), *((name, 0) for name in others)]:
         seeds = [
             row_id("comparison", config.seed, identity, turn, pool)
             for identity, _ in prompts
@@ -119,7 +150,7 @@ def draw(
             shards[name] = Shard(generator, texts[start : start + step], seeds[start : start + step])
             names.setdefault((generator, pool), []).append(name)
     made = context.map(
-        Drawer(config, context.models["model"][0], tuned),
+        Drawer(config, context.models["model"][0], sources),
         shards,
         "generating",
         "images",
@@ -129,7 +160,7 @@ def draw(
     )
     path_of = dict(zip(shards, made, strict=True))
     images = {which: read_images([path_of[name] for name in parts]) for which, parts in names.items()}
-    return [images[None, pool] for pool in range(pools)], {name: images[name, 0] for name in tuned}
+    return [images[BASE, pool] for pool in range(pools)], {name: images[name, 0] for name in others}
 
 
 def read_images(shards: Sequence[Path]) -> Images:

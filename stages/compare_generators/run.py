@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.splits import read_splits
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
-from irpipe.stages.compare_generators.drawing import Images, Tuned, draw
+from irpipe.stages.compare_generators.drawing import Images, Source, draw, sources_of
 from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, table_4
 
 _SIDE_BY_SIDE = 12
@@ -56,14 +56,14 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     prompts = read_prompts(config, inputs, context)
     generators = inputs.all("generator")
     cards: dict[str, GeneratorCard] = {node: check_base(node, artifact, context) for node, artifact in generators.items()}
-    refuse_taken(cards, config.best_of)
+    sources = sources_of(cards, {node: artifact.path for node, artifact in generators.items()}, config)
     reward_models = load_reward_models(inputs, context.models)
     if config.best_of and len(reward_models) > 1:
         raise RecipeError(
             f"best_of takes one reward model, and {' and '.join(reward_models)} are read",
             fix="--set compare-generators.best_of=[], or name one reward model",
         )
-    made = make_all(config, prompts, cards, inputs, context, reward_models)
+    made = make_all(config, prompts, sources, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
     judges = make_scorers(config.scorers, context.models, reward_models, device=config.device, dtype="float32", seed=config.seed)
@@ -119,32 +119,18 @@ def check_base(node: str, artifact: Artifact, context: Context) -> GeneratorCard
     return card
 
 
-def refuse_taken(nodes: Iterable[str], best_of: Sequence[int]) -> None:
-    """Tuned generators stand in the comparison by the names of their nodes, beside the base and its best of n.
-
-    Raises:
-        RecipeError: a node has the name of one of those.
-    """
-    taken = sorted({BASE, *(f"best-of-{n}" for n in best_of)} & set(nodes))
-    if taken:
-        raise RecipeError(f"{taken[0]!r} is a row of the comparison, and the name of a node", fix="give the node another name")
-
-
 def make_all(
     config: CompareGeneratorsConfig,
     prompts: Sequence[tuple[int, str]],
-    cards: Mapping[str, GeneratorCard],
-    inputs: Inputs,
+    sources: Mapping[str, Source],
     context: Context,
     reward_models: Mapping[str, Any],
 ) -> dict[str, Made]:
     """Every generator's images."""
-    for name, card in cards.items():
-        if card.negative_prompt and config.guidance_scale <= 1:
-            context.say(f"  {name} marks bad images by {card.negative_prompt!r}, which without guidance steers nothing")
-    folders = inputs.all("generator")
-    tuned = {name: Tuned(folders[name].path, card) for name, card in cards.items()}
-    pools, others = draw(config, prompts, max(config.best_of, default=1), tuned, context)
+    for name, source in sources.items():
+        if source.negative_prompt and config.guidance_scale <= 1:
+            context.say(f"  {name} has the negative prompt {source.negative_prompt!r}, which without guidance steers nothing")
+    pools, others = draw(config, prompts, max(config.best_of, default=1), sources, context)
     count = len(prompts) * config.images_per_prompt
     made = {BASE: Made(*pools[0], count)}
     for n in config.best_of:

@@ -1,10 +1,11 @@
-"""Tune a generator on chosen images: its own, or existing ones with their scores (RAFT, reward weighting, filtering as in HPS).
+"""Tune a generator on chosen images: its own, or existing ones that were chosen (RAFT, reward weighting, adaptation as in HPS).
 
 Reads: the prompts with their splits, the reward model, and captioned images; with `source = "images"` the images and
-    their scores.
-Writes: what `refl` writes; `generator.json` names the identifier of bad images, to be given as negative prompt.
+    which of them were chosen.
+Writes: what `refl` writes; `generator.json` names the negative prompt, which holds the identifier of bad images.
 Paper: Dong et al. 2023 (RAFT: `select = "best"`), Lee et al. 2023 (`weighted`: E[r * -log p] + beta * E[-log p of captioned
-    images]) and HPS, sections 6 and 7.2 (`best-and-worst`), all as ImageReward, appendix E, sets them up for its table 4.
+    images]) and HPS, sections 6 and 7.2 (`best-and-worst`), as ImageReward, appendix E, sets them up for its table 4; HPS's own
+    adaptation is `source = "images"`, and its control `source = "none"`.
 Deviates: LoRA by default; -log p is the denoising loss; the pre-training loss has a weight in every step. RAFT's pools have
     100,000 images in the paper (10,000 prompts by 10); an iteration is `pool_every` steps.
 Cost: per pool O(pool_prompts * images_per_prompt * num_steps) of the network, then O(batch_size) per step; of existing images one
@@ -25,16 +26,17 @@ _POOLS = ("pool_prompts", "images_per_prompt", "num_steps", "guidance_scale", "p
 
 
 class FinetuneConfig(TuneConfig):
-    source: Literal["pools", "images"] = setting(
+    source: Literal["pools", "images", "none"] = setting(
         "pools",
-        meaning="Which images are chosen from. pools: images that the generator makes, scored by the reward model. images: the"
-        " recipe's images with their scores.",
+        meaning="What is trained on beside captioned images. pools: images that the generator makes, scored by the reward model,"
+        " and chosen. images: what choose-images chose. none: nothing, as a control (regularisation only).",
+        source="none: HPS 7.2",
     )
-    scorer: str = setting("reward-model", meaning="Whose scores choose (source = images).")
     select: Literal["best", "weighted", "best-and-worst"] = setting(
         "best",
         meaning="best: the best images of each prompt. weighted: all, each by the weight of its reward scaled to 0..1."
-        " best-and-worst: the best and, marked by the identifier, the worst image of each prompt, if they stand out.",
+        " best-and-worst: the best and, marked by the identifier, the worst image of each prompt, if they stand out."
+        " (source = pools; choose-images has its own.)",
         source="best: RAFT; weighted: Lee et al. 2023; best-and-worst: HPS 6",
     )
     best: int = setting(
@@ -56,8 +58,14 @@ class FinetuneConfig(TuneConfig):
     identifier: str = setting(
         "Weird image. ",
         min_length=1,
-        meaning="What bad images' prompts begin with (select = best-and-worst).",
+        meaning="What bad images' prompts begin with (select = best-and-worst, or source = images).",
         source="HPS, released code",
+    )
+    negative: Literal["identifier", "identifier+prompt"] = setting(
+        "identifier",
+        meaning="The negative prompt of the tuned generator, in evaluations and wherever it is used later: the identifier alone,"
+        " or with the prompt behind it, as training saw it.",
+        source="HPS 6: the identifier alone",
     )
     steps: int = setting(
         312, ge=1, le=1_000_000, meaning="Optimiser steps.", source="ImageReward E: one epoch of 20,000 images by 64"
@@ -77,6 +85,8 @@ class FinetuneConfig(TuneConfig):
     def faults(self) -> Iterator[str]:
         yield from super().faults()
         pools = self.source == "pools"
+        if self.source == "none" and not self.pretraining.weight:
+            yield "source is 'none' and pretraining.weight is 0: nothing would be trained on"
         if pools and self.pool_every >= self.steps:
             yield "pool_every is not below steps: there would be one pool. 0 says so"
         if pools and self.select == "best" and self.best >= self.images_per_prompt:
@@ -84,23 +94,33 @@ class FinetuneConfig(TuneConfig):
 
     def unused(self) -> dict[str, str]:
         idle = super().unused()
-        if self.source == "images":
-            idle |= dict.fromkeys(_POOLS, "source is 'images'")
-        else:
-            idle["scorer"] = "source is 'pools'"
-        for select, names in (("best", ("best",)), ("weighted", ("scale",)), ("best-and-worst", ("alpha", "identifier"))):
-            if self.select != select:
-                idle |= dict.fromkeys(names, f"select is {self.select!r}")
+        if self.source != "pools":
+            idle |= dict.fromkeys((*_POOLS, "select", "best", "scale", "alpha"), f"source is {self.source!r}")
+        if self.source == "none":
+            idle |= dict.fromkeys(("batch_size", "updates", "identifier", "negative"), "source is 'none'")
+        if self.source == "pools":
+            for select, names in (
+                ("best", ("best",)),
+                ("weighted", ("scale",)),
+                ("best-and-worst", ("alpha", "identifier", "negative")),
+            ):
+                if self.select != select:
+                    idle |= dict.fromkeys(names, f"select is {self.select!r}")
         return idle
+
+    @property
+    def marks(self) -> bool:
+        """Whether bad images are trained on, marked by the identifier."""
+        return self.source == "images" or (self.source == "pools" and self.select == "best-and-worst")
 
     def reads(self) -> Sequence[str]:
         """The kinds that are read."""
-        return (*self.shared_reads(), *(("images", "scores") if self.source == "images" else ()))
+        return (*self.shared_reads(), *(("images", "chosen-images") if self.source == "images" else ()))
 
 
 STAGE = Stage(
     name="finetune",
-    version=1,
+    version=2,
     reads=FinetuneConfig.reads,
     writes="generator",
     processes=workers,

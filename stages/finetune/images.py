@@ -1,13 +1,9 @@
-"""Existing images, chosen by their scores."""
+"""Existing images that were chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import pyarrow.compute as pc
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.training.objective import Figures, Samples, noise_seed, shuffled
@@ -15,41 +11,31 @@ from irpipe.models.tuning.caption_files import decoded
 from irpipe.models.tuning.captions import denoising_losses, encode_captioned
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
-from irpipe.pipeline.errors import InputError, StageError
+from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import Artifact
+from irpipe.schemas.chosen import CHOSEN_IMAGES, NON_PREFERRED
 from irpipe.schemas.images import ImageReader
-from irpipe.schemas.scores import SCORES
 from irpipe.stages.finetune import FinetuneConfig
-from irpipe.stages.finetune.choose import choose
 
 
 class ImagesObjective(SampleObjective):
-    """The denoising loss on existing images of training prompts, chosen by their scores and encoded once."""
+    """The denoising loss on chosen images of training prompts, encoded once; prompts of bad ones begin with the identifier."""
 
     def __init__(self, config: FinetuneConfig, session: Session, inputs: Mapping[str, Artifact]) -> None:
         super().__init__("chosen_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
         self._session, self._seed = session, config.training.seed
-        prompts = list(session.prompts)
-        ids, rewards = rewards_by_prompt(inputs["scores"], config.scorer, prompts)
         reader = ImageReader(inputs["images"].table("images"))
-        position = {int(image): index for index, image in enumerate(reader.ids)}
-        rewards[~np.isin(ids, reader.ids)] = np.nan  # scored once, and no longer among the images
-        # In the order in which they lie, so that they are read in one pass.
-        chosen = sorted(choose(config, rewards), key=lambda one: position[int(ids[one.prompt, one.image])])
-        if not chosen:
-            raise StageError(f"of {np.isfinite(rewards).sum():,} images none was chosen", fix="another select, or a lower alpha")
-        images = [int(ids[one.prompt, one.image]) for one in chosen]
-        texts = [session.prompts[prompts[one.prompt]] for one in chosen]
-        captions = [config.identifier + text if one.bad else text for one, text in zip(chosen, texts, strict=True)]
-        self._weights = torch.tensor([one.weight for one in chosen])
-        self.figures = {"images_scored": int(np.isfinite(rewards).sum()), "images_chosen": len(chosen)}
+        captions = captions_of(inputs["chosen-images"], session.prompts, config.identifier, reader)
+        bad = sum(marked for _, marked in captions.values())
+        self.figures = {"preferred": len(captions) - bad, "non_preferred": bad}
+        images = list(captions)
         folder = session.context.work / "chosen"
         with session.accelerator.main_process_first(), session.context.progress("encoding", len(images), "images") as bar:
             folder.mkdir(exist_ok=True)
             self._encoded = encode_captioned(
                 session.denoiser,
-                captions,
+                [caption for caption, _ in captions.values()],
                 lambda: decoded(row["image"]["bytes"] for row in reader.rows(["image"], images)),
                 digest([inputs["images"].content_id, images]),
                 folder,
@@ -59,35 +45,44 @@ class ImagesObjective(SampleObjective):
 
     def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
         """See `SampleObjective`."""
-        count = len(self._weights)
+        count = len(self._encoded)
         rows = [shuffled(count, self._seed, "chosen", step * self.batch_size + index) for index in indices]
         seeds = [noise_seed(self._seed, "chosen", step, index) for index in indices]
         losses = denoising_losses(self._session.denoiser, self._session.schedule, self._encoded, rows, seeds)
-        return losses * self._weights[rows].to(losses.device), {self.name: Samples(losses)}
+        return losses, {self.name: Samples(losses)}
 
 
-def rewards_by_prompt(scores: Artifact, scorer: str, prompts: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """Image ids and scores, (prompts, most images of a prompt) each; NaN where a prompt has fewer.
+def captions_of(
+    chosen: Artifact, prompts: Mapping[int, str], identifier: str, reader: ImageReader
+) -> dict[int, tuple[str, bool]]:
+    """Caption of each chosen image of these prompts, and whether it is marked as bad; by id, in the order they lie in.
 
     Raises:
-        InputError: nobody of that name scored, or no image of these prompts is scored.
+        InputError: a chosen image is not among the images, or none is of these prompts.
     """
-    table = SCORES.read(scores.table("scores"), ["scorer", "image_id", "prompt_id", "score"])
-    names = pc.unique(table["scorer"].cast("string")).to_pylist()
-    if scorer not in names:
-        raise InputError(f"the scores have no scorer {scorer!r}", where="scores", expected=" or ".join(sorted(names)))
-    table = table.filter(pc.equal(table["scorer"].cast("string"), scorer))
-    row_of = {prompt: row for row, prompt in enumerate(prompts)}
-    by_row: dict[int, list[tuple[int, float]]] = {}
-    for image, prompt, score in zip(*(table[name].to_pylist() for name in ("image_id", "prompt_id", "score")), strict=True):
-        if prompt in row_of:
-            by_row.setdefault(row_of[prompt], []).append((image, score))
-    if not by_row:
-        raise InputError("no image of a training prompt is scored", where="scores", fix="--set score-images.split=all, or train")
-    most = max(map(len, by_row.values()))
-    ids = np.zeros((len(prompts), most), dtype=np.uint64)
-    rewards = np.full((len(prompts), most), np.nan)
-    for row, images in by_row.items():
-        for column, (image, score) in enumerate(sorted(images)):
-            ids[row, column], rewards[row, column] = image, score
-    return ids, rewards
+    columns = ["image_id", "prompt_id", "kind"]
+    rows = CHOSEN_IMAGES.read(chosen.table(CHOSEN_IMAGES.name), columns).to_pylist()
+    position = {int(image): index for index, image in enumerate(reader.ids)}
+    strangers = [row for row in rows if row["image_id"] not in position]
+    if strangers:
+        raise InputError(
+            f"{len(strangers):,} of {len(rows):,} chosen images are not among the recipe's images",
+            where="chosen-images",
+            expected="images chosen from those that are read (not from a file of scores)",
+            fix="[finetune.reads] images = ..., the node whose images were scored",
+        )
+    captions = {
+        row["image_id"]: (identifier + prompts[row["prompt_id"]], True)
+        if row["kind"] == NON_PREFERRED
+        else (prompts[row["prompt_id"]], False)
+        for row in sorted(rows, key=lambda row: position[row["image_id"]])
+        if row["prompt_id"] in prompts
+    }
+    if not captions:
+        raise InputError(
+            f"none of {len(rows):,} chosen images is of a training prompt",
+            where="chosen-images",
+            expected="images of prompts of the train split",
+            fix="[finetune.reads] splits = ..., the node that split these prompts",
+        )
+    return captions

@@ -15,13 +15,26 @@ from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Figures, Samples, Save, noise_seed, shuffled
 from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
+from irpipe.models.tuning.choose import Chosen, best_and_worst, best_of_each, weighted
 from irpipe.models.tuning.denoiser import as_pixels, sample_images, sampling_memory
 from irpipe.models.tuning.evaluation import REWARD
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import StageError
 from irpipe.stages.finetune import FinetuneConfig
-from irpipe.stages.finetune.choose import Chosen, choose
+
+
+def choose(config: FinetuneConfig, rewards: NDArray[np.float64]) -> list[Chosen]:
+    """What is trained on.
+
+    Args:
+        rewards: (prompts, images per prompt), higher is better; NaN for a blackened image.
+    """
+    if config.select == "best":
+        return best_of_each(rewards, config.best)
+    if config.select == "weighted":
+        return weighted(rewards, by_prompt=config.scale == "prompt")
+    return best_and_worst(rewards, config.alpha)
 
 
 class PoolObjective(SampleObjective):

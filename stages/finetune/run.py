@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from irpipe.models.generators import PROMPT
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.stage import Context, Report
 from irpipe.pipeline.store import Artifact
@@ -14,8 +15,15 @@ from irpipe.stages.finetune.pool import PoolObjective
 
 
 def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    session = Session.open("finetune", config, inputs, context)
+    session = Session.open("finetune", config, inputs, context, negative_prompt_of(config))
+    if config.source == "none":
+        return session.write(session.train(), out)
     objective = PoolObjective(config, session) if config.source == "pools" else ImagesObjective(config, session, inputs)
-    trainer = session.train(objective)
-    negative_prompt = config.identifier if config.select == "best-and-worst" else ""
-    return session.write(trainer, out, objective.figures, negative_prompt)
+    return session.write(session.train(objective), out, objective.figures)
+
+
+def negative_prompt_of(config: FinetuneConfig) -> str:
+    """The negative prompt of the tuned generator; empty where no image is marked as bad."""
+    if not config.marks:
+        return ""
+    return config.identifier + (PROMPT if config.negative == "identifier+prompt" else "")

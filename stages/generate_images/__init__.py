@@ -16,7 +16,7 @@ from pydantic import Strict
 
 from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import Stage, setting
+from irpipe.pipeline.stage import FilePath, Stage, setting
 
 
 class GenerateImagesConfig(MapConfig):
@@ -27,6 +27,12 @@ class GenerateImagesConfig(MapConfig):
         min_length=1,
         meaning="Generators: hub/name@revision, local folders, or shipped ones. They take turns on a prompt's images.",
         source="ImageReward 4.2: SD v1.4",
+    )
+    lora: FilePath | None = setting(
+        None,
+        role="external",
+        meaning="LoRA weights to add to the generators' UNet: a file of diffusers, peft, or as HPS published its own (.bin).",
+        source="HPS 6",
     )
     min_images: int = setting(4, ge=1, le=10, meaning="Least number of images per prompt.", source="ImageReward 2.1")
     max_images: int = setting(
@@ -43,7 +49,9 @@ class GenerateImagesConfig(MapConfig):
     )
     width: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
     height: int | None = setting(None, ge=8, le=8192, multiple_of=8, meaning="Pixels. Unset: the model's own.")
-    negative_prompt: str = setting("", meaning="Negative prompt for the guidance.")
+    negative_prompt: str = setting(
+        "", meaning="Negative prompt for the guidance; {prompt} in it is the image's own prompt.", source="HPS 6: 'Weird image. '"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float16", meaning="Precision of the model.")
     safety_checker: bool = setting(
         True, meaning="Run the model's safety checker, if it has one; images that it blackens are rejected."

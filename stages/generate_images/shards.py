@@ -66,7 +66,14 @@ def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: 
         config.safety_checker,
     )
     return context.map(
-        ShardMaker(sampling, context.models["models"], config.image_format, config.batch_size, config.device),
+        ShardMaker(
+            sampling,
+            context.models["models"],
+            next(iter(context.sources.get("lora", ())), None),
+            config.image_format,
+            config.batch_size,
+            config.device,
+        ),
         {shard.name: shard for shard in shards},
         "generating",
         "images",
@@ -82,6 +89,7 @@ class ShardMaker:
 
     sampling: Sampling
     models: tuple[Model, ...]
+    lora: Path | None
     image_format: str
     batch_size: int
     device: str
@@ -103,7 +111,10 @@ class ShardMaker:
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # free the old model before the next one is loaded
-            self._loaded = model, load(self.models[model], self.sampling, worker_device(self.device))
+            generator = load(self.models[model], self.sampling, worker_device(self.device))
+            if self.lora is not None:
+                generator.add_lora(self.lora)
+            self._loaded = model, generator
         return self._loaded[1]
 
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
