@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ _MOST_PROCESSES, _MOST_THREADS = 16, 16
 
 Pictures = list[NDArray[np.uint8]]
 """Each (height, width, 3)."""
+Fit = Literal["crop", "pad"]
+"""How a picture becomes a square. crop: its shorter side is resized and the centre cropped. pad: its longer side is resized, and
+the rest is black."""
 
 
 def decode(data: bytes) -> Pillow.Image:
@@ -90,6 +93,32 @@ def resize_and_crop(image: Pillow.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
+def resize_and_pad(image: Pillow.Image, size: int) -> NDArray[np.uint8]:
+    """(size, size, 3): converted to RGB, the longer side resized (bicubic), the whole of it in the middle of a black square.
+
+    HPS resizes numbers from 0 to 1 (`Preprocessing`); here they are rounded to 8 bits.
+    """
+    image = image.convert("RGB")
+    if max(image.size) != size:
+        scale = size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Pillow.Resampling.BICUBIC)
+    square = Pillow.new("RGB", (size, size))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(square)
+
+
+def fit_of(preprocessing: Any) -> Fit:
+    """How a model's preprocessing makes squares; another package's may not say."""
+    fit: Fit = getattr(preprocessing, "fit", "crop")
+    return fit
+
+
+def squared(image: Pillow.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
+    """(size, size, 3) of a picture."""
+    return resize_and_crop(image, size) if fit == "crop" else resize_and_pad(image, size)
+
+
 @dataclass(frozen=True)
 class PictureFiles:
     """Decoded pictures of one size, in finished shards.
@@ -123,7 +152,7 @@ _PICTURES, _FAULTS = "pictures.uint8", "faults.json"  # what a shard of decoded 
 
 
 def decode_all(
-    files: Sequence[Path], image_ids: NDArray[np.uint64], size: int, context: Context, workers: int | None
+    files: Sequence[Path], image_ids: NDArray[np.uint64], size: int, context: Context, workers: int | None, fit: Fit = "crop"
 ) -> tuple[PictureFiles, dict[int, str]]:
     """Decode images into shards of one size. What an earlier attempt finished is used again.
 
@@ -142,12 +171,14 @@ def decode_all(
     """
     need_room(context.work / "decoding", len(image_ids) * size * size * 3, "decoded images")
     reader = ImageReader(files)
-    which = digest({"size": size, "ids": [int(identity) for identity in image_ids]})[:12]  # images without faults may change
+    which = digest({"size": size, "fit": fit, "ids": [int(identity) for identity in image_ids]})[
+        :12
+    ]  # images without faults may change
     shards = {f"{which}-{number:05}": job for number, job in enumerate(_jobs(reader, image_ids))}
     if workers is None:
         workers = min(_MOST_PROCESSES, usable_cpus()) if len(image_ids) >= _FEW else 1
     made = context.map(
-        Decoder(size), shards, "decoding", "images", size=lambda job: len(job.image_ids), processes=max(1, workers)
+        Decoder(size, fit), shards, "decoding", "images", size=lambda job: len(job.image_ids), processes=max(1, workers)
     )
     row_of = {int(identity): row for row, identity in enumerate(image_ids)}
     places = np.full((len(image_ids), 2), -1, dtype=np.int64)
@@ -183,26 +214,27 @@ class Decoder:
     """Writes the pictures of some images, (images, size, size, 3) uint8, and why some are black."""
 
     size: int
+    fit: Fit
 
     def __call__(self, job: DecodingJob, draft: Path) -> None:
         draft.mkdir()
         faults: dict[int, str] = {}
         with (draft / _PICTURES).open("wb") as file:
             for row in ImageReader(groups=job.groups).rows(["image", "fault"], job.image_ids.tolist()):
-                picture, fault = _decode_row(row, self.size)
+                picture, fault = _decode_row(row, self.size, self.fit)
                 file.write(np.ascontiguousarray(picture).data)
                 if fault is not None:
                     faults[row["image_id"]] = fault
         (draft / _FAULTS).write_text(json.dumps(faults), encoding="utf-8")
 
 
-def _decode_row(row: Mapping[str, Any], size: int | None) -> tuple[NDArray[np.uint8], str | None]:
+def _decode_row(row: Mapping[str, Any], size: int | None, fit: Fit) -> tuple[NDArray[np.uint8], str | None]:
     """The picture of a row of `images`, (height, width, 3), or a black one and why."""
     try:
         if row["fault"] is not None:
             raise InputError(row["fault"])
         image = decode(row["image"]["bytes"])
-        return (resize_and_crop(image, size) if size else np.asarray(image.convert("RGB"))), None
+        return (squared(image, size, fit) if size else np.asarray(image.convert("RGB"))), None
     except InputError as error:
         return np.zeros((size or 1, size or 1, 3), dtype=np.uint8), error.what
 
@@ -231,6 +263,7 @@ def decode_stream(
     size: int | None,
     workers: int | None = None,
     wanted: NDArray[np.bool_] | None = None,
+    fit: Fit = "crop",
 ) -> Iterator[tuple[int, Pictures, dict[int, str]]]:
     """Decode images in the order they lie in, a chunk at a time, the next ones while one is worked on.
 
@@ -238,7 +271,7 @@ def decode_stream(
 
     Args:
         start: the first image's place.
-        size: of the squares; None for pictures as they are.
+        size: of the squares, made as `fit` says; None for pictures as they are.
         workers: threads, which decode side by side; None for as many as this process computes with.
         wanted: (n,) which images somebody wants; chunks without any are passed over.
 
@@ -250,7 +283,7 @@ def decode_stream(
     waiting: deque[tuple[int, Future[tuple[Pictures, dict[int, str]]]]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for place in places:
-            waiting.append((place, pool.submit(_decode_chunk, reader, place, chunk, size)))
+            waiting.append((place, pool.submit(_decode_chunk, reader, place, chunk, size, fit)))
             if len(waiting) > workers:
                 first, job = waiting.popleft()
                 yield first, *job.result()
@@ -258,7 +291,7 @@ def decode_stream(
             yield first, *job.result()
 
 
-def _decode_chunk(reader: ImageReader, place: int, chunk: int, size: int | None) -> tuple[Pictures, dict[int, str]]:
+def _decode_chunk(reader: ImageReader, place: int, chunk: int, size: int | None, fit: Fit) -> tuple[Pictures, dict[int, str]]:
     rows = reader.rows(["image", "fault"], reader.ids[place : place + chunk].tolist())
-    decoded = [_decode_row(row, size) for row in rows]
+    decoded = [_decode_row(row, size, fit) for row in rows]
     return [picture for picture, _ in decoded], {number: fault for number, (_, fault) in enumerate(decoded) if fault is not None}

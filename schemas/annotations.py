@@ -23,6 +23,7 @@ PROBLEMS = (
 )
 UNSAFE = ("sexual", "violent", "defames_groups", "personal_information")
 SPLITS = ("train", "validation", "test")
+RECORDS, CHOICES, PEOPLE = "annotations.jsonl", "preferences", "people.json"  # what an artifact of annotation files holds
 ASPECTS = ("overall", "alignment", "fidelity")
 
 _RANKING_ID = Column("ranking_id", pa.uint64(), "Id of the record: one source record by one annotator.")

@@ -14,7 +14,7 @@ CHOSEN_IMAGES = Table(
         Column("source_row", pa.int64(), "The image's row in the table of images, from 0; of a file of scores, its id."),
         Column("image_id", pa.uint64(), "Id of the image; null for a file of scores.", nullable=True),
         Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
-        Column("prompt", pa.string(), "The text as a file of scores has it; null for images, whose prompts are known.", True),
+        Column("prompt", pa.string(), "The text."),
         Column("kind", pa.dictionary(pa.int32(), pa.string()), "preferred, or non-preferred."),
         Column("score", pa.float64(), "Its score, raw."),
         Column("confidence", pa.float64(), "Its share of the softmax by which it stood out.", nullable=True),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,12 @@ import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch import Tensor
 
-from irpipe.models.pictures import crop_offset, resize_and_crop, resized_size
+from irpipe.models.pictures import Fit, crop_offset, resize_and_crop, resized_size
 from irpipe.pipeline.errors import ModelError
 
 _FILES = ("preprocessor_config.json", "processor_config.json")  # of transformers 4 and 5
 _BICUBIC = 3
 _APPLIED = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-
-
-Fit = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True)

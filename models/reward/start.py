@@ -16,6 +16,7 @@ from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
 from irpipe.models.reward.base import is_clip, load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
+from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
 from irpipe.models.weights import fill, load_tokenizer, read_checkpoint, read_config
@@ -27,14 +28,49 @@ from irpipe.schemas.reward_model import CONFIG
 Head = Literal["auto", "itm", "published", "random", "kept"]
 
 
-def prepare_for_training(reward: Any, *, freeze_rate: float, freeze: Literal["published", "layers"], text_dropout: float) -> None:
-    """Freeze the lower layers of a reward model. What is frozen exactly, and dropout, are ImageReward's matter; others have
-    their own."""
+def prepare_for_training(
+    reward: Any,
+    *,
+    freeze_rate: float,
+    freeze: Literal["published", "layers"],
+    text_dropout: float,
+    image_layers: int | None = None,
+    text_layers: int | None = None,
+) -> None:
+    """Freeze the lower layers of a reward model. What is frozen exactly, and dropout, are the matter of its kind.
+
+    Args:
+        image_layers, text_layers: of a CLIP, the last layers of each tower that train, instead of a share; `freeze` says what
+            one of the image tower is: a group of the released code, whose first is the projection, or a block.
+
+    Raises:
+        ModelError: layers are given, and it is no CLIP, or has fewer.
+    """
+    if isinstance(reward, ClipReward):
+        _freeze_clip(reward, freeze_rate, freeze, image_layers, text_layers)
+        return
+    if image_layers is not None or text_layers is not None:
+        raise ModelError("image_layers and text_layers are a CLIP's", expected="freeze_rate for a reward model of this kind")
     if isinstance(reward, ImageReward):
         reward.set_text_dropout(text_dropout)
         reward.freeze(freeze_rate, freeze)
     else:
         reward.freeze(freeze_rate)
+
+
+def _freeze_clip(
+    reward: ClipReward, rate: float, freeze: Literal["published", "layers"], image_layers: int | None, text_layers: int | None
+) -> None:
+    """Freeze a CLIP's lower layers, by counts or by a share."""
+    config = reward.clip.config
+    for given, blocks, tower in (
+        (image_layers, config.vision_config.num_hidden_layers, "image"),
+        (text_layers, config.text_config.num_hidden_layers, "text"),
+    ):
+        if given is not None and given > blocks:
+            raise ModelError(f"the {tower} tower has {blocks} layers, of which {given} cannot train")
+    groups = image_layers if image_layers is None or freeze == "published" else image_layers + 1
+    reward.freeze(rate, image_groups=groups, text_layers=text_layers)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from irpipe.models.pictures import resize_and_crop
+from irpipe.models.pictures import Fit, squared
 from irpipe.schemas.reward_model import ScoreCard
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -20,7 +20,8 @@ class Scorer(Protocol):
     """Takes prompts and pictures, one prompt per picture, and returns one number each: higher is better.
 
     Attributes:
-        image_size: it takes squares of so many pixels, resized and cropped as ImageReward does it; None: pictures as they are.
+        image_size: it takes squares of so many pixels, resized and cropped as ImageReward does it, or padded where it has an
+            `image_fit` of "pad"; None: pictures as they are.
         card: what its scores mean and how they are normalised; None: they are only raw.
     """
 
@@ -32,6 +33,12 @@ class Scorer(Protocol):
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> Sequence[float] | NDArray[Any]:
         """Raw scores, (n,), of pictures (height, width, 3) uint8."""
+
+
+def image_fit(scorer: Scorer) -> Fit:
+    """How a scorer wants its squares made."""
+    fit: Fit = getattr(scorer, "image_fit", "crop")
+    return fit
 
 
 def score_pictures(
@@ -46,7 +53,7 @@ def score_pictures(
     for start in range(0, len(pictures), batch_size):
         part = list(pictures[start : start + batch_size])
         if scorer.image_size is not None:
-            part = [resize_and_crop(Image.fromarray(picture), scorer.image_size) for picture in part]
+            part = [squared(Image.fromarray(picture), scorer.image_size, image_fit(scorer)) for picture in part]
         scores.append(np.asarray(scorer(prompts[start : start + batch_size], part), dtype=np.float64))
     raw = np.concatenate(scores)
     return normalised_scores(scorer, raw) if normalised else raw

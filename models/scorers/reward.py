@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from irpipe.models.pictures import Fit, fit_of
 from irpipe.models.reward.base import Preprocess
 from irpipe.models.scorers.base import Pictures
 from irpipe.schemas.reward_model import ScoreCard
@@ -38,6 +39,11 @@ class RewardModelScorer:
     def image_size(self) -> int:
         """The side of the square that the model looks at, in pixels."""
         return int(self.model.preprocess.image_size)
+
+    @property
+    def image_fit(self) -> Fit:
+        """How its squares are made of pictures."""
+        return fit_of(self.model.preprocess)
 
     @property
     def card(self) -> ScoreCard:

@@ -22,6 +22,12 @@ class OptimizerSettings(Group):
         meaning="The learning rate after the warm-up. constant: its peak. cosine: half a cosine to 0 at the last step.",
     )
     weight_decay: float = setting(0.0, ge=0, meaning="Decoupled weight decay. 0: plain Adam.")
+    decay_vectors: bool = setting(
+        True,
+        role="neutral",
+        meaning="Whether weight decay also applies to vectors and numbers: biases, norms, a CLIP's logit scale.",
+        source="HPSv2's released code: not to them",
+    )
     adam_beta2: float = setting(0.999, ge=0, lt=1, meaning="Decay per step of AdamW's mean of squared gradients.")
     max_grad_norm: float = setting(1.0, ge=0, meaning="Clip the gradient norm to this value. 0: no clipping.")
     ema_decay: float = setting(
@@ -31,6 +37,10 @@ class OptimizerSettings(Group):
         meaning="Decay per step of the weights' exponential moving average (EMA). The averaged weights are evaluated and saved."
         " 0: off.",
     )
+
+    def unused(self) -> dict[str, str]:
+        """As `TrainingSettings.unused`; the group is `optimizer`."""
+        return {} if self.weight_decay else {"optimizer.decay_vectors": "optimizer.weight_decay is 0"}
 
 
 class TrainingSettings(Group):

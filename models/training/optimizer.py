@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,13 @@ class Schedule:
         return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def make_optimizer(settings: OptimizerSettings, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerSettings, parameters: Sequence[Any]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); without weight decay it is Adam."""
+    without = [] if settings.decay_vectors else [value for value in parameters if value.ndim < 2]
+    decayed = [value for value in parameters if settings.decay_vectors or value.ndim >= 2]
+    groups = [{"params": decayed}, {"params": without, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=settings.learning_rate,
         betas=(0.9, settings.adam_beta2),
         weight_decay=settings.weight_decay,

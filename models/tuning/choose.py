@@ -101,7 +101,7 @@ def blindly(chosen: Sequence[Chosen], scores: Scores, seed: int) -> list[Chosen]
     drawn: set[tuple[int, int]] = set()
     blind = []
     for one in chosen:
-        images = [int(image) for image in np.flatnonzero(np.isfinite(scores[one.prompt])) if (one.prompt, image) not in drawn]
+        images = [i for i in np.flatnonzero(np.isfinite(scores[one.prompt])).tolist() if (one.prompt, i) not in drawn]
         image = images[int(rng.integers(len(images)))]
         drawn.add((one.prompt, image))
         blind.append(replace(one, image=image, confidence=None))

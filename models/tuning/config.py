@@ -160,7 +160,7 @@ class TuneConfig(Config):
             yield "evaluation.kept_images is above evaluation.prompts"
 
     def unused(self) -> dict[str, str]:
-        idle = self.training.unused()
+        idle = self.training.unused() | self.optimizer.unused()
         if self.trainable == "unet":
             idle |= dict.fromkeys(("lora.rank", "lora.layers"), "trainable is 'unet'")
         if not self.pretraining.weight:

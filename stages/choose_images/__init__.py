@@ -1,6 +1,7 @@
 """Choose images to tune a generator on, by their scores: preferred ones, and ones that nobody prefers.
 
-Reads: the images with their scores, and the annotations whose prompts are left out; or, with `path`, a file of scores alone.
+Reads: the images with their scores, their prompts (from splits, or selected prompts), and the annotations whose prompts are left
+    out; or, with `path`, a file of scores alone.
 Writes: the tables `chosen_images` and `rejected`.
 Paper: HPS, sections 6 and 7.2, and the released code's selection; RAHF, section 5.1 (`best` above a threshold).
 Deviates: scores are divided by their standard deviation within prompts before the softmax, since the scale of a cosine is an
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import FilePath, Stage, setting
+from irpipe.pipeline.stage import FilePath, First, Stage, setting
 
 _OUR_RULES = ("temperature", "non_preferred_share")
 
@@ -96,10 +97,11 @@ class ChooseImagesConfig(MapConfig):
         return idle | dict.fromkeys(other, f"select is {self.select!r}")
 
 
-def _reads(config: ChooseImagesConfig) -> Sequence[str]:
+def _reads(config: ChooseImagesConfig) -> Sequence[str | First]:
     if config.path is not None:
         return ()
-    return ("images", "scores", *(("annotations",) if config.annotated_prompts == "leave-out" else ()))
+    texts = First(("splits", "selected-prompts"))
+    return ("images", "scores", texts, *(("annotations",) if config.annotated_prompts == "leave-out" else ()))
 
 
 STAGE = Stage(

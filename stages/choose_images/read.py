@@ -21,6 +21,7 @@ from irpipe.schemas.images import in_shards, row_groups
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.scores import SCORES
+from irpipe.schemas.splits import prompts_table
 from irpipe.schemas.values import is_finite
 from irpipe.stages.choose_images import ChooseImagesConfig
 from irpipe.stages.choose_images.blur import StepMeasurer
@@ -35,7 +36,7 @@ class ScoredImages:
 
     Attributes:
         rows: (n,) of the source; image_ids: (n,), None for a file of scores.
-        groups: (n,) which prompt each is of: an index into `prompt_ids` and, for a file of scores, into `texts`.
+        groups: (n,) which prompt each is of: an index into `prompt_ids` and `texts`.
         scores: (n,) raw, higher is better.
         read: images that were read, those that may not be chosen included.
     """
@@ -44,7 +45,7 @@ class ScoredImages:
     image_ids: NDArray[np.uint64] | None
     groups: NDArray[np.int64]
     prompt_ids: NDArray[np.uint64]
-    texts: list[str] | None
+    texts: list[str]
     scores: NDArray[np.float64]
     read: int
 
@@ -115,9 +116,12 @@ def read_scored_images(config: ChooseImagesConfig, inputs: Inputs, rejections: R
     scores = scores_of(inputs, config.scorer, image_ids)
     reasons = np.full(len(image_ids), "", dtype=object)
     reasons[np.isnan(scores)] = "not scored"
+    known = prompts_table({kind: artifact for kind, artifact in inputs.items() if kind != "annotations"})
+    texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
+    reasons[~np.isin(prompts, known["prompt_id"].to_numpy())] = "its prompt is not known"
     if "annotations" in inputs:
-        known = ANNOTATED_PROMPTS.read(inputs["annotations"].table(ANNOTATED_PROMPTS.name), ["prompt_id"])
-        reasons[np.isin(prompts, known["prompt_id"].to_numpy())] = "its prompt was annotated"
+        judged = ANNOTATED_PROMPTS.read(inputs["annotations"].table(ANNOTATED_PROMPTS.name), ["prompt_id"])
+        reasons[np.isin(prompts, judged["prompt_id"].to_numpy())] = "its prompt was annotated"
     if config.blur_threshold:
         steps = measure_steps(config, groups, context)
         reasons[(reasons == "") & (steps < config.blur_threshold)] = "blurry"
@@ -136,7 +140,9 @@ def read_scored_images(config: ChooseImagesConfig, inputs: Inputs, rejections: R
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     rows = keep.astype(np.int64)
-    return ScoredImages(rows, image_ids[keep], place[inverse], identities[order], None, scores[keep], len(image_ids))
+    identities = identities[order]
+    given = [texts[int(identity)] for identity in identities]
+    return ScoredImages(rows, image_ids[keep], place[inverse], identities, given, scores[keep], len(image_ids))
 
 
 def scores_of(inputs: Mapping[str, Any], scorer: str, image_ids: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -129,12 +129,11 @@ def write_chosen(chosen: Sequence[Chosen], groups: Groups, out: Path) -> None:
     images = groups.images
     indices = np.array([groups.index(one) for one in chosen])
     of_prompt = images.groups[indices]
-    texts = None if images.texts is None else [images.texts[prompt] for prompt in of_prompt.tolist()]
     columns = {
         "source_row": images.rows[indices],
         "image_id": [None] * len(chosen) if images.image_ids is None else images.image_ids[indices],
         "prompt_id": images.prompt_ids[of_prompt],
-        "prompt": texts or [None] * len(chosen),
+        "prompt": [images.texts[prompt] for prompt in of_prompt.tolist()],
         "kind": [NON_PREFERRED if one.bad else PREFERRED for one in chosen],
         "score": images.scores[indices],
         "confidence": [one.confidence for one in chosen],

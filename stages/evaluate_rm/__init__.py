@@ -1,9 +1,9 @@
 """Compare scorers with human preferences, with each other, and in the micro world with the truth.
 
 Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and the simulated annotators.
-Writes: the tables `scorers` (table 3 of the paper), `groups`, `calibration`, `generators` (table 1), `best_of` and
-    `rejected`, `report.txt` and plots.
-Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2.
+Writes: the tables `scorers` (table 3 of the paper, and HPS's table 2), `groups`, `calibration`, `generators` (table 1), `best_of`
+    and `rejected`, `report.txt` and plots.
+Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2; HPS, tables 2 and 3.
 Deviates: accuracy is given pooled over pairs, as the released code has it, and as the mean over prompts, as the paper's caption
     has it, each with an interval by bootstrap over prompts.
 Cost: O(pairs * scorers), and `bootstrap` resamplings of the prompts; no model is loaded.
@@ -18,6 +18,8 @@ from pydantic import Field, Strict
 
 from irpipe.pipeline.stage import Config, FilePath, Stage, setting
 
+Rule = Literal["ties-as-half", "hpsv2-inversion", "hpsv2-imagereward"]
+
 
 class EvaluateRmConfig(Config):
     split: Literal["train", "validation", "test"] = setting(
@@ -31,6 +33,18 @@ class EvaluateRmConfig(Config):
     )
     bootstrap: int = setting(2000, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
     truth: bool = setting(False, meaning="Also compare with what the micro world's oracle knows.")
+    baseline: str | None = setting(
+        None,
+        role="neutral",
+        meaning="A scorer that all others are compared with, choice by choice (of annotations that are choices).",
+    )
+    rules: Annotated[tuple[Rule, ...], Strict(False)] = setting(
+        (),
+        role="neutral",
+        meaning="Accuracies by other rules beside ours, which counts equal scores as wrong: ties-as-half; hpsv2-inversion and"
+        " hpsv2-imagereward, means over records as HPSv2's code has them.",
+        source="HPSv2, released code",
+    )
     human_ranking: FilePath | None = setting(
         None,
         role="external",
@@ -52,7 +66,7 @@ def _reads(config: EvaluateRmConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="evaluate-rm",
-    version=2,
+    version=3,
     reads=_reads,
     writes="evaluation",
     determinism="bitwise",

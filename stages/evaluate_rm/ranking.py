@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irpipe.models.metrics.rankings import imagereward_accuracy, inversion_score
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.files import check_columns, read_csv
 
@@ -60,6 +63,35 @@ def recall_and_filter(
         if longer:
             figures |= {f"{name}@{k}": (count / len(longer), len(longer)) for name, count in counts.items()}
     return figures
+
+
+def _mean_over_records(
+    rule: Callable[[Sequence[float], Sequence[float]], float], rankings: Sequence[Ranking], scores: Mapping[int, float]
+) -> tuple[float, int]:
+    """Mean of a rule over the records for which it is defined, and how many these are."""
+    values = np.array([rule(ranking.ranks, [scores[image] for image in ranking.images]) for ranking in rankings])
+    values = values[np.isfinite(values)]
+    return (float(values.mean()) if len(values) else float("nan")), len(values)
+
+
+def _ties_as_half(rankings: Sequence[Ranking], scores: Mapping[int, float]) -> tuple[float, int]:
+    """Accuracy over all pairs that people do not tie, equal scores as half right, and how many pairs these are."""
+    right = total = 0.0
+    for ranking in rankings:
+        values = [scores[image] for image in ranking.images]
+        for first, second in combinations(range(len(values)), 2):
+            if ranking.ranks[first] != ranking.ranks[second]:
+                gap = (values[first] - values[second]) * (ranking.ranks[second] - ranking.ranks[first])
+                right += 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+                total += 1
+    return right / max(1.0, total), int(total)
+
+
+RULES: Mapping[str, Callable[[Sequence[Ranking], Mapping[int, float]], tuple[float, int]]] = {
+    "ties-as-half": _ties_as_half,
+    "hpsv2-inversion": partial(_mean_over_records, inversion_score),
+    "hpsv2-imagereward": partial(_mean_over_records, imagereward_accuracy),
+}
 
 
 def best_of(values: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:

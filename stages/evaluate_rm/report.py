@@ -8,16 +8,20 @@ from typing import Any
 
 from irpipe.models.plotting import NEUTRAL, PALETTE, legend_below, new_figure, save, style
 from irpipe.stages.evaluate_rm import EvaluateRmConfig
+from irpipe.stages.evaluate_rm.choices import ACCURACY, EXPECTED, Judged, agreement_on_choices
 from irpipe.stages.evaluate_rm.ranking import rho
 
 Row = Mapping[str, Any]
 
 
-def table_3(rows: Sequence[Row], bound: float | None, human: tuple[float | None, int], config: EvaluateRmConfig) -> str:
+def table_3(
+    rows: Sequence[Row], bound: float | None, human: tuple[float | None, int], config: EvaluateRmConfig, pairs: str
+) -> str:
     """Accuracy, recall and filter of every scorer in per cent, with the bound beside it."""
     by = {(row["scorer"], row["figure"]): row for row in rows}
     names = list(dict.fromkeys(row["scorer"] for row in rows))
     ranked = [f"{kind}@{k}" for kind in ("recall", "filter") for k in config.at if (names[0], f"{kind}@{k}") in by]
+    ranked += config.rules
     share = bound is not None
     header = ["scorer", "accuracy", "95 %", "by prompt", *ranked] + (["share of gap"] if share else [])
     lines = [header]
@@ -28,12 +32,48 @@ def table_3(rows: Sequence[Row], bound: float | None, human: tuple[float | None,
         cells += [f"{by[name, figure]['value']:.2%}" for figure in ranked]
         lines.append(cells + ([f"{(row['value'] - 0.5) / (bound - 0.5):.0%}"] if bound is not None else []))
     count = by[names[0], "accuracy"]["count"]
-    text = f"{count:,} pairs of the {config.split} split; intervals by bootstrap over prompts\n\n" + aligned(lines)
+    text = f"{count:,} pairs of the {config.split} split (pairs {pairs[:12]}); equal scores are wrong;"
+    text += " intervals by bootstrap over prompts\n\n"
+    text += aligned(lines)
     if bound is not None:
         text += f"\nBayes bound: {bound:.2%}; the share of gap is from chance, 50 %, to it\n"
     if human[0] is not None:
         text += f"Two people agree on {human[0]:.2%} of {human[1]:,} comparisons\n"
     return text
+
+
+def table_2(rows: Sequence[Row], judged: Judged, config: EvaluateRmConfig) -> str:
+    """HPS's table 2: accuracy on choices, in all and by the number of images. Empty where nobody made choices."""
+    if not judged.choices:
+        return ""
+    by = {(row["scorer"], row["figure"]): row for row in rows}
+    sizes = sorted({len(choice.images) for choice in judged.choices}, reverse=True)
+    main, bounds = EXPECTED if judged.bounds else ACCURACY, judged.bounds
+    over = [f"{main}_over_{config.baseline}"] if config.baseline else []
+    lines = [["scorer", "choices", "95 %", *([f"over {config.baseline}"] if over else []), "drawn", *(f"of {n}" for n in sizes)]]
+    lines[0] += ["share of gap"] if bounds else []
+    for name in (name for name, figure in by if figure == main):
+        row = by[name, main]
+        cells = [name, f"{row['value']:.2%}", _span(row)]
+        cells += [
+            f"{by[name, figure]['value']:+.2%} {_span(by[name, figure])}" if (name, figure) in by else "" for figure in over
+        ]
+        cells += [f"{by[name, ACCURACY]['value']:.2%}", *(f"{by[name, f'{ACCURACY}_of_{n}']['value']:.2%}" for n in sizes)]
+        lines.append(cells + ([f"{(row['value'] - bounds.chance) / (bounds.best - bounds.chance):.0%}"] if bounds else []))
+    text = f"\n{len(judged.choices):,} choices of the {config.split} split; equal scores share 1 / k; intervals over prompts\n\n"
+    text += aligned(lines)
+    if bounds:
+        text += (
+            f"\nBayes bound: {bounds.best:.2%}; another person: {bounds.another_person:.2%}; chance: {bounds.chance:.2%}."
+            " 'choices' is the accuracy expected over people's noise, 'drawn' that on the choices that were made\n"
+        )
+    alike, total = agreement_on_choices(judged.choices)
+    return text + (f"Two people chose the same image in {alike:.2%} of {total:,} cases\n" if alike is not None else "")
+
+
+def _span(row: Row) -> str:
+    """An interval in per cent."""
+    return "" if row["low"] is None else f"({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
 def table_1(rows: Sequence[Row]) -> str:

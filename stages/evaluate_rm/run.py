@@ -15,6 +15,7 @@ from irpipe.microworld.annotators import Annotator, Impression, best_accuracy
 from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
+from irpipe.schemas.annotations import PEOPLE
 from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
 from irpipe.schemas.files import read_json
 from irpipe.schemas.pairs import PAIRS
@@ -31,7 +32,9 @@ from irpipe.stages.evaluate_rm.accuracy import (
     human_agreement,
     intervals,
 )
+from irpipe.stages.evaluate_rm.choices import Judged, chances_of, choice_figures, choice_rows, read_choices
 from irpipe.stages.evaluate_rm.ranking import (
+    RULES,
     best_images,
     best_of,
     mean_scores,
@@ -41,7 +44,7 @@ from irpipe.stages.evaluate_rm.ranking import (
     rho,
     wins,
 )
-from irpipe.stages.evaluate_rm.report import draw, table_1, table_3
+from irpipe.stages.evaluate_rm.report import draw, table_1, table_2, table_3
 
 ORACLE = "oracle"
 _BOUND_RECORDS = 20_000
@@ -82,17 +85,22 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     used = {name: column[keep] for name, column in pairs.items()}
     human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
     rows = scorer_rows(config, used, scorers)
-    bound = bayes_bound(truth, used["prompt_id"], inputs["annotation-files"], config.seed) if truth else None
+    people = read_people(inputs["annotation-files"]) if truth else []
+    judged = judge_choices(used, truth, people)
+    check_baseline(config, judged, scorers)
+    rows += choice_rows(judged, {name: s.scores for name, s in scorers.items()}, config.baseline, config.bootstrap, config.seed)
+    bound = judged.bounds.pairs if judged.bounds else bayes_bound(truth, used["prompt_id"], people, config.seed)
     groups = group_rows(used, scorers)
     bins = calibration_rows(used, scorers)
     generators = generator_rows(config, images, scorers, context)
     picks = best_of_rows(config, truth, used["prompt_id"], scorers)
     for table, content in ((SCORERS, rows), (GROUPS, groups), (CALIBRATION, bins), (GENERATORS, generators), (BEST_OF, picks)):
         write(table, content, out)
-    report = table_3(rows, bound, human, config) + table_1(generators)
+    report = table_3(rows, bound, human, config, inputs["pairs"].content_id) + table_2(rows, judged, config) + table_1(generators)
     (out / "report.txt").write_text(report, encoding="utf-8")
     draw(rows, bins, picks, bound, out / "evaluation.png")
     metrics = figures(rows, bins, bound, human, generators, [name for name, scorer in scorers.items() if scorer.reward_model])
+    metrics |= choice_figures(rows, judged)
     return Report(Rows(len(keep), int(keep.sum()), int((~keep).sum())), metrics)
 
 
@@ -163,6 +171,9 @@ def scorer_rows(
         for figure, value in accuracies(correct, pairs["prompt_id"]).items():
             low, high = spans.get(figure, (None, None))
             rows.append({"scorer": name, "figure": figure, "value": value, "low": low, "high": high, "count": len(correct)})
+        for rule in config.rules:
+            value, count = RULES[rule](rankings, scorer.scores)
+            rows.append({"scorer": name, "figure": rule, "value": value, "low": None, "high": None, "count": count})
         for figure, (value, count) in recall_and_filter(rankings, scorer.scores, config.at).items():
             rows.append({"scorer": name, "figure": figure, "value": value, "low": None, "high": None, "count": count})
     return rows
@@ -262,14 +273,38 @@ def best_of_rows(
     return rows
 
 
+def read_people(annotations: Artifact) -> list[Annotator]:
+    """The simulated annotators; none for real people."""
+    path = annotations.path / PEOPLE
+    return [Annotator(**person) for person in read_json(path)["people"]] if path.is_file() else []
+
+
+def judge_choices(pairs: Mapping[str, NDArray[Any]], truth: Sequence[Mapping[str, Any]], people: Sequence[Annotator]) -> Judged:
+    """The choices behind pairs, with what simulated people pick of them."""
+    choices = read_choices(pairs)
+    return Judged(choices, chances_of(choices, truth, people) if people else ())
+
+
+def check_baseline(config: EvaluateRmConfig, judged: Judged, scorers: Mapping[str, ScorerData]) -> None:
+    """Whether there is anything to compare with the baseline.
+
+    Raises:
+        InputError: it did not score, or nobody made a choice.
+    """
+    if config.baseline is None:
+        return
+    if config.baseline not in scorers:
+        raise InputError(f"{config.baseline!r} did not score", where="evaluate-rm.baseline", expected=" or ".join(scorers))
+    if not judged.choices:
+        raise InputError("baseline has no effect: the pairs are not of choices", fix="--set evaluate-rm.baseline=default")
+
+
 def bayes_bound(
-    truth: Sequence[Mapping[str, Any]], prompts: NDArray[np.uint64], annotations: Artifact, seed: int
+    truth: Sequence[Mapping[str, Any]], prompts: NDArray[np.uint64], people: Sequence[Annotator], seed: int
 ) -> float | None:
     """The highest possible accuracy on the images of prompts (p,) with these annotators; None for real people."""
-    path = annotations.path / "people.json"
-    if not path.is_file():
+    if not people:
         return None
-    people = [Annotator(**person) for person in read_json(path)["people"]]
     prompt_ids = set(prompts.tolist())
     impressions: dict[int, list[Impression]] = {}
     for row in truth:

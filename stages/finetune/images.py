@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,25 +10,30 @@ from irpipe.models.training.objective import Figures, Samples, noise_seed, shuff
 from irpipe.models.tuning.caption_files import decoded
 from irpipe.models.tuning.captions import denoising_losses, encode_captioned
 from irpipe.models.tuning.pretraining import SampleObjective
-from irpipe.models.tuning.session import Session
+from irpipe.models.tuning.session import Session, excluded
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.chosen import CHOSEN_IMAGES, NON_PREFERRED
 from irpipe.schemas.images import ImageReader
+from irpipe.schemas.prompts import normalise
+from irpipe.schemas.splits import read_splits
 from irpipe.stages.finetune import FinetuneConfig
 
 
 class ImagesObjective(SampleObjective):
-    """The denoising loss on chosen images of training prompts, encoded once; prompts of bad ones begin with the identifier."""
+    """The denoising loss on chosen images, encoded once; the prompts of bad ones begin with the identifier."""
 
     def __init__(self, config: FinetuneConfig, session: Session, inputs: Mapping[str, Artifact]) -> None:
         super().__init__("chosen_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
         self._session, self._seed = session, config.training.seed
         reader = ImageReader(inputs["images"].table("images"))
-        captions = captions_of(inputs["chosen-images"], session.prompts, config.identifier, reader)
+        by_split = read_splits(inputs["splits"])
+        held_out = {normalise(text) for split in ("validation", "test") for text in by_split[split].values()}
+        held_out |= excluded(session.context)
+        captions, left_out = captions_of(inputs["chosen-images"], held_out, config.identifier, reader)
         bad = sum(marked for _, marked in captions.values())
-        self.figures = {"preferred": len(captions) - bad, "non_preferred": bad}
+        self.figures = {"preferred": len(captions) - bad, "non_preferred": bad, "held_out": left_out}
         images = list(captions)
         folder = session.context.work / "chosen"
         with session.accelerator.main_process_first(), session.context.progress("encoding", len(images), "images") as bar:
@@ -53,14 +58,17 @@ class ImagesObjective(SampleObjective):
 
 
 def captions_of(
-    chosen: Artifact, prompts: Mapping[int, str], identifier: str, reader: ImageReader
-) -> dict[int, tuple[str, bool]]:
-    """Caption of each chosen image of these prompts, and whether it is marked as bad; by id, in the order they lie in.
+    chosen: Artifact, held_out: Container[str], identifier: str, reader: ImageReader
+) -> tuple[dict[int, tuple[str, bool]], int]:
+    """Caption of each chosen image and whether it is marked as bad, by id, in the order they lie in; and how many are left out.
+
+    Args:
+        held_out: prompts, normalised, whose images are left out.
 
     Raises:
-        InputError: a chosen image is not among the images, or none is of these prompts.
+        InputError: a chosen image is not among the images, or none is left.
     """
-    columns = ["image_id", "prompt_id", "kind"]
+    columns = ["image_id", "prompt", "kind"]
     rows = CHOSEN_IMAGES.read(chosen.table(CHOSEN_IMAGES.name), columns).to_pylist()
     position = {int(image): index for index, image in enumerate(reader.ids)}
     strangers = [row for row in rows if row["image_id"] not in position]
@@ -72,17 +80,15 @@ def captions_of(
             fix="[finetune.reads] images = ..., the node whose images were scored",
         )
     captions = {
-        row["image_id"]: (identifier + prompts[row["prompt_id"]], True)
-        if row["kind"] == NON_PREFERRED
-        else (prompts[row["prompt_id"]], False)
+        row["image_id"]: (identifier * (row["kind"] == NON_PREFERRED) + row["prompt"], row["kind"] == NON_PREFERRED)
         for row in sorted(rows, key=lambda row: position[row["image_id"]])
-        if row["prompt_id"] in prompts
+        if normalise(row["prompt"]) not in held_out
     }
     if not captions:
         raise InputError(
-            f"none of {len(rows):,} chosen images is of a training prompt",
+            f"all of {len(rows):,} chosen images are of prompts that are held out for evaluation",
             where="chosen-images",
-            expected="images of prompts of the train split",
-            fix="[finetune.reads] splits = ..., the node that split these prompts",
+            expected="images of prompts outside the validation and the test split",
+            fix="[finetune.reads] chosen-images = ..., chosen from other images",
         )
-    return captions
+    return captions, len(rows) - len(captions)

@@ -17,10 +17,12 @@ from irpipe.schemas.annotations import (
     ANNOTATION_IMAGES,
     ANNOTATIONS,
     ASPECTS,
+    CHOICES,
     CONTRADICTIONS,
     PROMPT_LABELS,
     RANKINGS,
     RATINGS,
+    RECORDS,
     image_id,
     ranking_id,
 )
@@ -36,8 +38,8 @@ Columns = dict[str, list[Any]]
 
 
 def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    path = context.sources["path"][0] if config.path else inputs["annotation-files"].file("annotations.jsonl")
-    kind = config.format or guess_format(path)
+    path = context.sources["path"][0] if config.path else files_in(inputs["annotation-files"])
+    kind = config.format or ("hps-json" if path.name == CHOICES and not config.path else guess_format(path))
     rejections = Rejections(config.max_rejected, path.name)
     records, read = gather(config, path, kind, rejections, context)
     rejections.check(read, len(records))
@@ -58,6 +60,12 @@ def run(config: LoadAnnotationsConfig, inputs: Mapping[str, Artifact], out: Path
         "agreement": figures,
     }
     return Report(Rows(read, len(records), rejected), metrics)
+
+
+def files_in(artifact: Artifact) -> Path:
+    """What a stage wrote: records in our own format, or a folder of choices in HPS's files."""
+    choices = artifact.path / CHOICES
+    return choices if choices.is_dir() else artifact.file(RECORDS)
 
 
 def gather(

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from irpipe.models.loading import memory_errors, worker_device
-from irpipe.models.pictures import decode_stream
-from irpipe.models.scorers.base import Scorer, normalised_scores
+from irpipe.models.pictures import Fit, decode_stream
+from irpipe.models.scorers.base import Scorer, image_fit, normalised_scores
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.stage import Inputs, Model
@@ -128,7 +128,7 @@ def score_all(
     scorable: NDArray[np.bool_],
     batch_size: int,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
-    """Score images. They are decoded once per image size of the scorers.
+    """Score images. They are decoded once per kind of square that the scorers take.
 
     Args:
         texts: (n,) the prompt of each image of the reader; scorable: (n,) whether it is scored.
@@ -137,13 +137,13 @@ def score_all(
         (n,) raw scores by scorer, NaN for images that are not scored, and the faults of images that do not decode, by index.
     """
     raw = {name: np.full(len(texts), np.nan) for name in scorers}
-    by_size: dict[int | None, list[str]] = {}
+    by_square: dict[tuple[int | None, Fit], list[str]] = {}
     for name, scorer in scorers.items():
-        by_size.setdefault(scorer.image_size, []).append(name)
+        by_square.setdefault((scorer.image_size, image_fit(scorer)), []).append(name)
     broken: dict[int, str] = {}
-    for size, names in by_size.items():
+    for (size, fit), names in by_square.items():
         good: dict[int, NDArray[np.uint8]] = {}
-        for start, pictures, faults in decode_stream(reader, 0, _CHUNK if size else _WHOLE_CHUNK, size, wanted=scorable):
+        for start, pictures, faults in decode_stream(reader, 0, _CHUNK if size else _WHOLE_CHUNK, size, wanted=scorable, fit=fit):
             broken |= {start + index: why for index, why in faults.items() if scorable[start + index]}
             good |= {
                 start + index: picture

@@ -1,9 +1,10 @@
 """Simulate annotations of the micro world's images.
 
 Reads: the selected prompts and their images, of the micro world.
-Writes: `annotations.jsonl`, in our own format, the table `rejected`, and `people.json`: the annotators with their noise, and the
-    Bayes bound, the highest possible accuracy on pairs.
+Writes: `annotations.jsonl`, in our own format, or with `records = "choices"` HPS's files in `preferences/`; the table `rejected`,
+    and `people.json`: the annotators with their noise, and the Bayes bound, the highest possible accuracy.
 Paper: ImageReward, section 2 and appendices A.3 and B: ratings from 1 to 7, problems, five slots with at most two images each.
+    HPS, section 3: one of 4, 3 or 2 images is picked.
 Deviates: annotators follow a formula (`irpipe.microworld.annotators`); several annotate each prompt, the paper had one.
 Cost: about 1 ms per image on one core; memory O(images), 100 bytes each.
 """
@@ -11,11 +12,19 @@ Cost: about 1 ms per image on one core; memory O(images), 100 bytes each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from irpipe.pipeline.stage import Config, Stage, setting
 
 
 class SimulateAnnotationsConfig(Config):
+    records: Literal["rankings", "choices"] = setting(
+        "rankings",
+        role="neutral",
+        meaning="rankings: all images of a prompt are ranked and rated. choices: one of 4, 3 or 2 images is picked, in HPS's"
+        " shares.",
+        source="choices: HPS 3",
+    )
     annotators: int = setting(8, ge=1, le=1000, meaning="Number of annotators.")
     annotators_per_prompt: int = setting(
         2, ge=1, le=1000, meaning="Annotators per prompt.", source="ImageReward H: one, and inspectors"
@@ -42,6 +51,10 @@ class SimulateAnnotationsConfig(Config):
         yield from super().faults()
         if self.annotators_per_prompt > self.annotators:
             yield "annotators_per_prompt is above annotators"
+
+    def unused(self) -> dict[str, str]:
+        ranked = ("contradiction_share", "unclear_share")
+        return dict.fromkeys(ranked, "records is 'choices'") if self.records == "choices" else {}
 
 
 STAGE = Stage(

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from irpipe.microworld.annotators import MOST_PER_SLOT, SLOTS, Annotator, Impression, annotate, best_accuracy, crowd
+from irpipe.microworld.choices import choice_bounds, choice_probabilities
 from irpipe.microworld.grammar import parse, split_of
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
+from irpipe.schemas.annotations import PEOPLE, RECORDS
 from irpipe.schemas.images import ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.simulate_annotations import SimulateAnnotationsConfig
+from irpipe.stages.simulate_annotations.choices import choices_of, groups_of, record_of, write_choices
 
 Impressions = dict[str, Impression]
 """The impressions of a prompt's images, by their paths."""
@@ -35,23 +38,56 @@ def run(config: SimulateAnnotationsConfig, inputs: Mapping[str, Artifact], out: 
     impressions = impressions_of(images, prompts, rejections, context)
     rejections.check(len(images), len(images) - len(rejections))
     people = crowd(config.annotators, config.noise, config.lean, np.random.default_rng([config.seed, 0]))
+    write = write_picks if config.records == "choices" else write_rankings
+    records, bounds = write(config, impressions, prompts, people, out)
+    people_file = {"people": [asdict(person) for person in people], **bounds}
+    (out / PEOPLE).write_text(json.dumps(people_file, indent=1) + "\n", encoding="utf-8")
+    rejected = rejections.write(out)
+    metrics = {
+        "prompts": len(impressions),
+        "records": records,
+        **{name: round(value, 4) for name, value in bounds.items() if isinstance(value, float)},
+        "rejected_for": rejections.counts(),
+    }
+    return Report(Rows(len(images), len(images) - rejected, rejected), metrics)
+
+
+def write_rankings(
+    config: SimulateAnnotationsConfig,
+    impressions: Mapping[int, Impressions],
+    prompts: Mapping[int, str],
+    people: Sequence[Annotator],
+    out: Path,
+) -> tuple[int, dict[str, float]]:
+    """Rankings and ratings of every prompt's images. Returns how many records there are, and the bound."""
     records = 0
-    with (out / "annotations.jsonl").open("w", encoding="utf-8") as file:
+    with (out / RECORDS).open("w", encoding="utf-8") as file:
         for identity, seen in impressions.items():
             for record in campaign(config, identity, prompts[identity], seen, people):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 records += 1
     bound, pairs = bayes_bound(list(impressions.values()), people, config.seed)
-    people_file = {"people": [asdict(person) for person in people], "bayes_accuracy": bound, "bayes_pairs": pairs}
-    (out / "people.json").write_text(json.dumps(people_file, indent=1) + "\n", encoding="utf-8")
-    rejected = rejections.write(out)
-    metrics = {
-        "prompts": len(impressions),
-        "records": records,
-        "bayes_accuracy": round(bound, 4),
-        "rejected_for": rejections.counts(),
-    }
-    return Report(Rows(len(images), len(images) - rejected, rejected), metrics)
+    return records, {"bayes_accuracy": bound, "bayes_pairs": pairs}
+
+
+def write_picks(
+    config: SimulateAnnotationsConfig,
+    impressions: Mapping[int, Impressions],
+    prompts: Mapping[int, str],
+    people: Sequence[Annotator],
+    out: Path,
+) -> tuple[int, dict[str, float]]:
+    """What people picked of groups of every prompt's images. Returns how many records there are, and the bounds."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    chances = []
+    for identity, seen in impressions.items():
+        groups = groups_of(config, identity, list(seen))
+        chances += [choice_probabilities(people, [seen[path] for path in group]) for group in groups]
+        for group, person, choice in choices_of(config, identity, groups, seen, people):
+            split, record = record_of(sum(map(len, records.values())), prompts[identity], group, person, choice)
+            records.setdefault(split, []).append(record)
+    write_choices(records, out)
+    return sum(map(len, records.values())), asdict(choice_bounds(chances))
 
 
 def impressions_of(

@@ -115,9 +115,10 @@ class TrainRmConfig(Config):
     epochs: int = setting(10, ge=1, le=10_000, meaning="Passes over the pairs.", source=CODE + "scripts/train_one_node.sh")
     freeze: Literal["published", "layers"] = setting(
         "published",
-        meaning="What freeze_rate freezes of an ImageReward. published: exactly what the released code does, with one parameter"
-        " of the next layer. layers: embeddings and whole layers.",
-        source=CODE + "src/utils.py",
+        meaning="What is frozen. Of an ImageReward, published: exactly what the released code freezes, with one parameter of the"
+        " next layer; layers: embeddings and whole layers. Of a CLIP, what image_layers counts; published: the projection is one,"
+        " as in HPSv2's code; layers: blocks alone.",
+        source=CODE + "src/utils.py; HPSv2, released code",
     )
     freeze_rate: float = setting(
         0.7,
@@ -125,6 +126,29 @@ class TrainRmConfig(Config):
         le=1,
         meaning="Share of both towers' layers that are frozen, rounded down, and the embeddings with them. 0: nothing.",
         source="ImageReward 4.1",
+    )
+    image_layers: int | None = setting(
+        None,
+        ge=0,
+        le=1000,
+        role="neutral",
+        meaning="Layers of a CLIP's image tower that train, the last ones (see freeze). Unset: by freeze_rate.",
+        source="HPS 7.1: 10",
+    )
+    text_layers: int | None = setting(
+        None,
+        ge=0,
+        le=1000,
+        role="neutral",
+        meaning="Layers of a CLIP's text tower that train, the last ones. 0: nothing of it. Unset: by freeze_rate.",
+        source="HPS 7.1: 6",
+    )
+    fit: Literal["crop", "pad"] | None = setting(
+        None,
+        role="neutral",
+        meaning="How a picture becomes a square. crop: the shorter side is resized and the centre cropped. pad: the longer side"
+        " is resized, and the rest is black. Unset: as the start does it.",
+        source="HPS 7.1: pad",
     )
     random_shift: int = setting(
         0, ge=0, le=64, meaning="Shift a prompt's images by up to so many pixels, at random. The paper does not.", source=CODE
@@ -169,13 +193,15 @@ class TrainRmConfig(Config):
     training: RmTraining = group(RmTraining)
 
     def unused(self) -> dict[str, str]:
-        idle = self.training.unused()
+        idle = self.training.unused() | self.optimizer.unused()
         if self.head in ("published", "random", "kept"):
             idle["fit_scale"] = f"head = {self.head}"
         if self.loss != "pairwise":
             idle["fit_scale"] = f"loss = {self.loss}"
-        if not self.freeze_rate:
+        if not self.freeze_rate and self.image_layers is None:
             idle["freeze"] = "freeze_rate is 0"
+        if self.image_layers is not None and self.text_layers is not None:
+            idle["freeze_rate"] = "image_layers and text_layers are given"
         return idle
 
     def training_config(self, steps: int) -> TrainingConfig:

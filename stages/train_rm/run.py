@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.pictures import decode_all
+from irpipe.models.pictures import decode_all, fit_of
 from irpipe.models.reward.start import init_reward_model, prepare_for_training, sized
 from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.loop import Trainer
@@ -39,7 +39,14 @@ def run(config: TrainRmConfig, inputs: Mapping[str, Artifact], out: Path, contex
     title = f"train-rm {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rm", config.training, title, shown_config(config))
     model, head = start(config, context)
-    prepare_for_training(model, freeze_rate=config.freeze_rate, freeze=config.freeze, text_dropout=config.text_dropout)
+    prepare_for_training(
+        model,
+        freeze_rate=config.freeze_rate,
+        freeze=config.freeze,
+        text_dropout=config.text_dropout,
+        image_layers=config.image_layers,
+        text_layers=config.text_layers,
+    )
     model.to(accelerator.device)
     read, faults = open_images(config, inputs, context, model, pairs.images, accelerator)
     kept, rejected = without_faults(pairs, faults, config.max_rejected)
@@ -80,7 +87,7 @@ def open_images(
     """
     files, size = inputs["images"].table("images"), model.preprocess.image_size
     with accelerator.main_process_first():
-        pictures, faults = decode_all(files, images, size, context, config.num_workers)
+        pictures, faults = decode_all(files, images, size, context, config.num_workers, fit_of(model.preprocess))
     if len(faults) == len(images):
         raise InputError(
             f"none of the {len(images):,} images of the pairs can be used: {next(iter(faults.values()))}",
@@ -98,7 +105,10 @@ def start(config: TrainRmConfig, context: Context) -> tuple[Any, str]:
     own = model.preprocess.image_size
     if config.image_size not in (None, own):
         context.say(f"  its start looks at images of {own} px, and image_size is {config.image_size}: cost grows by the square")
-    return sized(model, config.image_size, given), head
+    model = sized(model, config.image_size, given)
+    if config.fit is not None:
+        model.preprocess = replace(model.preprocess, fit=config.fit)
+    return model, head
 
 
 def make_task(

@@ -1,0 +1,135 @@
+"""Choices of one image among several: how often a scorer's best image is the one that people chose (HPS, table 2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irpipe.microworld.annotators import Annotator, Impression
+from irpipe.microworld.choices import ChoiceBounds, choice_bounds, choice_probabilities
+from irpipe.stages.evaluate_rm.accuracy import accuracies, intervals
+
+ACCURACY = "choice_accuracy"
+EXPECTED = "expected_choice_accuracy"  # over the people's noise, where the truth is known: no drawn choice, no noise of labels
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One image that was chosen among some of a prompt's. `images` has the chosen one first."""
+
+    prompt: int
+    images: tuple[int, ...]
+
+
+def read_choices(pairs: Mapping[str, NDArray[Any]]) -> list[Choice]:
+    """The choices behind pairs: of the one better image of a record's pairs among all of its images.
+
+    None where some record ranks more than its best image, or where all are of two images, which pairs tell as well.
+    """
+    prompts: dict[int, int] = {}
+    better: dict[int, set[int]] = defaultdict(set)
+    worse: dict[int, dict[int, None]] = defaultdict(dict)
+    columns = (pairs[name].tolist() for name in ("ranking_id", "prompt_id", "better", "worse"))
+    for ranking, prompt, first, second in zip(*columns, strict=True):
+        prompts[ranking] = prompt
+        better[ranking].add(first)
+        worse[ranking][second] = None
+    if any(len(images) > 1 for images in better.values()) or not any(len(images) > 1 for images in worse.values()):
+        return []
+    return [Choice(prompt, (*better[ranking], *worse[ranking])) for ranking, prompt in prompts.items()]
+
+
+def shares_of_best(scores: Mapping[int, float], images: Sequence[int]) -> NDArray[np.float64]:
+    """(k,) how probably a scorer picks each of k images: the best of them; several equal ones share."""
+    values = np.array([scores[image] for image in images])
+    best = values == values.max()
+    return best / best.sum()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Choices with what is known of them.
+
+    Attributes:
+        chances: (k,) each, how probably somebody picks each image of a choice; empty where the truth is not known.
+    """
+
+    choices: Sequence[Choice]
+    chances: Sequence[NDArray[np.float64]] = ()
+
+    @property
+    def bounds(self) -> ChoiceBounds | None:
+        """What is reached on them by who knows the truth, by another person, and by chance; None without the truth."""
+        return choice_bounds(self.chances) if self.chances else None
+
+    def credits(self, scores: Mapping[int, float]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+        """By figure: how right a scorer is on each choice, (c,), and which choices count, (c,)."""
+        picks = [shares_of_best(scores, choice.images) for choice in self.choices]
+        sizes = np.array([len(choice.images) for choice in self.choices])
+        right, everywhere = np.array([pick[0] for pick in picks]), np.full(len(picks), fill_value=True)
+        found = {ACCURACY: (right, everywhere)}
+        found |= {f"{ACCURACY}_of_{size}": (right, sizes == size) for size in np.unique(sizes)[::-1].tolist()}
+        if self.chances:
+            expected = np.array([float(pick @ chance) for pick, chance in zip(picks, self.chances, strict=True)])
+            found[EXPECTED] = (expected, everywhere)
+        return found
+
+
+def choice_rows(
+    judged: Judged, scores: Mapping[str, Mapping[int, float]], baseline: str | None, draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of the table `scorers`: accuracy on choices, in all and by the number of images, with intervals over prompts.
+
+    Args:
+        scores: by scorer and image; baseline: one of them, that all others are compared with on the same choices.
+    """
+    if not judged.choices:
+        return []
+    prompts = np.array([choice.prompt for choice in judged.choices], dtype=np.uint64)
+    figure = EXPECTED if judged.chances else ACCURACY
+    base = judged.credits(scores[baseline])[figure][0] if baseline is not None else None
+    rows = []
+    for name, by_image in scores.items():
+        parts = judged.credits(by_image)
+        if base is not None and name != baseline:
+            parts[f"{figure}_over_{baseline}"] = (parts[figure][0] - base, parts[figure][1])
+        for part, (values, keep) in parts.items():
+            value = accuracies(values[keep], prompts[keep])["accuracy"]
+            low, high = intervals(values[keep], prompts[keep], draws, seed).get("accuracy", (None, None))
+            rows.append({"scorer": name, "figure": part, "value": value, "low": low, "high": high, "count": int(keep.sum())})
+    return rows
+
+
+def chances_of(
+    choices: Sequence[Choice], truth: Sequence[Mapping[str, Any]], people: Sequence[Annotator]
+) -> list[NDArray[np.float64]]:
+    """(k,) how probably somebody of the micro world's people picks each image of a choice."""
+    seen = {row["image_id"]: Impression(float(row["alignment"]), float(row["fidelity"]), 0, 0) for row in truth}
+    return [choice_probabilities(people, [seen[image] for image in choice.images]) for choice in choices]
+
+
+def agreement_on_choices(choices: Sequence[Choice]) -> tuple[float | None, int]:
+    """The share of pairs of choices among the same images that are of the same image, and how many such pairs there are."""
+    chosen: dict[frozenset[int], list[int]] = defaultdict(list)
+    for choice in choices:
+        chosen[frozenset(choice.images)].append(choice.images[0])
+    alike = total = 0
+    for images in chosen.values():
+        for index, image in enumerate(images):
+            alike += sum(image == other for other in images[index + 1 :])
+            total += len(images) - index - 1
+    return (alike / total if total else None), total
+
+
+def choice_figures(rows: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, float]:
+    """The metrics of the run."""
+    names = (ACCURACY, EXPECTED)
+    metrics = {f"{row['figure']}_{row['scorer']}": round(row["value"], 4) for row in rows if row["figure"] in names}
+    if judged.bounds is not None:
+        metrics |= {f"choice_{name}": round(value, 4) for name, value in asdict(judged.bounds).items()}
+    return metrics
