@@ -3,7 +3,7 @@
 Reads: a file or folder of annotations (`path`), or those of a stage that writes annotation files.
 Writes: the tables `annotated_prompts`, `annotation_images`, `annotations`, `prompt_labels`, `ratings`, `rankings`,
     `contradictions` and `rejected`, and `agreement.json`.
-Paper: ImageReward, section 2 and appendices A.3 and B.
+Paper: ImageReward, section 2 and appendices A.3 and B; HPS, section 3 (choices from a chat).
 Deviates: rankings that contradict ratings are reported, where the paper's tool refused them.
 Cost: O(records); agreement O(annotators^2) per set of images that several people ranked.
 """
@@ -18,7 +18,19 @@ from pydantic import Strict
 from irpipe.pipeline.settings import Group
 from irpipe.pipeline.stage import Config, FilePath, Stage, group, setting
 
-Format = Literal["imagereward-json", "imagerewarddb", "hps-json", "hpdv2-json", "pickapic", "jsonl", "csv", "parquet", "pairs"]
+Format = Literal[
+    "imagereward-json",
+    "imagerewarddb",
+    "hps-json",
+    "hpdv2-json",
+    "hpdv3-json",
+    "pickapic",
+    "discord",
+    "jsonl",
+    "csv",
+    "parquet",
+    "pairs",
+]
 OWN = ("jsonl", "csv", "parquet", "pairs")
 OWN_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".arrow": "parquet"}
 
@@ -65,6 +77,28 @@ class LoadAnnotationsConfig(Config):
         meaning="Worst and best value of the ratings (jsonl, csv, imagerewarddb).",
         source="ImageReward B.2: Likert 1-7",
     )
+    bot: str = setting(
+        "DreamBotMothership",
+        role="neutral",
+        min_length=1,
+        meaning="The bot whose images are chosen from (discord).",
+        source="DiffusionDB, scrape-channel.py",
+    )
+    ambiguous: Literal["default", "accept", "reject"] = setting(
+        "default",
+        role="neutral",
+        meaning="Doubtful choices (discord): the request is missing, or was edited later, the image was re-encoded or not"
+        " downloaded, or nothing was refined. default: they count, but two choices of one answer do not. accept: of two the first"
+        " counts. reject: no doubtful one counts.",
+    )
+    salt: FilePath | None = setting(
+        None,
+        role="external",
+        meaning="A file with a secret that users are hashed with (discord); artifacts hold neither. Unset: they are numbered.",
+    )
+    most_per_user: int = setting(
+        0, ge=0, role="neutral", meaning="Choices of one user that count (discord). 0: all.", source="HPS 3: at most 267"
+    )
     split: Literal["train", "validation", "test"] | None = setting(
         None, meaning="Split of every record. Unset: the source's own, if it has one."
     )
@@ -84,9 +118,11 @@ class LoadAnnotationsConfig(Config):
             why["format"] = "it describes path, which is not given"
         if self.format is not None and self.format not in OWN:
             why |= {f"columns.{name}": f"{self.format} has its own columns" for name in ColumnNames.model_fields}
-        if self.format in ("hps-json", "pickapic", "pairs"):
+        if self.format in ("hps-json", "hpdv3-json", "pickapic", "pairs", "discord"):
             why["rank_direction"] = f"{self.format} holds choices"
-        if self.format in ("hps-json", "pickapic", "imagereward-json", "hpdv2-json", "pairs"):
+        if self.format != "discord":
+            why |= dict.fromkeys(("bot", "ambiguous", "salt", "most_per_user"), "format is not 'discord'")
+        if self.format in ("hps-json", "pickapic", "imagereward-json", "hpdv2-json", "hpdv3-json", "pairs", "discord"):
             why["rating_scale"] = f"{self.format} holds no ratings"
         return why
 

@@ -57,6 +57,7 @@ def _likely(record: dict[str, Any]) -> str | None:
         ({"generations", "ranking"}, "imagereward-json"),
         ({"image_path", "raw_annotations"}, "hpdv2-json"),
         ({"image_path", "rank"}, "hpdv2-json"),
+        ({"path1", "path2"}, "hpdv3-json"),
         ({"image_a", "image_b"}, "pairs"),
     ):
         if fields <= record.keys():

@@ -19,7 +19,7 @@ class RawRecord:
         last_row: the last row of the source it was made of, where it is not the first.
         oriented: its ranks follow from choices, so no declared direction applies.
         choice: one image was chosen; the others were not compared.
-        unlabelled: it has no labels: filtered, not bad.
+        dropped: why it is filtered, without being bad, and what exactly; or None.
     """
 
     row: int
@@ -36,7 +36,7 @@ class RawRecord:
     last_row: int = -1
     oriented: bool = False
     choice: bool = False
-    unlabelled: bool = False
+    dropped: tuple[str, str | None] | None = None
 
 
 def take_names(record: RawRecord, name: Any, annotator: Any = None) -> None:

@@ -123,6 +123,15 @@ def _hpdv2(path: Path, start: int) -> Iterator[RawRecord]:
             yield record
 
 
+def _hpdv3(path: Path, start: int) -> Iterator[RawRecord]:
+    """HPD v3: two images per record, `path1` is preferred."""
+    fields = ("prompt", "path1", "path2")
+    for record, item in _items(_load_list(path, fields), start, fields):
+        record.prompt, record.images = item.get("prompt"), [item.get("path1"), item.get("path2")]
+        record.ranks, record.oriented = [1, 2], True
+        yield record
+
+
 def _hpdv2_votes(record: RawRecord, votes: Any) -> Iterator[RawRecord]:
     for number, vote in enumerate(votes if isinstance(votes, list) else [votes]):
         single = RawRecord(record.row, f"{record.record}/{number}", record.prompt, None, record.images)
@@ -188,7 +197,7 @@ def _pickapic(path: Path, start: int) -> Iterator[RawRecord]:
         elif labelled is not None and labelled not in (True, False):
             record.fault = ("has_label is neither true nor false", repr(labelled)[:80])
         elif not labelled:
-            record.unlabelled = True
+            record.dropped = ("no label", None)
         elif labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
             record.fault = ("labels are no choice", repr(labels)[:80])
         else:
@@ -201,6 +210,7 @@ _READERS: Mapping[str, Any] = {
     "imagerewarddb": _imagerewarddb,
     "hps-json": _hps,
     "hpdv2-json": _hpdv2,
+    "hpdv3-json": _hpdv3,
     "pickapic": _pickapic,
     "jsonl": own.records,
     "csv": own.records,
@@ -212,6 +222,7 @@ ENDINGS = {
     "imagerewarddb": (".parquet",),
     "hps-json": (".json",),
     "hpdv2-json": (".json",),
+    "hpdv3-json": (".json",),
     "pickapic": (".parquet",),
     "jsonl": (".jsonl", ".ndjson"),
     "csv": (".csv",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from irpipe.schemas.annotations import (
 )
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
-from irpipe.stages.load_annotations import LoadAnnotationsConfig
+from irpipe.stages.load_annotations import LoadAnnotationsConfig, discord
 from irpipe.stages.load_annotations.agreement import agreement
 from irpipe.stages.load_annotations.check import BadRecordError, Record, check
+from irpipe.stages.load_annotations.discord import ChatOptions
 from irpipe.stages.load_annotations.guess import guess_format
+from irpipe.stages.load_annotations.raw import RawRecord
 from irpipe.stages.load_annotations.readers import read_records
 
 Columns = dict[str, list[Any]]
@@ -68,6 +70,14 @@ def files_in(artifact: Artifact) -> Path:
     return choices if choices.is_dir() else artifact.file(RECORDS)
 
 
+def records_of(config: LoadAnnotationsConfig, path: Path, kind: str, context: Context) -> Iterator[RawRecord]:
+    """The records of a chat, or of files."""
+    if kind != "discord":
+        return read_records(path, kind, context.say, config.columns.given_names())
+    salt = context.sources["salt"][0].read_bytes() if config.salt is not None else None
+    return discord.records(path, ChatOptions(config.bot, config.ambiguous, salt, config.most_per_user))
+
+
 def gather(
     config: LoadAnnotationsConfig, path: Path, kind: str, rejections: Rejections, context: Context
 ) -> tuple[list[Record], int]:
@@ -76,12 +86,12 @@ def gather(
     identities: set[tuple[str, str | None]] = set()
     read = 0
     with context.progress("reading annotations", None, "records") as bar:
-        for raw in read_records(path, kind, context.say, config.columns.given_names()):
+        for raw in records_of(config, path, kind, context):
             read += 1
             bar.advance(1)
             raw.split = config.split or raw.split
-            if raw.unlabelled:
-                rejections.drop(raw.row, "no label")
+            if raw.dropped is not None:
+                rejections.drop(raw.row, *raw.dropped)
                 continue
             try:
                 record = check(raw, higher_is_better=config.rank_direction == "higher-is-better", scale=config.rating_scale)
