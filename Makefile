@@ -15,11 +15,11 @@ $(VENV)/core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/demo: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,tune,report]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,measure,report]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,tune,report,dev]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,measure,report,dev]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/dev

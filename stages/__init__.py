@@ -22,4 +22,5 @@ ORDER = (
     "refl",
     "finetune",
     "compare-generators",
+    "measure-images",
 )

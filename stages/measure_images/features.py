@@ -1,0 +1,114 @@
+"""Features of the images that are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.metrics.extractors import Extractor, Features, InceptionFeatures, clip
+from irpipe.models.pictures import decode_stream, resize_and_crop
+from irpipe.models.tuning.caption_files import decoded, local_captions
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.stage import Context, Model
+from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
+from irpipe.stages.measure_images import MeasureImagesConfig
+
+_ROWS_PER_SHARD = 512
+
+
+def make_extractor(config: MeasureImagesConfig, models: Mapping[str, tuple[Model, ...]], weights: Path | None) -> Extractor:
+    """The network that makes the features."""
+    device = worker_device(config.device)
+    if config.extractor == "inception":
+        assert weights is not None, "checked with the settings"
+        return InceptionFeatures(weights, device)
+    return clip(models, config.classes, device)
+
+
+@dataclass
+class FeatureMaker:
+    """Writes the features of the images of some row groups: arrays `features` (n, d) and `logits` (n, c), or (n, 0) without."""
+
+    config: MeasureImagesConfig
+    models: Mapping[str, tuple[Model, ...]]
+    weights: Path | None
+    _extractor: Extractor | None = field(default=None, init=False)
+
+    @property
+    def extractor(self) -> Extractor:
+        """The network, loaded at its first use."""
+        if self._extractor is None:
+            self._extractor = make_extractor(self.config, self.models, self.weights)
+        return self._extractor
+
+    def __call__(self, groups: Sequence[RowGroup], draft: Path) -> None:
+        reader = ImageReader(groups=groups)
+        parts = []
+        for start, pictures, faults in decode_stream(reader, 0, self.config.batch_size, self.extractor.image_size):
+            if faults:
+                place = min(faults)
+                image = int(reader.ids[start + place])
+                raise InputError(f"image {image:016x} cannot be measured: {faults[place]}", where="images")
+            parts.append(self._of(pictures))
+        save(parts, draft)
+
+    def of_pictures(self, images: Iterator[Image.Image]) -> Features:
+        """Features of pictures of any size."""
+        parts, batch = [], []
+        size = self.extractor.image_size
+        for image in images:
+            batch.append(np.asarray(image.convert("RGB")) if size is None else resize_and_crop(image, size))
+            if len(batch) == self.config.batch_size:
+                parts.append(self._of(batch))
+                batch = []
+        if batch:
+            parts.append(self._of(batch))
+        return joined(parts)
+
+    def _of(self, pictures: list[NDArray[np.uint8]]) -> Features:
+        smaller = f"--set measure-images.batch_size={max(1, len(pictures) // 2)}"
+        with memory_errors(f"{len(pictures)} images per forward pass", smaller):
+            return self.extractor(pictures)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features of several batches as one."""
+    logits = [part for _, part in parts if part is not None]
+    return np.concatenate([part for part, _ in parts]), np.concatenate(logits) if logits else None
+
+
+def save(parts: Sequence[Features], path: Path) -> None:
+    """Write features of batches to a file."""
+    features, logits = joined(parts)
+    with path.open("wb") as file:
+        np.savez(file, features=features, logits=np.empty((len(features), 0)) if logits is None else logits)
+
+
+def features_of(name: str, files: Sequence[Path], maker: FeatureMaker, context: Context) -> Features:
+    """Features of all images of a table, in its order."""
+    groups = row_groups(files)
+    made = context.map(
+        maker,
+        {f"{name}-{number:05}.npz": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))},
+        f"measuring {name}",
+        "images",
+        size=lambda shard: sum(group.rows for group in shard),
+        processes=maker.config.num_processes,
+        executor=maker.config.executor,
+    )
+    parts: list[Features] = []
+    for path in made:
+        with np.load(path, allow_pickle=False) as file:
+            parts.append((file["features"], file["logits"] if file["logits"].shape[1] else None))
+    return joined(parts)
+
+
+def local_features(path: Path, most: int, maker: FeatureMaker) -> Features:
+    """Features of images with captions from outside."""
+    return maker.of_pictures(decoded(local_captions(path, most).open()))
