@@ -7,7 +7,7 @@ IRPIPE := ../$(BIN)/irpipe
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench mutants fuzz docs claims-rm claims-refl clean
+.PHONY: demo demo-hps test test-all check bench mutants fuzz docs claims-rm claims-refl clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,6 +52,19 @@ demo: $(VENV)/demo ## from nothing to a tuned generator and its evaluation, offl
 	@cd demo && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  demo/report.html"
 	@echo "Next, in demo/:     $(IRPIPE) plan evaluate-rm --set simulate-annotations.noise=0.2"
 
+# With the store of `make demo`, so that what that made is used again.
+demo-hps: $(VENV)/demo ## HPS from end to end, into demo-hps/: choices, classifier, table 2, tuning set, adaptation, table 4
+	@mkdir -p $@ demo
+	@cd $@ && { test -f irpipe.toml || { $(IRPIPE) init --recipe hps-micro && sed -i 's|^store = .*|store = "../demo/artifacts"|' irpipe.toml; }; }
+	@cd $@ && $(IRPIPE) run evaluate-rm
+	@echo
+	@cd $@ && $(IRPIPE) show evaluate-rm | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat
+	@echo
+	@cd $@ && $(IRPIPE) run measure-images
+	@echo
+	@cd $@ && for table in compare-generators measure-images; do $(IRPIPE) show $$table | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat; echo; done
+	@cd $@ && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  $@/report.html"
+
 test: $(VENV)/dev ## the tests, but for the slow ones; two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
@@ -94,4 +107,4 @@ claims-refl: $(VENV)/demo ## what is claimed of ReFL (docs/claims.md), in claims
 	@cd $@ && for table in main controls rivals failing hacking; do $(IRPIPE) run compare-$$table || exit; done
 
 clean:
-	rm -rf $(VENV) .typecheck demo claims-rm claims-refl site build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo demo-hps claims-rm claims-refl site build dist *.egg-info

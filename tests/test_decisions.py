@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from irpipe.models.training.loop import State
 from irpipe.models.training.objective import Samples
@@ -19,20 +20,27 @@ from irpipe.models.tuning import captions
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses, encode_captioned, fitted
 from irpipe.models.tuning.choose import best_and_worst, best_of_each
 from irpipe.models.tuning.denoiser import Denoiser
+from irpipe.models.tuning.evaluation import image_statistics
 from irpipe.pipeline.commit import remove, set_aside
 from irpipe.pipeline.errors import InputError, StoreError, TrainingError
 from irpipe.pipeline.plan import Planner
+from irpipe.pipeline.settings import Group, setting
 from irpipe.pipeline.store import disk_errors
-from irpipe.stages.build_pairs.expand import _tail
+from irpipe.schemas.annotations import RANKINGS
+from irpipe.stages.build_pairs.expand import _tail, read_rankings
 from irpipe.stages.build_pairs.facts import Facts, Images
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.table import compare, table_4
+from irpipe.stages.evaluate_rm import EvaluateRmConfig
 from irpipe.stages.evaluate_rm.accuracy import calibration, intervals
-from irpipe.stages.evaluate_rm.run import best_of_rows, figures
+from irpipe.stages.evaluate_rm.run import ScorerData, best_of_rows, figures
 from irpipe.stages.finetune import FinetuneConfig
 from irpipe.stages.finetune.pool import choose
 from irpipe.stages.refl.objective import ReflObjective
+from irpipe.stages.split_prompts import SplitPromptsConfig
 from irpipe.stages.split_prompts.cut import cut
+from irpipe.stages.split_prompts.links import near_links
+from irpipe.stages.train_rm.data import PairRows, check_splits
 from irpipe.stages.train_rm.objective import PairwiseObjective, sums_of
 from tests.test_choices import part_of
 
@@ -337,3 +345,52 @@ def test_a_plan_says_which_input_changed(project):
     assert f"prompt-pool changed: {pool} -> {after}" in out and before["rows"]["kept"] == 9
     (project.root / "own.txt").write_text("a\nb\n")
     assert "no longer reads prompt-pool" in project("plan", "embed-prompts", "--set", "embed-prompts.path=own.txt").out
+
+
+class TestEdges:
+    def test_edge_energy_is_of_squares_in_both_directions(self):
+        picture = np.zeros((1, 3, 3, 3))
+        picture[0, 1, 1] = 0.5  # grey: four neighbours differ by a half, of six differences each way
+        energy = image_statistics(picture)["edge_energy"][0]
+        assert energy == pytest.approx(2 * 0.25 / 6 + 2 * 0.25 / 6)
+
+    def test_training_pairs_are_missing(self):
+        columns = {name: np.zeros(1) for name in PairRows.__dataclass_fields__}
+        for split, missing in (("validation", "train"), ("train", "validation")):
+            with pytest.raises(InputError, match=f"no {missing} split"):
+                check_splits(PairRows(**columns | {"split": np.array([split])}), {0: "x"})
+
+    def test_an_image_without_a_score_is_picked_last(self):
+        truth = [
+            {"prompt_id": 1, "image_id": image, "utility": worth, "alignment": worth, "fidelity": worth}
+            for image, worth in ((1, 0.2), (2, 0.9))
+        ]
+        scorers = {"s": ScorerData({1: -5.0}, {1: -5.0})}
+        rows = best_of_rows(EvaluateRmConfig(truth=True, best_of=[2]), truth, np.array([1], np.uint64), scorers)
+        assert {row["n"]: row["utility"] for row in rows} == {1: pytest.approx(0.55), 2: pytest.approx(0.2)}
+
+    def test_calibration_is_a_figure_where_there_is_one(self):
+        rows = [{"scorer": "s", "figure": "accuracy", "value": 0.7, "count": 3}]
+        bins = [{"scorer": "s", "sure": 0.8, "right": 0.6, "pairs": 4.0}]
+        assert figures(rows, bins, None, (None, 0), [], [])["calibration_error_s"] == 0.2
+        assert not any("calibration" in name for name in figures(rows, [], None, (None, 0), [], []))
+
+    def test_no_vectors_no_links(self):
+        assert near_links(SplitPromptsConfig(), {}, np.empty(0, np.uint64)) == ([], {"prompts_with_vector": 0})
+
+    def test_a_table_without_rankings_has_no_blocks(self, tmp_path):
+        columns = {column.name: [] for column in RANKINGS.columns}
+        RANKINGS.write(tmp_path, columns)
+        assert list(read_rankings([tmp_path / "rankings.parquet"])) == []
+
+    def test_defaults_are_checked_like_given_values(self):
+        class Wrong(Group):
+            count: int = setting(0, ge=1, meaning="A count.")
+
+        with pytest.raises(ValidationError, match="greater than or equal to 1"):
+            Wrong()
+
+    def test_a_plan_says_what_a_setting_makes_unnecessary(self, project):
+        out = project("plan", "select-prompts", "--set", "select-prompts.method=random").out
+        assert "select-prompts.method makes prompt-graph unnecessary" in out
+        assert "unnecessary" not in project("plan", "select-prompts").out

@@ -24,7 +24,8 @@ from irpipe.pipeline.errors import InputError, RecipeError
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.drawing import sources_of
-from irpipe.stages.compare_generators.table import compare, interval, won
+from irpipe.stages.compare_generators.run import pairs_of
+from irpipe.stages.compare_generators.table import compare, differences, differences_text, interval, won
 from tests.paired import RECIPE
 
 SCORED_BY_CLIP = (
@@ -61,7 +62,14 @@ def test_rows_with_and_without_negative_prompts(tmp_path):
         "adapted": "Odd. {prompt}",
     }
     both = sources_of(tuned, folders, CompareGeneratorsConfig(negative_prompts=True))
-    assert both.keys() - plain.keys() == {"adapted-plain", "base-as-adapted"}
+    assert both.keys() - plain.keys() == {"adapted-plain", "base-as-adapted", "adapted-marked"}
+    assert (both["adapted-marked"].negative_prompt, both["adapted-marked"].prefix) == ("", "Odd. ")
+    assert pairs_of(plain) == []
+    assert pairs_of(both) == [
+        ("adapted", "adapted-plain"),
+        ("adapted", "base-as-adapted"),
+        ("adapted-marked", "adapted-plain"),
+    ]
     assert both["adapted-plain"].tuned == plain["adapted"].tuned and both["adapted-plain"].negative_prompt == ""
     assert both["base-as-adapted"].tuned is None and both["base-as-adapted"].negative_prompt == "Odd. {prompt}"
 
@@ -110,12 +118,12 @@ class TestStages:
         )
         assert done["metrics"]["preferred"] == scored["prompts"] and done["metrics"]["non_preferred"] == 0
         assert "images_drawn" not in done["metrics"]
-        idle = world.run("adapted", "adapted.pool_every=3", *SCORED_BY_CLIP, status=2).err
+        idle = world.run("adapted", "adapted.pool_every=3", status=2).err
         assert "pool_every has no effect: source is 'images'" in idle
 
     @pytest.mark.parametrize(("negative", "told"), [("identifier", "Odd. "), ("identifier+prompt", "Odd. {prompt}")])
     def test_bad_images_are_marked_and_the_mark_is_the_negative_prompt(self, world, negative, told):
-        guided = ("adapted.evaluation.guidance_scale=2.0", f"adapted.negative={negative}", "adapted.identifier=Odd. ")
+        guided = ("adapted.evaluation.guidance_scale=2.0", f"adapted.negative={negative}", 'adapted.identifier="Odd. "')
         done = world.last("adapted", "choose-images.alpha=1.0", "choose-images.non_preferred_share=1.0", *SCORED_BY_CLIP, *guided)
         assert done["metrics"]["non_preferred"] > 0
         assert GeneratorCard.read(Path(done["path"])).negative_prompt == told
@@ -192,6 +200,13 @@ class TestComparing:
 
         told = world.run("compare-generators", f"compare-generators.model={stable_diffusion(tmp_path / 'sd')}", status=2).err
         assert "refl tuned micro-generator" in told
+
+    def test_differences_of_rows(self):
+        worths = {"j": {"a": np.array([[1.0, 2.0], [3.0, 5.0]]), "b": np.array([[1.0, 1.0], [1.0, 1.0]])}}
+        (row,) = differences(worths, [("a", "b")], 200, 0)
+        assert (row["gain"], row["low"], row["high"]) == (1.75, 0.5, 3.0)
+        assert "a over b" in differences_text([row]) and "+1.7500  +0.5000 to +3.0000" in differences_text([row])
+        assert differences_text([]) == ""
 
     def test_wins_gains_and_intervals(self):
         assert won(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 2.0])).tolist() == [0.0, 0.5, 1.0]

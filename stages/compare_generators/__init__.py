@@ -39,8 +39,8 @@ class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     negative_prompts: bool = setting(
         False,
         role="neutral",
-        meaning="For each generator with a negative prompt, also compare NODE-plain, itself without it, and base-as-NODE, the"
-        " base with it.",
+        meaning="For each generator with a negative prompt, also compare NODE-plain, itself without it, NODE-marked, which has it"
+        " before its prompts instead, and base-as-NODE, the base with it.",
     )
     prompts: FilePath | None = setting(
         None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.generators import PROMPT, ImageGenerator, Sampling, load
 from irpipe.models.loading import worker_device
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.errors import RecipeError
@@ -31,11 +31,12 @@ class Source:
 
     Attributes:
         tuned: the folder and the card of a tuned one; None for the base.
-        negative_prompt: that it draws with.
+        negative_prompt: that it draws with; prefix: what its prompts begin with.
     """
 
     tuned: tuple[Path, GeneratorCard] | None = None
     negative_prompt: str = ""
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def sources_of(
     others = {BASE: Source()}
     for name, source in tuned.items() if config.negative_prompts else ():
         if source.negative_prompt:
-            others |= {f"{BASE}-as-{name}": replace(source, tuned=None), f"{name}-plain": replace(source, negative_prompt="")}
+            plain = replace(source, negative_prompt="")
+            others |= {
+                f"{BASE}-as-{name}": replace(source, tuned=None),
+                f"{name}-plain": plain,
+                f"{name}-marked": replace(plain, prefix=source.negative_prompt.removesuffix(PROMPT)),
+            }
     taken = sorted({*others, *(f"best-of-{n}" for n in config.best_of)} & tuned.keys())
     if taken:
         raise RecipeError(f"{taken[0]!r} is a row of the comparison, and the name of a node", fix="give the node another name")
@@ -143,7 +149,8 @@ def draw(
             for identity, _ in prompts
             for turn in range(config.images_per_prompt)
         ]
-        texts = [text for _, text in prompts for _ in range(config.images_per_prompt)]
+        prefix = sources[generator].prefix
+        texts = [prefix + text for _, text in prompts for _ in range(config.images_per_prompt)]
         step = config.batch_size * max(1, _IMAGES_PER_SHARD // config.batch_size)  # whole batches
         for start in range(0, len(seeds), step):
             name = f"{len(shards):05}.npz"

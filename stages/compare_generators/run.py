@@ -32,7 +32,7 @@ from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.splits import read_splits
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.drawing import Images, Source, draw, sources_of
-from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, table_4
+from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, differences, differences_text, table_4
 
 _SIDE_BY_SIDE = 12
 
@@ -72,14 +72,15 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     rejections.check(len(prompts), len(kept))
     COMPARISON.write(out, {column.name: [row[column.name] for row in rows] for column in COMPARISON.columns})
     write_images(worths, kept, made, config.images_per_prompt, out)
-    report = table_4(rows, len(kept), config)
+    others = differences(worths, pairs_of(sources), config.bootstrap, config.seed)
+    report = table_4(rows, len(kept), config) + differences_text(others)
     (out / "report.txt").write_text(report, encoding="utf-8")
     shown = list(kept.items())[:_SIDE_BY_SIDE]
     columns = [[of.pictures[place * config.images_per_prompt] for of in made.values()] for place, _ in shown]
     judge = main_judge(worths)
     scores = {judge: np.stack([worths[judge][name][: len(shown), 0] for name in made], axis=1)}
     draw_columns(columns, list(made), [text for _, (_, text) in shown], out / "side_by_side.png", scores)
-    return Report(Rows(len(prompts), len(kept), rejections.write(out)), figures(rows))
+    return Report(Rows(len(prompts), len(kept), rejections.write(out)), figures(rows, others))
 
 
 def read_prompts(config: CompareGeneratorsConfig, inputs: Mapping[str, Artifact], context: Context) -> list[tuple[int, str]]:
@@ -233,9 +234,26 @@ def write_images(worths: Worths, kept: Mapping[int, tuple[int, str]], made: Mapp
     WORTHS.write(out, columns)
 
 
-def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What people want to see first: gains over the base, with their intervals."""
-    return {
+def pairs_of(sources: Mapping[str, Source]) -> list[tuple[str, str]]:
+    """Which rows tell what a negative prompt does: with it over without, over the base with it, and marked over not marked."""
+    plain = [name.removesuffix("-plain") for name in sources if name.endswith("-plain") and sources[name].tuned is not None]
+    pairs = [
+        ((name, f"{name}-plain"), (name, f"{BASE}-as-{name}"), (f"{name}-marked", f"{name}-plain"))
+        for name in plain
+        if f"{name}-marked" in sources
+    ]
+    return [pair for of_one in pairs for pair in of_one]
+
+
+def figures(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What people want to see first: gains over the base, and over other rows, with their intervals."""
+    more = {
+        f"{row['judge']} of {row['generator']} over {row['other']}": (
+            f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+        )
+        for row in others
+    }
+    return more | {
         f"{row['judge']} of {row['generator']}": f"{row['gain']:+.4f} ({row['gain_low']:+.4f} to {row['gain_high']:+.4f})"
         for row in rows
         if row["generator"] != BASE

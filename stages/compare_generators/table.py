@@ -48,6 +48,30 @@ def compare(worths: Worths, made: Mapping[str, int], draws: int, seed: int) -> l
     return rows
 
 
+def differences(worths: Worths, pairs: Sequence[tuple[str, str]], draws: int, seed: int) -> list[dict[str, Any]]:
+    """The gain of one generator over another that is not the base, by judge, with its interval over prompts."""
+    rows = []
+    for judge, by_generator in worths.items():
+        for name, other in pairs:
+            by_prompt = (by_generator[name] - by_generator[other]).mean(axis=1)
+            low, high = interval(by_prompt, draws, seed)
+            rows.append(
+                {"judge": judge, "generator": name, "other": other, "gain": float(by_prompt.mean()), "low": low, "high": high}
+            )
+    return rows
+
+
+def differences_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The differences as text; empty without any."""
+    names = [f"{row['generator']} over {row['other']}" for row in rows]
+    width = max(map(len, names), default=0)
+    lines = [
+        f"  {name:<{width}}  {row['judge']:<14}{row['gain']:>+9.4f}  {row['low']:+.4f} to {row['high']:+.4f}\n"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return "\nwith and without a negative prompt, gains and 95 % intervals\n" + "".join(lines) if lines else ""
+
+
 def won(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 where the first is worth more, 0 where the second is, a half for a tie."""
     found: NDArray[np.float64] = (first > second) + 0.5 * (first == second)

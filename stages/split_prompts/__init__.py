@@ -4,7 +4,8 @@ Reads: the annotations, or the selected prompts where the recipe has no annotati
     the selected prompts and the prompts' vectors (near-duplicates) too; with `use_images` the images.
 Writes: the table `prompt_splits`.
 Paper: ImageReward, section 4.1 (8,000 / 412 / 466 prompts).
-Deviates: prompts that are equal, near-duplicates or share an image go to one split; the paper cuts by prompt.
+Deviates: prompts that are equal, near-duplicates or share an image go to one split; the paper cuts by prompt. Splits of the
+    source are kept; where it has prompts to train on and none to validate on, as HPS v1 does, the validation split comes of them.
 Cost: O(prompts) and, with vectors, 2 n^2 d operations for n prompts of d numbers; with `use_images` memory O(images).
 """
 
@@ -48,7 +49,7 @@ def _reads(config: SplitPromptsConfig) -> Sequence[str | First]:
 
 STAGE = Stage(
     name="split-prompts",
-    version=2,
+    version=3,
     reads=_reads,
     reads_if_upstream=("selected-prompts", "embeddings"),
     writes="splits",

@@ -34,7 +34,8 @@ def cut(
 
     Whole components go to one split. Given splits are kept; the others are drawn in an order that depends on the
     seed and the texts only: the test split is filled up to its share of prompts, then the validation split, and the
-    rest trains. A component too large for what is left of a share trains, and so does the only one.
+    rest trains. A component too large for what is left of a share trains, and so does the only one. Where the source names
+    prompts to train on and none to validate on, the validation split is filled up from the former.
 
     Args:
         given: split of the prompts whose source names one, by index.
@@ -54,10 +55,13 @@ def cut(
     quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
     splits = np.empty(len(texts), dtype=np.int8)
     free = [label for label in order if label not in fixed]
+    lends = "train" in given.values() and "validation" not in given.values()
     for label in order:
-        choice = fixed.get(label)
-        if choice is None:
-            size = len(members[label])
+        choice, size = fixed.get(label), len(members[label])
+        if choice == 0 and lends and sizes[1] + size <= quotas[1]:
+            choice = 1
+            sizes[1] += size
+        elif choice is None:
             last_to_train_on = label == free[-1] and not sizes[0]
             choice = 0 if last_to_train_on else next((split for split in (2, 1) if sizes[split] + size <= quotas[split]), 0)
             sizes[choice] += size
