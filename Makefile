@@ -7,7 +7,7 @@ IRPIPE := ../$(BIN)/irpipe
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-hps test test-all check bench mutants fuzz docs claims-rm claims-refl clean
+.PHONY: demo demo-hps test test-all check bench mutants fuzz docs claims-rm claims-refl claims-hps clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -106,5 +106,10 @@ claims-refl: $(VENV)/demo ## what is claimed of ReFL (docs/claims.md), in claims
 	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
 	@cd $@ && for table in main controls rivals failing hacking; do $(IRPIPE) run compare-$$table || exit; done
 
+claims-hps: $(VENV)/demo ## what is claimed of HPS (docs/claims.md), in claims-hps/: 75 minutes on two cores; goes on if interrupted
+	@mkdir -p $@
+	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
+	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-hacked; do $(IRPIPE) run $$table || exit; done
+
 clean:
-	rm -rf $(VENV) .typecheck demo demo-hps claims-rm claims-refl site build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo demo-hps claims-rm claims-refl claims-hps site build dist *.egg-info

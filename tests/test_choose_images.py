@@ -180,6 +180,11 @@ class TestOfARecipe:
         assert {row["image_id"] for row in rows if row["kind"] == "non-preferred"} == {row["worst"] for row in best}
         images = ImageReader(world.store.open(world.store.newest("micro", "generate-images").content_id).table("images")).ids
         assert all(int(images[row["source_row"]]) == int(row["image_id"], 16) for row in rows)
+        shown = world("show", "choose-images").out
+        assert "Chosen images" in shown and "were divided by" in shown
+        world("report", "--out", "page.html")
+        page = (world.root / "page.html").read_text()
+        assert "Preferred and non-preferred images" in page and 'role="alert"' not in page
 
     def test_prompts_that_people_annotated_are_left_out(self, world):
         error = world.run("choose-images", *self.SETTINGS, status=2).err

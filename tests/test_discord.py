@@ -239,6 +239,22 @@ class TestDamaged:
         assert sizes[1] <= sizes[0] * 1.1
 
 
+def test_a_source_without_validation_lends_from_its_training_prompts(project):
+    """HPS v1 has two files. Prompts of its test stay there, and no more than the share moves."""
+    project.recipe('recipe = "hps"\n[load-annotations]\nformat = "hps-json"\npath = "preferences"\n[split-prompts]\n')
+    (project.root / "preferences").mkdir()
+    for split, numbers in (("train", range(80)), ("test", range(80, 100))):
+        rows = [
+            {"human_preference": 0, "prompt": f"prompt {n}", "id": n, "file_path": [f"{n}_0.jpg", f"{n}_1.jpg"], "user_hash": "x"}
+            for n in numbers
+        ]
+        (project.root / "preferences" / f"preference_{split}.json").write_text(json.dumps(rows))
+    lent = project.last("split-prompts", "split-prompts.validation_share=0.1")["metrics"]["prompts_by_split"]
+    assert lent == {"train": 70, "validation": 10, "test": 20}
+    kept = project.last("split-prompts", "split-prompts.validation_share=0.0")["metrics"]["prompts_by_split"]
+    assert kept == {"train": 80, "validation": 0, "test": 20}
+
+
 def test_hpdv3(project):
     project.recipe('recipe = "hpdv3"\n[load-annotations]\nformat = "hpdv3-json"\npath = "all.json"\n')
     rows = [

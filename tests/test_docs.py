@@ -1,6 +1,6 @@
 """The documentation: what its pages tell people to type is run, or at least understood, by the command line.
 
-A block ``` { .bash .micro } ``` is run. A block with `.imagereward` belongs to that recipe, every other to the micro recipe: its
+A block ``` { .bash .micro } ``` is run. A block with another recipe's name belongs to it, every other to the micro recipe: its
 commands are parsed, and the settings of `run` and `plan` must fit the recipe. A block titled irpipe.toml is laid over the recipe.
 In a command `...` stands for something told before; it is only parsed. `irpipe init` stands alone in a block that is run.
 """
@@ -31,6 +31,7 @@ from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
 DOCS = REPOSITORY / "docs"
+OTHERS = ("imagereward", "hps-micro", "hps")  # recipes that blocks may belong to
 BLOCK = re.compile(
     r"^(?P<fence>```+) *(?:\{(?P<attributes>[^}\n]*)\}|(?P<language>\w*))[^\n]*\n(?P<text>.*?)^(?P=fence) *$", re.M | re.S
 )
@@ -56,7 +57,7 @@ class Block:
 
     @property
     def recipe(self) -> str:
-        return "imagereward" if "imagereward" in self.classes else "micro"
+        return next((name for name in OTHERS if name in self.classes), "micro")
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
@@ -87,7 +88,7 @@ def indented(page: Path) -> list[Block]:
             if goes_on or command.startswith("irpipe "):
                 kept.append(command)
         if kept:
-            classes = {"bash", *(["imagereward"] if any("--recipe imagereward" in line for line in kept) else [])}
+            classes = {"bash", *(name for name in OTHERS if any(f"--recipe {name}" in line for line in kept))}
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(page, line, frozenset(classes), None, "\n".join(kept) + "\n"))
     return found
@@ -301,7 +302,7 @@ def understand(block: Block, arguments: list[str], folder: Path) -> None:
 @pytest.mark.parametrize("page", [REPOSITORY / "README.md", *pages()], ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_are_understood(page, tmp_path):
     recipes = [block for block in fenced(page) if block.title == RECIPE_FILE]
-    folders = {name: tmp_path / name for name in ("micro", "imagereward")}
+    folders = {name: tmp_path / name for name in ("micro", *OTHERS)}
     for name, folder in folders.items():
         folder.mkdir()
         (folder / RECIPE_FILE).write_text(shipped_recipe(name), encoding="utf-8")

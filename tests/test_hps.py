@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,19 @@ from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel
 
 from irpipe.models.metrics.rankings import imagereward_accuracy, inversion_score
+from irpipe.models.pictures import squared
 from irpipe.models.reward.base import load_reward_model
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.clip_weights import from_openai_names
 from irpipe.models.reward.losses import choice_loss
 from irpipe.models.reward.preprocessing import Preprocessing
+from irpipe.models.scorers.base import score_pictures
+from irpipe.models.scorers.reward import RewardModelScorer
+from irpipe.models.training.optimizer import Schedule, make_optimizer
 from irpipe.models.weights import fill
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
+from irpipe.stages.train_rm import RmOptimizer
 from irpipe.stages.train_rm.batches import BatchReader, losses_of, losses_of_equal_scores
 from irpipe.stages.train_rm.data import PairRows, group, of_loss
 from tests.conftest import SHARED
@@ -134,6 +140,27 @@ class TestTraining:
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value.reshape(found[name].shape), rtol=0, atol=1e-5, msg=name)
 
+    def test_the_learning_rate_course(self, recorded):
+        told = recorded.told("lr_schedule")
+        schedule = Schedule(told["base"], told["steps"], told["warmup"], cosine=True)
+        found = [schedule.learning_rate(step) for step in range(told["steps"])]
+        assert found == pytest.approx(told["values"], rel=1e-12, abs=1e-18)
+
+    def test_what_weight_decay_spares(self, recorded):
+        """Vectors and numbers, as recorded: biases, norms, the logit scale."""
+        model, lock = recorded.model("pad"), recorded.told("lock")
+        model.freeze(image_groups=lock["image_unlocked_groups"], text_layers=lock["text_unlocked_layers"])
+        names = {id(value): name for name, value in model.clip.named_parameters()}
+        trained = [value for value in model.clip.parameters() if value.requires_grad]
+        settings = RmOptimizer(weight_decay=3.1e-3, decay_vectors=False)
+        decayed, spared = make_optimizer(settings, trained).param_groups
+        assert (decayed["weight_decay"], spared["weight_decay"]) == (3.1e-3, 0.0)
+        for part, recorded_names in ((decayed, "weight_decay"), (spared, "no_weight_decay")):
+            weights = {name: recorded.tensors[f"model.{name}"] for name in recorded.told(recorded_names)}
+            wanted = from_openai_names({name: value for name, value in weights.items() if name != "logit_scale"}).keys()
+            assert {names[id(value)] for value in part["params"]} - {"logit_scale"} == wanted
+        assert len(make_optimizer(RmOptimizer(weight_decay=0.1), trained).param_groups) == 1
+
     @pytest.mark.parametrize("tower", ["image", "text"])
     def test_what_every_lock_leaves(self, recorded, tower):
         for number, names in recorded.told(f"{tower}_lock_table").items():
@@ -205,6 +232,40 @@ class TestPadding:
         image = torch.rand(3, 10, 40, requires_grad=True)
         Preprocessing(20, fit="pad")(image).sum().backward()
         assert image.grad is not None and (image.grad != 0).all()
+
+    @pytest.mark.parametrize(("size", "fit"), [((60, 40), "pad"), ((32, 20), "pad"), ((60, 40), "crop")])
+    def test_pictures_are_squared_as_the_model_says_wherever_they_are_scored(self, size, fit):
+        """Padded models were once scored on crops. Eight bits per value are the difference that may be."""
+        model = ClipReward.from_pretrained(shipped_folder("micro-clip"))
+        model.preprocess = replace(model.preprocess, fit=fit)
+        noise = np.random.default_rng(0).integers(0, 255, (6, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        exact = model.preprocess(picture)
+        seen = torch.from_numpy(squared(picture, 32, fit).copy()).permute(2, 0, 1) / 255
+        assert (model.preprocess.normalised(seen) - exact).abs().max() < 1.01 / 255 / min(model.preprocess.std)
+        with torch.no_grad():
+            wanted = model(exact[None], model.encode_texts(["a red circle"])).item()
+        scorer = RewardModelScorer(model, "cpu", torch.float32)
+        found = score_pictures(scorer, ["a red circle"], [np.asarray(picture)]).item()
+        assert found == pytest.approx(wanted, abs=0.5) and scorer.image_fit == fit
+
+    def test_training_pads_and_the_model_remembers(self, rm):
+        """The last blocks alone train, on padded pictures; what was trained is scored so as well."""
+        start = ("train-rm.model=micro-clip", "train-rm.loss=choice", "train-rm.freeze_rate=default", "train-rm.epochs=1")
+        layers = ("train-rm.fit=pad", "train-rm.freeze=layers", "train-rm.image_layers=1", "train-rm.text_layers=0")
+        done = rm.last("train-rm", *start, *layers)
+        model = load_reward_model(done["path"])
+        assert model.preprocess.fit == "pad"
+        own = ClipReward.from_pretrained(shipped_folder("micro-clip"))
+        own.freeze(image_groups=2, text_layers=0)
+        assert done["metrics"]["trainable_parameters"] == sum(one.numel() for one in own.parameters() if one.requires_grad)
+        before, after = own.clip.state_dict(), model.clip.state_dict()
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed and not any(name.startswith("text") for name in changed)
+        error = rm.run("train-rm", *start, *layers[:2], "train-rm.image_layers=99", status=2).err
+        assert "the image tower has 3 layers, of which 99 cannot train" in error
+        error = rm.run("train-rm", "train-rm.image_layers=1", status=2).err
+        assert "image_layers and text_layers are a CLIP's" in error
 
 
 class TestChoiceLoss:

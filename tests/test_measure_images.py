@@ -128,6 +128,7 @@ class TestStage:
         assert gap == pytest.approx(fids["refl"] - fids["base"])
         assert {row["reference_images"] for row in rows} == {40}
         assert done["metrics"]["fewer_images_than_features"] == ["base", "refl"]
+        assert "Metrics of sets" in measured("show", "measure-images").out
 
     def test_chosen_images_and_scores_of_classes(self, measured):
         classes = "measure-images.classes=['a red circle', 'a blue square', 'a green cross']"

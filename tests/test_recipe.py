@@ -24,6 +24,7 @@ def test_shipped_recipes_are_valid_but_for_what_people_must_give(project, name):
     [
         ("claims-rm", ("evaluate-rm", "evaluate-noise-low", "evaluate-noise-high", "evaluate-two-people")),
         ("claims-refl", tuple(f"compare-{part}" for part in ("main", "controls", "rivals", "failing", "hacking"))),
+        ("claims-hps", ("evaluate-rm", *(f"compare-{part}" for part in ("main", "variants", "unguided", "hacked")))),
     ],
 )
 def test_every_node_of_the_claims_is_in_one_of_their_tables(project, name, targets):
@@ -31,7 +32,11 @@ def test_every_node_of_the_claims_is_in_one_of_their_tables(project, name, targe
     project("init", "--recipe", name)
     recipe = load_recipe(project.root)
     reached = {node.name for target in targets for node in recipe.chain(target)}
-    templates = {"train-rm", "clean-data"} if name == "claims-rm" else {"refl", "simulate-captions"}
+    templates = {
+        "claims-rm": {"train-rm", "clean-data"},
+        "claims-refl": {"refl", "simulate-captions"},
+        "claims-hps": {"train-rm", "finetune", "compare", "choose-raw", "pool-truth"},
+    }[name]
     assert set(recipe.tables) - reached <= templates
 
 

@@ -120,6 +120,7 @@ class TestStages:
         assert metrics["bayes_bound"] == metrics["choice_pairs"]
         text = (Path(done["path"]) / "report.txt").read_text()
         assert "equal scores share 1 / k" in text and "over clip" in text and "another person" in text
+        assert "HPS's table 2" in choices("show", "evaluate-rm").out
 
     def test_a_baseline_that_says_nothing(self, choices, world):
         clip = "score-images.scorers=['clip']"

@@ -8,6 +8,7 @@ from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.files import read_json
+from irpipe.views.choices import table_2
 from irpipe.views.pictures import CaptionedImage, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
@@ -88,6 +89,7 @@ def evaluation(subject: Subject) -> Sequence[Block]:
     return [
         *_headline(subject, accuracy),
         Chart(title, alt, "intervals", accuracy, "scorer", "accuracy", low="low", high="high", references=bounds, headline=True),
+        *table_2(subject),
         _other_figures(subject),
         *_best_of(subject),
         *_calibration(subject),
@@ -111,7 +113,8 @@ def _headline(subject: Subject, accuracy: Sequence[Mapping[str, Any]]) -> list[B
 
 def _other_figures(subject: Subject) -> Grid:
     figure_rows = subject.ask(
-        "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' ORDER BY scorer, figure",
+        "SELECT scorer, figure, value FROM scorers WHERE figure != 'accuracy' AND figure NOT LIKE '%choice_accuracy%'"
+        " ORDER BY scorer, figure",
         scorers=subject.artifact.table("scorers"),
     )
     names = sorted({row["figure"] for row in figure_rows})
