@@ -57,6 +57,17 @@ GENERATORS = Table(
         _share("human", "People's figure, higher is better, where one is given."),
     ),
 )
+CORRELATIONS = Table(
+    "correlations",
+    "How alike two scorers score the images of the split's prompts (HPS, figure 6).",
+    (
+        Column("scorer", pa.string(), "One of them."),
+        Column("other", pa.string(), "The other."),
+        Column("figure", pa.string(), "pearson or spearman over all images; ..._within_prompts: mean over prompts."),
+        _share("value", "From -1 to 1; null where a scorer gives one score to all."),
+        Column("count", pa.int64(), "Images, or prompts, that it is over."),
+    ),
+)
 BEST_OF = Table(
     "best_of",
     "What picking the best of n by a scorer gives, by the oracle.",

@@ -12,7 +12,7 @@ import pytest
 from irpipe.microworld.annotators import Annotator, Impression, crowd, utilities_for
 from irpipe.microworld.choices import SIZES, choice_bounds, choice_probabilities, group_sizes, pick
 from irpipe.stages.evaluate_rm.choices import Choice, Judged, agreement_on_choices, choice_rows, read_choices, shares_of_best
-from irpipe.stages.evaluate_rm.ranking import RULES, Ranking
+from irpipe.stages.evaluate_rm.ranking import RULES, Ranking, correlations
 from tests.paired import RECIPE
 
 IMAGES = [Impression(0.9, 0.8, 0, 0), Impression(0.7, 0.9, 0, 0), Impression(0.4, 0.5, 0, 0), Impression(0.8, 0.75, 0, 0)]
@@ -94,6 +94,21 @@ class TestFigures:
         assert RULES["hpsv2-inversion"](rankings, scores) == (1.0, 2)
 
 
+class TestCorrelations:
+    def test_over_all_and_within_prompts(self):
+        """Over all images the two agree, since the prompts differ; within each prompt they contradict each other."""
+        images = list(range(6))
+        prompt_of = {image: image // 3 for image in images}
+        first = dict(zip(images, [0.0, 1.0, 2.0, 10.0, 11.0, 12.0], strict=True))
+        second = dict(zip(images, [2.0, 1.0, 0.0, 12.0, 11.0, 10.0], strict=True))
+        rows = correlations({"a": first, "b": second, "flat": dict.fromkeys(images, 1.0)}, prompt_of, images)
+        found = {(row["other"], row["figure"]): (row["value"], row["count"]) for row in rows if row["scorer"] == "a"}
+        assert found["b", "pearson"] == (pytest.approx(np.corrcoef(list(first.values()), list(second.values()))[0, 1]), 6)
+        assert found["b", "spearman"] == (pytest.approx(19 / 35), 6)
+        assert found["b", "pearson_within_prompts"] == found["b", "spearman_within_prompts"] == (pytest.approx(-1), 2)
+        assert found["flat", "pearson"] == (None, 6) and found["flat", "pearson_within_prompts"] == (None, 0)
+
+
 class TestStages:
     @pytest.fixture
     def choices(self, world):
@@ -120,7 +135,8 @@ class TestStages:
         assert metrics["bayes_bound"] == metrics["choice_pairs"]
         text = (Path(done["path"]) / "report.txt").read_text()
         assert "equal scores share 1 / k" in text and "over clip" in text and "another person" in text
-        assert "HPS's table 2" in choices("show", "evaluate-rm").out
+        shown = choices("show", "evaluate-rm").out
+        assert "HPS's table 2" in shown and "How alike scorers score" in shown
 
     def test_a_baseline_that_says_nothing(self, choices, world):
         clip = "score-images.scorers=['clip']"

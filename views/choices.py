@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
-from irpipe.views.pictures import CaptionedImage, thumbnails
+from irpipe.views.pictures import CaptionedImage, text, thumbnails
 
 _PROMPTS = 60
+_POINTS = 1000  # of a scatter plot
 
 
 def table_2(subject: Subject) -> list[Block]:
@@ -51,6 +52,40 @@ def table_2(subject: Subject) -> list[Block]:
             "equal scores share 1 / k; expected: over people's noise, where the truth is known",
         ),
     ]
+
+
+def correlations(subject: Subject) -> list[Block]:
+    """How alike the scorers score, and the first two reward models or scorers against each other, image by image."""
+    if "correlations" not in subject.artifact.manifest.tables:
+        return []
+    rows = subject.ask(
+        "SELECT scorer, other, figure, value FROM correlations", correlations=subject.artifact.table("correlations")
+    )
+    figures = list(dict.fromkeys(row["figure"] for row in rows))
+    pairs: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        pairs.setdefault((row["scorer"], row["other"]), {})[row["figure"]] = row["value"]
+    lines = [(*pair, *(values.get(figure) for figure in figures)) for pair, values in pairs.items()]
+    note = "over all images of the split, and as the mean of the prompts' own"
+    table = Grid("How alike scorers score (HPS's figure 6)", ("scorer", "other", *figures), lines, note)
+    return [table, *_scatter(subject, list(pairs))]
+
+
+def _scatter(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[Block]:
+    """The scores of a reward model against CLIP's; nothing where either did not score."""
+    scores = subject.related("scores")
+    pair = next((pair for pair in pairs if "clip" in pair and not {"random", "oracle"} & set(pair)), None)
+    if scores is None or pair is None:
+        return []
+    first, second = sorted(pair, key=lambda name: name != "clip")
+    points = subject.ask(
+        f"SELECT a.score AS x, b.score AS y FROM s a JOIN s b USING (image_id) WHERE a.scorer::VARCHAR = {text(first)}"
+        f" AND b.scorer::VARCHAR = {text(second)} ORDER BY hash(image_id) LIMIT {_POINTS}",
+        s=scores.table("scores"),
+    )
+    alt = f"scores of {second} against those of {first}, a point per image"
+    data = [{first: point["x"], second: point["y"]} for point in points]
+    return [Chart(f"{second} against {first}", alt, "points", data, first, second)]
 
 
 def chosen(subject: Subject) -> Sequence[Block]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.files import read_json
-from irpipe.views.choices import table_2
+from irpipe.views.choices import correlations, table_2
 from irpipe.views.pictures import CaptionedImage, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
@@ -93,6 +93,7 @@ def evaluation(subject: Subject) -> Sequence[Block]:
         _other_figures(subject),
         *_best_of(subject),
         *_calibration(subject),
+        *correlations(subject),
         *_galleries(subject),
     ]
 

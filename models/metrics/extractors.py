@@ -76,7 +76,7 @@ class InceptionFeatures:
         ModelError: the file is not of tensors alone, or not this network's.
     """
 
-    image_size = None
+    image_size: int | None = None
     resize_rule = "bilinear without antialias to 299 x 299, as TensorFlow 1"
 
     def __init__(self, weights: Path, device: str) -> None:

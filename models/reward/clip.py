@@ -22,8 +22,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from irpipe.models.loading import load_errors
 from irpipe.models.noise import Noise
+from irpipe.models.pictures import Fit
 from irpipe.models.reward.clip_weights import HEAD_WIDTHS, config_of, from_openai_names, half_to_float, is_openai
-from irpipe.models.reward.preprocessing import Fit, Preprocessing, read_preprocessing
+from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
 from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError

@@ -44,7 +44,7 @@ def make_optimizer(settings: OptimizerSettings, parameters: Sequence[Any]) -> to
     """AdamW (Loshchilov and Hutter 2019); without weight decay it is Adam."""
     without = [] if settings.decay_vectors else [value for value in parameters if value.ndim < 2]
     decayed = [value for value in parameters if settings.decay_vectors or value.ndim >= 2]
-    groups = [{"params": decayed}, {"params": without, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": without, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,

@@ -126,6 +126,8 @@ class GeneratorEvaluator(Evaluator):
         chosen = self.config.evaluation
         self._schedule = self.denoiser.noise_schedule(chosen.num_steps, "ddpm")
         self._rule = StopRule(chosen)
+        if self.negative_prompt and chosen.guidance_scale <= 1:
+            self.say(f"  evaluated without guidance, where the negative prompt {self.negative_prompt!r} steers nothing")
         self._conditions = self.denoiser.encode(self.prompts, negative_prompt=self.negative_prompt)
         self._images = [
             (number, row_id("monitor", self.config.training.seed, prompt, turn) >> 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from irpipe.models.training.accelerator import make_accelerator
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.loop import Trainer
 from irpipe.models.training.objective import Objective
-from irpipe.models.tuning.caption_files import LocalCaptions, decoded, local_captions
-from irpipe.models.tuning.captions import CaptionedImages, encode_captioned
+from irpipe.models.tuning.captioned import read_captioned
+from irpipe.models.tuning.captions import CaptionedImages
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, load_denoiser
 from irpipe.models.tuning.evaluation import (
@@ -38,20 +38,15 @@ from irpipe.models.tuning.evaluation import (
 )
 from irpipe.models.tuning.plots import draw_before_after, draw_curves
 from irpipe.models.tuning.pretraining import Pretraining
-from irpipe.pipeline.errors import InputError, LeakError, ModelError, StageError
-from irpipe.pipeline.hashing import show_row_id
+from irpipe.models.tuning.prompts import read_prompts
+from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.settings import shown_config
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.captions import CAPTIONS
 from irpipe.schemas.curves import write_curves
 from irpipe.schemas.files import read_json
 from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
-from irpipe.schemas.images import ImageReader
-from irpipe.schemas.prompt_files import prompts_of
-from irpipe.schemas.prompts import normalise
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.splits import read_splits
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _CONVOLUTIONS = ["conv1", "conv2"]
@@ -105,9 +100,7 @@ class Session:
         denoiser = load_trainee(config, context, str(accelerator.device))
         reward = open_reward_model(inputs, context).to(accelerator.device).requires_grad_(False)
         if config.training.checkpoint_activations:
-            denoiser.unet.enable_gradient_checkpointing()
-            denoiser.vae.enable_gradient_checkpointing()
-            reward.checkpoint_activations()
+            checkpoint_activations(denoiser, reward)
         with accelerator.main_process_first():
             captioned = read_captioned(config, inputs, context, denoiser)
         make_trainable(denoiser, config)
@@ -122,8 +115,6 @@ class Session:
             context.say,
             negative_prompt,
         )
-        if negative_prompt and config.evaluation.guidance_scale <= 1:
-            context.say(f"  evaluated without guidance, where the negative prompt {negative_prompt!r} steers nothing")
         schedule = denoiser.noise_schedule(denoiser.pipeline.scheduler.config.num_train_timesteps, "ddpm")
         args = (stage, config, context, inputs, accelerator, denoiser, schedule, prompts, held_out, reward)
         return cls(*args, captioned, evaluator, rejections, read)
@@ -193,50 +184,17 @@ class Session:
         draw_before_after(evaluations[0], kept, prompts, out / "before_after.png")
 
 
-def read_prompts(
-    config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, rejections: Rejections
-) -> tuple[dict[int, str], dict[int, str], int]:
-    """Prompts to train on, prompts to evaluate on, and how many were read. Those of `test` are left alone.
-
-    Raises:
-        LeakError: an excluded prompt would be trained on.
-        InputError: there are none.
-    """
-    by_split = read_splits(inputs["splits"])
-    parts = {name: by_split[name] for name in ("train", "validation")}
-    reasons = {"validation": "only evaluated on", "test": "kept for evaluation"}
-    total = sum(map(len, by_split.values()))
-    for index, split in enumerate(split for split, texts in by_split.items() for _ in texts):
-        if split != "train":
-            rejections.drop(index, reasons[split])
-    forbidden = excluded(context)
-    leaked = [identity for identity, text in parts["train"].items() if normalise(text) in forbidden]
-    if leaked:
-        raise LeakError(
-            f"{len(leaked):,} evaluation prompts are among the {len(parts['train']):,} training prompts, such as"
-            f" {show_row_id(leaked[0])}: {parts['train'][leaked[0]]!r}",
-            fix="--set 'select-prompts.exclude=[...]' with the same files, and run the pipeline again",
-        )
-    held_out = [(identity, text) for identity, text in parts["validation"].items() if normalise(text) not in forbidden]
-    if not parts["train"] or len(held_out) < 2:
-        raise InputError(
-            f"there are {len(parts['train']):,} prompts to train on and {len(held_out):,} to evaluate on",
-            where="splits",
-            expected="prompts in the train split and at least 2 in the validation split",
-            fix="--set select-prompts.count=... or a larger split-prompts.validation_share",
-        )
-    return parts["train"], dict(held_out[: config.evaluation.prompts]), total
-
-
-def excluded(context: Context) -> set[str]:
-    """The evaluation prompts, normalised."""
-    return {normalise(text) for path in context.sources.get("exclude", ()) for text in prompts_of(path)}
-
-
 def open_reward_model(inputs: Mapping[str, Artifact], context: Context) -> Any:
     """The reward model that is tuned for: the one that `reward_model` names, or else the recipe's."""
     given = context.models.get("reward_model")
     return load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
+
+
+def checkpoint_activations(denoiser: Denoiser, reward: Any) -> None:
+    """Keep only what enters each layer, and compute the rest again on the way back."""
+    denoiser.unet.enable_gradient_checkpointing()
+    denoiser.vae.enable_gradient_checkpointing()
+    reward.checkpoint_activations()
 
 
 def load_trainee(config: TuneConfig, context: Context, device: str) -> Denoiser:
@@ -327,55 +285,6 @@ def _equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(
         theirs[name].shape == value.shape and torch.equal(theirs[name].cpu(), value.cpu()) for name, value in ours.items()
     )
-
-
-def read_captioned(config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, denoiser: Denoiser) -> CaptionedImages:
-    """Captioned images, encoded.
-
-    Raises:
-        InputError: there are too few.
-        LeakError: an evaluation prompt is a caption.
-    """
-    held_out = config.evaluation.captioned_images
-    most = config.pretraining.max_images if config.pretraining.weight else held_out
-    if config.pretraining_data is not None:
-        given = local_captions(context.sources["pretraining_data"][0], most)
-        what = str(context.sources["pretraining_data"][0])
-    else:
-        given, what = captions_of(inputs["captioned-images"], most), inputs["captioned-images"].content_id
-    least = held_out + (1 if config.pretraining.weight else 0)
-    if len(given.captions) < least:
-        raise InputError(
-            f"there are {len(given.captions):,} captioned images, and {held_out:,} are only evaluated on",
-            where="captioned images",
-            expected=f"at least {least:,}",
-            fix="more captioned images, or a smaller evaluation.captioned_images",
-        )
-    forbidden = excluded(context)
-    leaked = [text for text in given.captions if normalise(text) in forbidden]
-    if leaked:
-        raise LeakError(
-            f"{len(leaked):,} evaluation prompts are captions of captioned images, such as {leaked[0]!r}", fix="drop those images"
-        )
-    batch_size = config.training.sample_batch_size
-    with context.progress("encoding captioned images", len(given.captions), "images") as bar:
-        return encode_captioned(
-            denoiser, given.captions, lambda: decoded(given.open()), what, context.work, batch_size, bar.advance
-        )
-
-
-def captions_of(artifact: Artifact, most: int) -> LocalCaptions:
-    """Captions of an artifact of captioned images, and how to read its images."""
-    texts = CAPTIONS.read(artifact.table("captions"))
-    captions = dict(zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True))
-    images = ImageReader(artifact.table("images"))
-    chosen = images.ids[:most].tolist()
-    prompts = [captions[row["prompt_id"]] for row in images.rows(["prompt_id"], chosen)]
-
-    def pictures() -> Iterator[bytes]:
-        return (row["image"]["bytes"] for row in images.rows(["image"], chosen))
-
-    return LocalCaptions(prompts, pictures)
 
 
 def figures(trainer: Trainer, session: Session) -> dict[str, Any]:

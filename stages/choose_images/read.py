@@ -108,41 +108,55 @@ def read_scored_images(config: ChooseImagesConfig, inputs: Inputs, rejections: R
     Raises:
         InputError: the scorer is unknown, or the scores are of other images.
     """
-    groups = row_groups(inputs["images"].table("images"))
-    table = pa.concat_tables(
-        [pq.read_table(file, columns=["image_id", "prompt_id"], partitioning=None) for file in inputs["images"].table("images")]
-    ).combine_chunks()
-    image_ids, prompts = table["image_id"].to_numpy(), table["prompt_id"].to_numpy()
+    files = inputs["images"].table("images")
+    table = pa.concat_tables([pq.read_table(file, columns=["image_id", "prompt_id"], partitioning=None) for file in files])
+    image_ids, prompts = (table[name].to_numpy() for name in ("image_id", "prompt_id"))
     scores = scores_of(inputs, config.scorer, image_ids)
-    reasons = np.full(len(image_ids), "", dtype=object)
-    reasons[np.isnan(scores)] = "not scored"
     known = prompts_table({kind: artifact for kind, artifact in inputs.items() if kind != "annotations"})
     texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
-    reasons[~np.isin(prompts, known["prompt_id"].to_numpy())] = "its prompt is not known"
-    if "annotations" in inputs:
-        judged = ANNOTATED_PROMPTS.read(inputs["annotations"].table(ANNOTATED_PROMPTS.name), ["prompt_id"])
-        reasons[np.isin(prompts, judged["prompt_id"].to_numpy())] = "its prompt was annotated"
+    reasons = reasons_of(prompts, scores, known["prompt_id"].to_numpy(), inputs)
+    undecoded = np.zeros(len(image_ids), dtype=bool)
     if config.blur_threshold:
-        steps = measure_steps(config, groups, context)
+        steps = measure_steps(config, row_groups(files), context)
         reasons[(reasons == "") & (steps < config.blur_threshold)] = "blurry"
-        undecoded = np.isnan(steps)
-    else:
-        undecoded = np.zeros(len(image_ids), dtype=bool)
-    for row, (reason, bad) in enumerate(zip(reasons.tolist(), undecoded.tolist(), strict=True)):
-        if reason:
-            rejections.drop(row, reason)
-        elif bad:
-            rejections.refuse(row, "does not decode")
+        undecoded = (reasons == "") & np.isnan(steps)
+    reject(reasons, undecoded, rejections)
     keep = np.flatnonzero((reasons == "") & ~undecoded)
     rejections.check(len(image_ids), len(keep))
     identities, first, inverse = np.unique(prompts[keep], return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")  # prompts in the order of their first image
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    rows = keep.astype(np.int64)
     identities = identities[order]
     given = [texts[int(identity)] for identity in identities]
+    rows = keep.astype(np.int64)
     return ScoredImages(rows, image_ids[keep], place[inverse], identities, given, scores[keep], len(image_ids))
+
+
+def reasons_of(
+    prompts: NDArray[np.uint64], scores: NDArray[np.float64], known: NDArray[np.uint64], inputs: Mapping[str, Any]
+) -> NDArray[Any]:
+    """(n,) why each image may not be chosen, by its prompt (n,) and its score (n,); empty where it may.
+
+    Args:
+        known: prompts whose text is known.
+    """
+    reasons = np.full(len(prompts), "", dtype=object)
+    reasons[np.isnan(scores)] = "not scored"
+    reasons[~np.isin(prompts, known)] = "its prompt is not known"
+    if "annotations" in inputs:
+        judged = ANNOTATED_PROMPTS.read(inputs["annotations"].table(ANNOTATED_PROMPTS.name), ["prompt_id"])
+        reasons[np.isin(prompts, judged["prompt_id"].to_numpy())] = "its prompt was annotated"
+    return reasons
+
+
+def reject(reasons: NDArray[Any], undecoded: NDArray[np.bool_], rejections: Rejections) -> None:
+    """Drop the images that may not be chosen, (n,) reasons, and refuse those that do not decode, (n,)."""
+    for row in np.flatnonzero((reasons != "") | undecoded).tolist():
+        if undecoded[row]:
+            rejections.refuse(row, "does not decode")
+        else:
+            rejections.drop(row, reasons[row])
 
 
 def scores_of(inputs: Mapping[str, Any], scorer: str, image_ids: NDArray[np.uint64]) -> NDArray[np.float64]:

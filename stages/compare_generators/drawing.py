@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -144,17 +144,9 @@ def draw(
     names: dict[tuple[str, int], list[str]] = {}
     others = [name for name in sources if name != BASE]
     for generator, pool in [*((BASE, pool) for pool in range(pools)), *((name, 0) for name in others)]:
-        seeds = [
-            row_id("comparison", config.seed, identity, turn, pool)
-            for identity, _ in prompts
-            for turn in range(config.images_per_prompt)
-        ]
-        prefix = sources[generator].prefix
-        texts = [prefix + text for _, text in prompts for _ in range(config.images_per_prompt)]
-        step = config.batch_size * max(1, _IMAGES_PER_SHARD // config.batch_size)  # whole batches
-        for start in range(0, len(seeds), step):
+        for shard in shards_of(config, prompts, generator, pool, sources[generator].prefix):
             name = f"{len(shards):05}.npz"
-            shards[name] = Shard(generator, texts[start : start + step], seeds[start : start + step])
+            shards[name] = shard
             names.setdefault((generator, pool), []).append(name)
     made = context.map(
         Drawer(config, context.models["model"][0], sources),
@@ -168,6 +160,18 @@ def draw(
     path_of = dict(zip(shards, made, strict=True))
     images = {which: read_images([path_of[name] for name in parts]) for which, parts in names.items()}
     return [images[BASE, pool] for pool in range(pools)], {name: images[name, 0] for name in others}
+
+
+def shards_of(
+    config: CompareGeneratorsConfig, prompts: Sequence[tuple[int, str]], generator: str, pool: int, prefix: str
+) -> Iterator[Shard]:
+    """The shards of one generator's images, in whole batches."""
+    turns = range(config.images_per_prompt)
+    seeds = [row_id("comparison", config.seed, identity, turn, pool) for identity, _ in prompts for turn in turns]
+    texts = [prefix + text for _, text in prompts for _ in turns]
+    step = config.batch_size * max(1, _IMAGES_PER_SHARD // config.batch_size)
+    for start in range(0, len(seeds), step):
+        yield Shard(generator, texts[start : start + step], seeds[start : start + step])
 
 
 def read_images(shards: Sequence[Path]) -> Images:

@@ -47,8 +47,9 @@ def read_choices(pairs: Mapping[str, NDArray[Any]]) -> list[Choice]:
 def shares_of_best(scores: Mapping[int, float], images: Sequence[int]) -> NDArray[np.float64]:
     """(k,) how probably a scorer picks each of k images: the best of them; several equal ones share."""
     values = np.array([scores[image] for image in images])
-    best = values == values.max()
-    return best / best.sum()
+    best = (values == values.max()).astype(np.float64)
+    shares: NDArray[np.float64] = best / best.sum()
+    return shares
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
 
 from irpipe.models.metrics.rankings import imagereward_accuracy, inversion_score
 from irpipe.pipeline.errors import InputError
@@ -92,6 +93,38 @@ RULES: Mapping[str, Callable[[Sequence[Ranking], Mapping[int, float]], tuple[flo
     "hpsv2-inversion": partial(_mean_over_records, inversion_score),
     "hpsv2-imagereward": partial(_mean_over_records, imagereward_accuracy),
 }
+
+
+def correlations(
+    scores: Mapping[str, Mapping[int, float]], prompt_of: Mapping[int, int], images: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Pearson's and Spearman's correlation of every two scorers over images, and within prompts (HPS, figure 6).
+
+    Args:
+        scores: by scorer and image; prompt_of: by image. Prompts of fewer than three images have no correlation of their own.
+    """
+    by_prompt: dict[int, list[int]] = {}
+    for index, image in enumerate(images):
+        by_prompt.setdefault(prompt_of[image], []).append(index)
+    groups = [np.array(group) for group in by_prompt.values() if len(group) > 2]
+    values = {name: np.array([of_one[image] for image in images]) for name, of_one in scores.items()}
+    rows = []
+    for first, second in combinations(values, 2):
+        for name, correlate in (("pearson", pearsonr), ("spearman", spearmanr)):
+            within = [_correlation(correlate, values[first][group], values[second][group]) for group in groups]
+            known = [value for value in within if value is not None]
+            whole = _correlation(correlate, values[first], values[second])
+            mean = float(np.mean(known)) if known else None
+            for figure, value, count in ((name, whole, len(images)), (f"{name}_within_prompts", mean, len(known))):
+                rows.append({"scorer": first, "other": second, "figure": figure, "value": value, "count": count})
+    return rows
+
+
+def _correlation(correlate: Callable[..., Any], first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """A correlation of scores (n,); None where one of them is constant."""
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(correlate(first, second).statistic)
 
 
 def best_of(values: NDArray[np.float64], order: NDArray[np.int64], n: int) -> float:

@@ -16,7 +16,7 @@ from irpipe.pipeline.errors import InputError, RejectedError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import PEOPLE
-from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
+from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, CORRELATIONS, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
 from irpipe.schemas.files import read_json
 from irpipe.schemas.pairs import PAIRS
 from irpipe.schemas.scores import SCORER_CARDS, SCORES
@@ -37,6 +37,7 @@ from irpipe.stages.evaluate_rm.ranking import (
     RULES,
     best_images,
     best_of,
+    correlations,
     mean_scores,
     read_human_ranking,
     read_rankings,
@@ -72,16 +73,7 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     if truth:
         utilities = {row["image_id"]: float(row["utility"]) for row in truth}
         scorers[ORACLE] = ScorerData(utilities, utilities)
-    keep = scored_by_all(pairs, scorers)
-    REJECTED_EVALUATION_PAIRS.write(
-        out, {"pair_id": pairs["pair_id"][~keep], "reason": ["image not scored"] * int((~keep).sum())}
-    )
-    if len(keep) >= 100 and (~keep).mean() > config.max_rejected:
-        raise RejectedError(
-            f"{int((~keep).sum()):,} of {len(keep):,} pairs have images without scores",
-            where="scores",
-            fix="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
-        )
+    keep = counted_pairs(pairs, scorers, config, out)
     used = {name: column[keep] for name, column in pairs.items()}
     human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
     rows = scorer_rows(config, used, scorers)
@@ -94,7 +86,8 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     bins = calibration_rows(used, scorers)
     generators = generator_rows(config, images, scorers, context)
     picks = best_of_rows(config, truth, used["prompt_id"], scorers)
-    for table, content in ((SCORERS, rows), (GROUPS, groups), (CALIBRATION, bins), (GENERATORS, generators), (BEST_OF, picks)):
+    tables = {SCORERS: rows, GROUPS: groups, CALIBRATION: bins, GENERATORS: generators, BEST_OF: picks}
+    for table, content in (tables | {CORRELATIONS: correlation_rows(used, scorers)}).items():
         write(table, content, out)
     report = table_3(rows, bound, human, config, inputs["pairs"].content_id) + table_2(rows, judged, config) + table_1(generators)
     (out / "report.txt").write_text(report, encoding="utf-8")
@@ -102,6 +95,26 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     metrics = figures(rows, bins, bound, human, generators, [name for name, scorer in scorers.items() if scorer.reward_model])
     metrics |= choice_figures(rows, judged)
     return Report(Rows(len(keep), int(keep.sum()), int((~keep).sum())), metrics)
+
+
+def counted_pairs(
+    pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData], config: EvaluateRmConfig, out: Path
+) -> NDArray[np.bool_]:
+    """(p,) which pairs are counted: those that all scorers scored. The others go to the table `rejected`.
+
+    Raises:
+        RejectedError: too many have images without scores.
+    """
+    keep = scored_by_all(pairs, scorers)
+    lost = int((~keep).sum())
+    REJECTED_EVALUATION_PAIRS.write(out, {"pair_id": pairs["pair_id"][~keep], "reason": ["image not scored"] * lost})
+    if len(keep) >= 100 and (~keep).mean() > config.max_rejected:
+        raise RejectedError(
+            f"{lost:,} of {len(keep):,} pairs have images without scores",
+            where="scores",
+            fix="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
+        )
+    return keep
 
 
 def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
@@ -245,6 +258,14 @@ def generator_rows(
             for generator in sorted(means, key=lambda generator: -means[generator])
         ]
     return rows
+
+
+def correlation_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> list[dict[str, Any]]:
+    """Rows of `correlations`, over the images of the pairs."""
+    prompt_of: dict[int, int] = {}
+    for name in ("better", "worse"):
+        prompt_of |= dict(zip(pairs[name].tolist(), pairs["prompt_id"].tolist(), strict=True))
+    return correlations({name: scorer.scores for name, scorer in scorers.items()}, prompt_of, sorted(prompt_of))
 
 
 def best_of_rows(

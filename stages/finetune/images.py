@@ -10,7 +10,8 @@ from irpipe.models.training.objective import Figures, Samples, noise_seed, shuff
 from irpipe.models.tuning.caption_files import decoded
 from irpipe.models.tuning.captions import denoising_losses, encode_captioned
 from irpipe.models.tuning.pretraining import SampleObjective
-from irpipe.models.tuning.session import Session, excluded
+from irpipe.models.tuning.prompts import excluded
+from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import Artifact

@@ -270,9 +270,10 @@ class Chat:
 
 def nearest(media: Media, others: tuple[Media, ...]) -> int | None:
     """The image that a re-encoded one was made from: near it, and all others far; None where that is not clear."""
-    if media.thumbnail is None or any(other.thumbnail is None for other in others):
+    thumbnails = [other.thumbnail for other in others]
+    if media.thumbnail is None or any(thumbnail is None for thumbnail in thumbnails):
         return None
-    distances = [float(np.abs(media.thumbnail - other.thumbnail).mean()) for other in others]
+    distances = [float(np.abs(media.thumbnail - thumbnail).mean()) for thumbnail in thumbnails if thumbnail is not None]
     order = np.argsort(distances)
     least, second = distances[order[0]], distances[order[1]] if len(order) > 1 else np.inf
     return int(order[0]) if least <= MOST_DIFFERENCE and second >= LEAST_FACTOR * max(least, 1.0) else None

@@ -209,7 +209,7 @@ def _decide(record: RawRecord, item: Mapping[str, Any]) -> None:
     else:
         ranks = _WINNERS.get(value.strip().lower()) if isinstance(value, str) else None
     if value is None:
-        record.unlabelled = True
+        record.dropped = ("no label", None)
     elif ranks is None:
         expected = "a, b or tie" if column == "winner" else "0 (image_a), 1 (image_b) or 0.5 (a tie)"
         record.fault = record.fault or (f"{column} is none of {expected}", repr(value)[:80])

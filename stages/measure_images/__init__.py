@@ -85,13 +85,13 @@ class MeasureImagesConfig(MapConfig):
 
 
 def _reads(config: MeasureImagesConfig) -> Sequence[str | Many]:
-    measured: tuple[str | Many, ...] = {
+    kinds: dict[str, tuple[str | Many, ...]] = {
         "comparison": ("comparison",),
         "images": (Many("images"),),
         "chosen-images": ("images", "chosen-images"),
-    }[config.of]
+    }
     own = config.needs_reference and config.reference_data is None
-    return (*measured, *(("captioned-images",) if own else ()))
+    return (*kinds[config.of], *(("captioned-images",) if own else ()))
 
 
 STAGE = Stage(

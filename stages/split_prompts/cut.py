@@ -32,10 +32,10 @@ def cut(
 ) -> NDArray[np.int8]:
     """The split of each prompt, as its index in `SPLITS`, (n,).
 
-    Whole components go to one split. Given splits are kept; the others are drawn in an order that depends on the
-    seed and the texts only: the test split is filled up to its share of prompts, then the validation split, and the
-    rest trains. A component too large for what is left of a share trains, and so does the only one. Where the source names
-    prompts to train on and none to validate on, the validation split is filled up from the former.
+    Whole components go to one split. Given splits are kept; the others are drawn in an order that depends on the seed and the
+    texts only: the test split is filled up to its share, then the validation split, and the rest trains. A component too large
+    for what is left of a share trains, and so does the only one. A source that has prompts to train on and none to validate on
+    lends some of the former.
 
     Args:
         given: split of the prompts whose source names one, by index.
@@ -47,26 +47,35 @@ def cut(
     labels = components(len(texts), links)
     check_leaks(texts, links, labels, given)
     fixed = {int(labels[index]): SPLITS.index(split) for index, split in given.items()}
+    members = members_of(labels)
+    order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[index])) for index in members[label]))
+    free = [label for label in order if label not in fixed]
+    sizes = [sum(len(members[label]) for label, split in fixed.items() if split == number) for number in range(len(SPLITS))]
+    quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
+    lends = "train" in given.values() and "validation" not in given.values()
+    splits = np.empty(len(texts), dtype=np.int8)
+    for label in order:
+        choice = fixed.get(label)
+        if choice is None or (choice == 0 and lends):
+            last_to_train_on = choice is None and label == free[-1] and not sizes[0]
+            wanted = (2, 1) if choice is None else (1,)
+            choice = 0 if last_to_train_on else filled_up(wanted, len(members[label]), sizes, quotas)
+            sizes[choice] += len(members[label])
+        splits[members[label]] = choice
+    return splits
+
+
+def filled_up(wanted: Sequence[int], size: int, sizes: Sequence[int], quotas: Sequence[int]) -> int:
+    """The first wanted split with room for a component of so many prompts; else that which is trained on."""
+    return next((split for split in wanted if sizes[split] + size <= quotas[split]), 0)
+
+
+def members_of(labels: NDArray[np.int32]) -> dict[int, list[int]]:
+    """The prompts of each component, by labels (n,)."""
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels.tolist()):
         members.setdefault(label, []).append(index)
-    order = sorted(members, key=lambda label: min(row_id("split", seed, normalise(texts[index])) for index in members[label]))
-    sizes = [sum(len(members[label]) for label, split in fixed.items() if split == number) for number in range(len(SPLITS))]
-    quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
-    splits = np.empty(len(texts), dtype=np.int8)
-    free = [label for label in order if label not in fixed]
-    lends = "train" in given.values() and "validation" not in given.values()
-    for label in order:
-        choice, size = fixed.get(label), len(members[label])
-        if choice == 0 and lends and sizes[1] + size <= quotas[1]:
-            choice = 1
-            sizes[1] += size
-        elif choice is None:
-            last_to_train_on = label == free[-1] and not sizes[0]
-            choice = 0 if last_to_train_on else next((split for split in (2, 1) if sizes[split] + size <= quotas[split]), 0)
-            sizes[choice] += size
-        splits[members[label]] = choice
-    return splits
+    return members
 
 
 def check_leaks(texts: Sequence[str], links: Sequence[Link], labels: NDArray[np.int32], given: dict[int, str]) -> None:
