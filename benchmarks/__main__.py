@@ -24,6 +24,7 @@ NAMES = (
     "images",
     "oracle",
     "reward_model",
+    "choices",
     "refl",
     "report",
 )
