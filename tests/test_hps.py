@@ -242,7 +242,7 @@ class TestPadding:
         picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
         exact = model.preprocess(picture)
         seen = torch.from_numpy(squared(picture, 32, fit).copy()).permute(2, 0, 1) / 255
-        assert (model.preprocess.normalised(seen) - exact).abs().max() < 1.01 / 255 / min(model.preprocess.std)
+        assert (model.preprocess.normalised(seen) - exact).abs().max() < 1.5 / 255 / min(model.preprocess.std)
         with torch.no_grad():
             wanted = model(exact[None], model.encode_texts(["a red circle"])).item()
         scorer = RewardModelScorer(model, "cpu", torch.float32)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from irpipe.models.loading import files_of
+from irpipe.models.reward.base import load_reward_model
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
@@ -45,7 +46,10 @@ class ClipFeatures:
     """A CLIP's image embeddings, of length 1; its classes are texts (zero-shot)."""
 
     def __init__(self, model: Model, classes: Sequence[str], device: str) -> None:
-        reward = ClipReward.from_pretrained(files_of(model)).to(device).eval()
+        reward = load_reward_model(files_of(model))
+        if not isinstance(reward, ClipReward):
+            raise ModelError(f"{model.shown} is no CLIP", expected="a CLIP, or a preference classifier made of one")
+        reward.to(device).eval()
         self.image_size: int | None = reward.preprocess.image_size
         self.resize_rule = f"bicubic with antialias, shorter side to {self.image_size}, centre crop"
         self._preprocess, self._clip = reward.preprocess, reward.clip

@@ -35,7 +35,7 @@ def cut(
     Whole components go to one split. Given splits are kept; the others are drawn in an order that depends on the seed and the
     texts only: the test split is filled up to its share, then the validation split, and the rest trains. A component too large
     for what is left of a share trains, and so does the only one. A source that has prompts to train on and none to validate on
-    lends some of the former.
+    lends its share of the former, if that is a prompt at all.
 
     Args:
         given: split of the prompts whose source names one, by index.
@@ -52,7 +52,7 @@ def cut(
     free = [label for label in order if label not in fixed]
     sizes = [sum(len(members[label]) for label, split in fixed.items() if split == number) for number in range(len(SPLITS))]
     quotas = [len(texts), *(max(1, round(share * len(texts))) if share else 0 for share in shares)]
-    lends = "train" in given.values() and "validation" not in given.values()
+    lends = {"train"} <= set(given.values()) <= {"train", "test"} and shares[0] * len(texts) >= 1
     splits = np.empty(len(texts), dtype=np.int8)
     for label in order:
         choice = fixed.get(label)
