@@ -484,3 +484,43 @@ class TestStage:
         assert "its start looks at images of 32 px" not in rm.run("train-rm", *flags).err
         error = rm.run("train-rm", *flags, "train-rm.image_size=40").err
         assert "its start looks at images of 32 px, and image_size is 40" in error
+
+
+@pytest.mark.slow
+def test_hps_as_refls_reward_is_stopped_and_its_peak_kept(world):
+    """Without the loss on captioned images the reward rises while what nothing is trained on falls: the stop rule sees it."""
+    reward = ClipReward.from_pretrained(shipped_folder("micro-clip"))
+    with torch.no_grad():
+        projection = reward.clip.visual_projection.weight
+        projection += 0.2 * projection.std() * torch.randn(projection.shape, generator=torch.Generator().manual_seed(0))
+    reward.save_pretrained(world.root / "hps")
+    settings = {
+        "reward_model": "hps",
+        "trainable": "unet",
+        "lora.rank": "default",
+        "steps": 30,
+        "batch_size": 16,
+        "num_steps": 20,
+        "first_late_step": 10,
+        "last_late_step": 19,
+        "optimizer.learning_rate": 5e-4,
+        "pretraining.weight": 0.0,
+        "pretraining.batch_size": "default",
+        "updates": "default",
+        "evaluation.every": 5,
+        "evaluation.prompts": 4,
+        "evaluation.images": 8,
+        "evaluation.num_steps": 20,
+        "evaluation.max_denoising_rise": 100.0,
+        "evaluation.max_statistic_change": 100.0,
+        "training.micro_batch_size": 16,
+        "training.sample_batch_size": 32,
+    }
+    done = world.last("refl", *(f"refl.{name}={value}" for name, value in settings.items()))
+    metrics = done["metrics"]
+    assert metrics["stopped_for"].startswith("reward hacking: the trained reward rose") and metrics["steps"] < 30
+    rows = world.rows("SELECT step, figure, value FROM refl.curves WHERE split = 'validation'")
+    value = {(row["figure"], row["step"]): row["value"] for row in rows}
+    last, kept = metrics["steps"], metrics["kept_step"]
+    assert value["reward", last] > value["reward", 0] and kept < last
+    assert value["similarity", kept] > value["similarity", last] or value["held_out", kept] > value["held_out", last]
