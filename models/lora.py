@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from irpipe.models.weights import read_checkpoint
@@ -40,13 +42,30 @@ def read_adapters(path: Path) -> dict[str, Tensor]:
     """The adapters in a file, or in the only file of that kind in a folder. No code in it is run.
 
     Raises:
-        ModelError: there are none, or it is damaged.
+        ModelError: there are none, it is damaged, or its adapters have another scale than 1.
     """
     files = [file for name in _FILES if (file := path / name).is_file()] if path.is_dir() else [path]
     weights = read_checkpoint(files[0]) if len(files) == 1 else None
     if not weights:
         raise ModelError(f"{path} holds no LoRA weights", expected=f"one of {' and '.join(_FILES)}")
+    _check_scale(files[0])
     return todays_names(weights)
+
+
+def _check_scale(path: Path) -> None:
+    """Whether adapters are meant with the scale alpha / rank = 1, where a file says it.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if path.suffix != ".safetensors":
+        return
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    settings = {name.rpartition(".")[2]: value for name, value in told.items()}
+    alpha, rank = settings.get("lora_alpha"), settings.get("r")
+    if alpha is not None and alpha != rank:
+        raise ModelError(f"{path} has adapters of rank {rank} and alpha {alpha}, whose scale is not 1", expected="alpha = rank")
 
 
 def add_adapters(unet: Any, path: Path) -> None:

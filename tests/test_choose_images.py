@@ -129,6 +129,7 @@ class TestBadInput:
             ({"id": True, "prompt": "x", "score": 1.0, "blurry": False}, "id is no whole number"),
             ({"id": 0, "prompt": "x", "score": 1.0, "blurry": False}, "id was there before"),
             ({"id": 70, "prompt": None, "score": 1.0, "blurry": False}, "prompt is no text"),
+            ({"id": 70, "prompt": "a\ud800", "score": 1.0, "blurry": False}, "prompt is no text"),
             ({"id": 70, "prompt": "x", "score": float("inf"), "blurry": False}, "score is no finite number"),
             ({"id": 70, "prompt": "x", "score": None, "blurry": False}, "score is no finite number"),
             ({"id": 70, "prompt": "x", "score": 1.0, "blurry": "no"}, "blurry is neither true nor false"),
@@ -148,6 +149,11 @@ class TestBadInput:
         assert "no prompt has 5 of them, and none more than 4" in error and "min_images=4" in error
         error = project.run("choose-images", "choose-images.select=best", "choose-images.threshold=99.0", status=2).err
         assert "the highest score is 21, not above the threshold" in error
+        fix = error.split("--set choose-images.")[1].split()[0]
+        assert project.run("choose-images", "choose-images.select=best", f"choose-images.{fix}")
+        project.jsonl("scores.jsonl", [row | {"score": -row["score"]} for row in ROWS])
+        error = project.run("choose-images", "choose-images.alpha=1.5", "choose-images.non_preferred_share=0.0", status=2).err
+        assert "1 stand out, all of them non-preferred, and non_preferred_share leaves none" in error
         project.jsonl("scores.jsonl", ROWS[4:8])
         assert "of no prompt do scores differ" in project.run("choose-images", status=2).err
 

@@ -98,6 +98,26 @@ class TestRecordedExport:
         rows = [record.row for record in records(export.parent, OPTIONS)]
         assert len(set(rows)) == len(rows) and max(rows) < len(whole["messages"])
 
+    def test_parts_are_ordered_by_time_and_attachments_are_none(self, export, expected):
+        """As the exporter names its parts, and with an attachment of JSON among the media."""
+        whole = json.loads(export.read_text())
+        cuts = [0, 30, 60, 133]
+        for number, name in enumerate(("chat.json", "chat [part 2].json", "chat [part 10].json")):
+            piece = whole | {"messages": whole["messages"][cuts[number] : cuts[number + 1]]}
+            (export.parent / name).write_text(json.dumps(piece))
+        export.unlink()
+        (export.parent / "discord_export_a.json_Files" / "settings.json").write_text("{}")
+        assert choices(export.parent) == as_recorded(expected["accepted"])
+
+    def test_paths_of_windows(self, export, expected):
+        export.write_text(export.read_text().replace("discord_export_a.json_Files/", "discord_export_a.json_Files\\\\"))
+        assert choices(export) == as_recorded(expected["accepted"])
+
+    def test_another_bot(self, export):
+        with pytest.raises(InputError) as error:
+            choices(export, ChatOptions("Nobody"))
+        assert "no answer is of the bot 'Nobody'" in str(error.value) and "bot=DreamBotMothership" in str(error.value)
+
     def test_the_layout_of_2022(self, export, expected):
         """Without the fields that were added since."""
         whole = json.loads(export.read_text())
@@ -226,9 +246,9 @@ class TestDamaged:
             messages = []
             for turn in range(times):
                 for message in copy.deepcopy(whole["messages"]):
-                    message["id"] += f"-{turn}"
+                    message["id"] += str(turn)
                     if message.get("reference"):
-                        message["reference"]["messageId"] += f"-{turn}"
+                        message["reference"]["messageId"] += str(turn)
                     messages.append(message)
             export.write_text(json.dumps(whole | {"messages": messages}))
             chat = discord.Chat(OPTIONS)

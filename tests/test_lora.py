@@ -85,6 +85,12 @@ class TestDamaged:
         elsewhere = {f"elsewhere.{name}": value for name, value in weights.items()}
         assert "holds no LoRA of this UNet: elsewhere." in self.refused(unet, elsewhere, tmp_path)
 
+    def test_another_scale(self, weights, tmp_path):
+        told = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})}
+        save_file(weights, tmp_path / "pytorch_lora_weights.safetensors", told)
+        with pytest.raises(ModelError, match="rank 4 and alpha 2, whose scale is not 1"):
+            read_adapters(tmp_path)
+
     def test_no_file_and_a_pickle_of_code(self, tmp_path):
         with pytest.raises(ModelError, match="holds no LoRA weights"):
             read_adapters(tmp_path)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Inputs
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS
-from irpipe.schemas.files import read_jsonl
+from irpipe.schemas.files import is_text, read_jsonl
 from irpipe.schemas.images import in_shards, row_groups
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
@@ -35,13 +35,15 @@ class ScoredImages:
     """Images that may be chosen, n of them, in the order of their source.
 
     Attributes:
-        rows: (n,) of the source; image_ids: (n,), None for a file of scores.
+        rows: (n,) of the table of images, or the ids of a file of scores; lines: (n,) where they stand in the source, from 0.
+        image_ids: (n,), None for a file of scores.
         groups: (n,) which prompt each is of: an index into `prompt_ids` and `texts`.
         scores: (n,) raw, higher is better.
         read: images that were read, those that may not be chosen included.
     """
 
     rows: NDArray[np.int64]
+    lines: NDArray[np.int64]
     image_ids: NDArray[np.uint64] | None
     groups: NDArray[np.int64]
     prompt_ids: NDArray[np.uint64]
@@ -62,6 +64,7 @@ def read_score_file(path: Path, rejections: Rejections) -> ScoredImages:
         RejectedError: too many rows are unusable.
     """
     rows: list[int] = []
+    lines: list[int] = []
     groups: list[int] = []
     scores: list[float] = []
     index: dict[str, int] = {}
@@ -78,11 +81,12 @@ def read_score_file(path: Path, rejections: Rejections) -> ScoredImages:
             rejections.drop(number, "blurry")
             continue
         rows.append(value["id"])
+        lines.append(number)
         groups.append(index.setdefault(value["prompt"], len(index)))
         scores.append(float(value["score"]))
     rejections.check(read, len(rows))
     identities = np.array([prompt_id(text) for text in index], dtype=np.uint64)
-    arrays = np.array(rows, np.int64), None, np.array(groups, np.int64), identities
+    arrays = np.array(rows, np.int64), np.array(lines, np.int64), None, np.array(groups, np.int64), identities
     return ScoredImages(*arrays, list(index), np.array(scores), read)
 
 
@@ -95,7 +99,7 @@ def _fault_of(value: Any, seen: set[int]) -> tuple[str, str | None] | None:
         return "id is no whole number", repr(identity)[:80]
     if identity in seen:
         return "id was there before", str(identity)
-    if not isinstance(value["prompt"], str):
+    if not is_text(value["prompt"]):
         return "prompt is no text", repr(value["prompt"])[:80]
     if not is_finite(value["score"]):
         return "score is no finite number", repr(value["score"])[:80]
@@ -130,7 +134,7 @@ def read_scored_images(config: ChooseImagesConfig, inputs: Inputs, rejections: R
     identities = identities[order]
     given = [texts[int(identity)] for identity in identities]
     rows = keep.astype(np.int64)
-    return ScoredImages(rows, image_ids[keep], place[inverse], identities, given, scores[keep], len(image_ids))
+    return ScoredImages(rows, rows, image_ids[keep], place[inverse], identities, given, scores[keep], len(image_ids))
 
 
 def reasons_of(

@@ -52,7 +52,7 @@ def run(config: ChooseImagesConfig, inputs: Inputs, out: Path, context: Context)
     candidates = select(groups, config)
     chosen = without_some_bad(candidates, groups, config)
     if not chosen:
-        raise nothing_chosen(groups, config)
+        raise nothing_chosen(groups, len(candidates), config)
     reject_others(candidates, chosen, groups, config, rejections)
     write_chosen(chosen, groups, out)
     rejected = rejections.write(out)
@@ -87,8 +87,12 @@ def without_some_bad(candidates: Sequence[Chosen], groups: Groups, config: Choos
     return blindly(kept, groups.scores, config.seed) if config.select == "blindly" else kept
 
 
-def nothing_chosen(groups: Groups, config: ChooseImagesConfig) -> StageError:
-    """Why no image was chosen, and what would choose some."""
+def nothing_chosen(groups: Groups, candidates: int, config: ChooseImagesConfig) -> StageError:
+    """Why no image was chosen, and what would choose some.
+
+    Args:
+        candidates: how many stand out, all of which the lot left out.
+    """
     what = f"none of {len(groups.images.rows):,} images was chosen"
     if not groups.members:
         most = int(np.bincount(groups.images.groups).max(initial=0))
@@ -96,11 +100,16 @@ def nothing_chosen(groups: Groups, config: ChooseImagesConfig) -> StageError:
             f"{what}: no prompt has {config.min_images} of them, and none more than {most}",
             fix="more images per prompt" + (f", or --set choose-images.min_images={most}" if most > 1 else ""),
         )
+    if candidates:
+        return StageError(
+            f"{what}: {candidates:,} stand out, all of them non-preferred, and non_preferred_share leaves none",
+            fix="--set choose-images.non_preferred_share=1.0",
+        )
     if config.select == "best":
         highest = max(float(row.max()) for row in groups.scores)
         return StageError(
             f"{what}: the highest score is {highest:.4g}, not above the threshold",
-            fix=f"--set choose-images.threshold={highest:.2g}, or less",
+            fix=f"--set choose-images.threshold={highest - 0.01 * abs(highest):.6g}",
         )
     alpha = largest_alpha(groups.scores, groups.temperature)
     what = f"{what}: none stands out with alpha = {config.alpha:g}"
@@ -117,7 +126,7 @@ def reject_others(
     of_lot = {groups.index(one) for one in candidates} - kept if config.select != "blindly" else set()
     large = np.zeros(len(groups.images.rows), dtype=bool)
     large[np.concatenate(groups.members)] = True
-    for index, row in enumerate(groups.images.rows.tolist()):
+    for index, row in enumerate(groups.images.lines.tolist()):
         if index in kept:
             continue
         few = f"fewer than {config.min_images} images of its prompt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
     rows = scorer_rows(config, used, scorers)
     people = read_people(inputs["annotation-files"]) if truth else []
-    judged = judge_choices(used, truth, people)
+    judged = judge_choices(pairs, set(used["better"].tolist()) | set(used["worse"].tolist()), truth, people)
     check_baseline(config, judged, scorers)
     rows += choice_rows(judged, {name: s.scores for name, s in scorers.items()}, config.baseline, config.bootstrap, config.seed)
     bound = judged.bounds.pairs if judged.bounds else bayes_bound(truth, used["prompt_id"], people, config.seed)
@@ -300,9 +300,11 @@ def read_people(annotations: Artifact) -> list[Annotator]:
     return [Annotator(**person) for person in read_json(path)["people"]] if path.is_file() else []
 
 
-def judge_choices(pairs: Mapping[str, NDArray[Any]], truth: Sequence[Mapping[str, Any]], people: Sequence[Annotator]) -> Judged:
-    """The choices behind pairs, with what simulated people pick of them."""
-    choices = read_choices(pairs)
+def judge_choices(
+    pairs: Mapping[str, NDArray[Any]], scored: Container[int], truth: Sequence[Mapping[str, Any]], people: Sequence[Annotator]
+) -> Judged:
+    """The choices behind pairs, with what simulated people pick of them; those of an image without scores are left out."""
+    choices = [choice for choice in read_choices(pairs) if all(image in scored for image in choice.images)]
     return Judged(choices, chances_of(choices, truth, people) if people else ())
 
 

@@ -31,7 +31,7 @@ class GenerateImagesConfig(MapConfig):
     lora: FilePath | None = setting(
         None,
         role="external",
-        meaning="LoRA weights to add to the generators' UNet: a file of diffusers, peft, or as HPS published its own (.bin).",
+        meaning="LoRA weights to add to the generators' UNet, at scale 1: as diffusers saves them, or HPS's own file (.bin).",
         source="HPS 6",
     )
     min_images: int = setting(4, ge=1, le=10, meaning="Least number of images per prompt.", source="ImageReward 2.1")

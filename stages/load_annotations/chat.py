@@ -121,20 +121,31 @@ class Message:
 
 
 def read_messages(path: Path) -> Iterator[Message]:
-    """All messages of an export: a file, or a folder of its parts in the order of their names.
+    """All messages of an export: a file, or a folder of its parts in the order of their first messages.
+
+    Downloaded attachments, in folders that end with `_Files`, are no parts, whatever they hold.
 
     Raises:
         InputError: there is no export, it is cut off, or of another kind.
     """
     root = path if path.is_dir() else path.parent
-    files = files_below(path, (".json",)) if path.is_dir() else [path]
+    files = [file for file in files_below(root, (".json",)) if _is_part(file, root)] if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no export", where="load-annotations.path", expected="JSON of DiscordChatExporter")
     number = 0
-    for file in files:
+    for file in sorted(files, key=_first_message) if len(files) > 1 else files:
         for item in _items(file):
             yield _message(item, number, file, root)
             number += 1
+
+
+def _is_part(file: Path, root: Path) -> bool:
+    return not any(folder.endswith("_Files") for folder in file.relative_to(root).parts[:-1])
+
+
+def _first_message(file: Path) -> tuple[int, str]:
+    """The id of a file's first message, which grows with time."""
+    return int(_message(next(_items(file)), 0, file, file.parent).identity), file.name
 
 
 def _items(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -167,7 +178,7 @@ def _message(item: Any, number: int, file: Path, root: Path) -> Message:
         forwarded = reference.get("type", "Default") == "Forward"
         return Message(
             number=number,
-            identity=str(item["id"]),
+            identity=str(int(item["id"])),
             kind=str(item["type"]),
             user=str(author["id"]),
             name=str(author["name"]),
@@ -194,7 +205,8 @@ def _media(attachment: Mapping[str, Any], folder: PurePosixPath, root: Path) -> 
     if "://" in url:
         return Media(url, name, size, None)
     path = str(folder / url)
-    for spelled in dict.fromkeys((path, str(folder / unquote(url)))):
+    native = url.replace("\\", "/")  # an export of Windows
+    for spelled in dict.fromkeys(str(folder / way) for way in (url, unquote(url), native, unquote(native))):
         file = (root / spelled).resolve()
         if file.is_relative_to(root.resolve()) and file.is_file() and file.stat().st_size <= _MOST_BYTES:
             return Media(spelled, name, size, file)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from irpipe.pipeline.errors import InputError
 from irpipe.stages.load_annotations.chat import Media, Message, read_messages
 from irpipe.stages.load_annotations.raw import RawRecord
 
@@ -78,11 +79,22 @@ def records(path: Path, options: ChatOptions) -> Iterator[RawRecord]:
     """A record for every image that somebody sent: a choice, or dropped with the reason; and for every message of the system.
 
     Cost: every attachment of an answer is read once; memory O(`WINDOW`).
+
+    Raises:
+        InputError: there is no export, or no answer of the bot in it.
     """
     chat = Chat(options)
     for message in read_messages(path):
         yield from chat.take(message)
     yield from chat.end()
+    if chat.bots and options.bot not in chat.bots:
+        often = ", ".join(repr(name) for name, _ in chat.bots.most_common(3))
+        raise InputError(
+            f"no answer is of the bot {options.bot!r}",
+            where=str(path),
+            expected=f"one of the bots that sent images of a prompt: {often}",
+            fix=f"--set load-annotations.bot={chat.bots.most_common(1)[0][0]}",
+        )
 
 
 def normalised(prompt: str) -> str:
@@ -103,6 +115,7 @@ class Chat:
         self._picks: dict[str, Pick] = {}  # by id of the message
         self._users: dict[str, str] = {}
         self._choices: Counter[str] = Counter()
+        self.bots: Counter[str] = Counter()  # that sent images of a prompt, and how often
 
     def take(self, message: Message) -> Iterator[RawRecord]:
         """The next message. Yields what is known by now."""
@@ -131,6 +144,7 @@ class Chat:
         prompt = message.prompt
         if prompt is None or not message.media:
             return
+        self.bots[message.name] += 1
         named = message.reference or (self._latest.get((message.mention, normalised(prompt))) if message.mention else None)
         request = self._requests.get(named or "")
         if named in self._picks:

@@ -14,7 +14,6 @@ from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.metrics.extractors import Extractor, Features, InceptionFeatures, clip
 from irpipe.models.pictures import decode_stream, resize_and_crop
 from irpipe.models.tuning.caption_files import decoded, local_captions
-from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
 from irpipe.stages.measure_images import MeasureImagesConfig
@@ -33,7 +32,10 @@ def make_extractor(config: MeasureImagesConfig, models: Mapping[str, tuple[Model
 
 @dataclass
 class FeatureMaker:
-    """Writes the features of the images of some row groups: arrays `features` (n, d) and `logits` (n, c), or (n, 0) without."""
+    """Writes the features of the images of some row groups: arrays `features` (n, d) and `logits` (n, c), or (n, 0) without.
+
+    Images that nobody should judge, or that do not decode, have features of NaN.
+    """
 
     config: MeasureImagesConfig
     models: Mapping[str, tuple[Model, ...]]
@@ -50,12 +52,12 @@ class FeatureMaker:
     def __call__(self, groups: Sequence[RowGroup], draft: Path) -> None:
         reader = ImageReader(groups=groups)
         parts = []
-        for start, pictures, faults in decode_stream(reader, 0, self.config.batch_size, self.extractor.image_size):
-            if faults:
-                place = min(faults)
-                image = int(reader.ids[start + place])
-                raise InputError(f"image {image:016x} cannot be measured: {faults[place]}", where="images")
-            parts.append(self._of(pictures))
+        for _, pictures, faults in decode_stream(reader, 0, self.config.batch_size, self.extractor.image_size):
+            features, logits = self._of(pictures)
+            for array in (features, logits):
+                if array is not None:
+                    array[list(faults)] = np.nan
+            parts.append((features, logits))
         save(parts, draft)
 
     def of_pictures(self, images: Iterator[Image.Image]) -> Features:
@@ -93,10 +95,11 @@ def save(parts: Sequence[Features], path: Path) -> None:
 def features_of(name: str, files: Sequence[Path], maker: FeatureMaker, context: Context) -> Features:
     """Features of all images of a table, in its order."""
     groups = row_groups(files)
+    title = f"measuring {name}"  # the folder of its shards as well
     made = context.map(
         maker,
         {f"{name}-{number:05}.npz": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))},
-        f"measuring {name}",
+        title,
         "images",
         size=lambda shard: sum(group.rows for group in shard),
         processes=maker.config.num_processes,

@@ -42,28 +42,33 @@ def run(config: MeasureImagesConfig, inputs: Inputs, out: Path, context: Context
     maker = FeatureMaker(config, context.models, next(iter(context.sources.get("inception_weights", ())), None))
     sets = read_sets(config, inputs, maker, context)
     reference = read_reference(config, inputs, maker, context)
+    read = sum(len(one.prompts) for one in sets.values())
+    good = {name: np.asarray(np.isfinite(one.features).all(axis=1)) for name, one in sets.items()}
+    sets = {name: one.of(good[name]) for name, one in sets.items()}
     for name, one in sets.items():
         if len(one.prompts) < 2:
-            raise InputError(f"the set {name!r} has {len(one.prompts)} images", expected="at least 2")
+            raise InputError(f"the set {name!r} has {len(one.prompts)} images that can be measured", expected="at least 2")
     rows = measure(config, sets, reference, context)
     IMAGE_SETS.write(out, {column.name: [row[column.name] for row in rows] for column in IMAGE_SETS.columns})
     width = next(iter(sets.values())).features.shape[1]
     text = report_of(config, rows, maker.extractor.resize_rule, width)
     (out / "report.txt").write_text(text, encoding="utf-8")
-    read = sum(len(one.prompts) for one in sets.values())
     few = [name for name, one in sets.items() if len(one.prompts) < width]
     if few and config.needs_reference:
         context.say(f"  {few[0]} has fewer images than there are features ({width:,}): its FID says little, and is too high")
-    Rejections(1.0, "images").write(out)
+    rejections = Rejections(1.0, "images")
+    for row in np.flatnonzero(~np.concatenate(list(good.values()))).tolist():
+        rejections.drop(row, "blackened, or does not decode")
+    rejected = rejections.write(out)
     metrics = {f"{row['figure']} of {row['set']}": shown(row) for row in rows}
-    return Report(Rows(read, read, 0), metrics | {"features": width, "fewer_images_than_features": few})
+    return Report(Rows(read, read - rejected, rejected), metrics | {"features": width, "fewer_images_than_features": few})
 
 
 def read_sets(config: MeasureImagesConfig, inputs: Inputs, maker: FeatureMaker, context: Context) -> dict[str, ImageSet]:
     """The sets by name, in the order of their first image."""
     if config.of == "images":
         tables = {node: artifact.table("images") for node, artifact in inputs.all("images").items()}
-        return {node: read_set(node, files, maker, context)[0] for node, files in tables.items()}
+        return {node: read_set(f"node {node}", files, maker, context)[0] for node, files in tables.items()}
     kind = "comparison" if config.of == "comparison" else "images"
     whole, ids, generators = read_set(kind, inputs[kind].table("images"), maker, context)
     if config.of == "comparison":
@@ -103,7 +108,8 @@ def read_reference(
         features, _ = local_features(context.sources["reference_data"][0], config.max_reference, maker)
     else:
         files = inputs["captioned-images"].table("images")
-        features = features_of("reference", files, maker, context)[0][: config.max_reference]
+        features = features_of("reference", files, maker, context)[0]
+        features = features[np.isfinite(features).all(axis=1)][: config.max_reference]
     if len(features) < 2:
         raise InputError(f"the reference has {len(features)} images", expected="at least 2", fix="more captioned images")
     return features.astype(np.float64)
