@@ -83,7 +83,7 @@ def compare(
     rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in prompts]
     (shard,) = cut_shards(plan_jobs(config, rows, 1), len(prompts))
     settings = Sampling(size.steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
-    make, work = ShardMaker(settings, (Model("model", "0" * 64, model),), "png", best, device), folder / f"work {device}"
+    make, work = ShardMaker(settings, (Model("model", "0" * 64, model),), None, "png", best, device), folder / f"work {device}"
     make(shard, work / "first")  # loads the model
     ours = len(prompts) / min(timed(lambda number=number: make(shard, work / str(number)))[0] for number in range(size.rounds))
     show(
