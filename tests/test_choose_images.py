@@ -166,7 +166,7 @@ class TestBadInput:
             ("choose-images.best=2", "select is 'best-and-worst'"),
         ):
             assert why in project.run("choose-images", setting, status=2).err
-        both = ("choose-images.rules=as-published", "choose-images.temperature=2.0")
+        both = ("choose-images.rules=as-published", "choose-images.alpha=1.5")
         assert "rules is 'as-published'" in project.run("choose-images", *both, status=2).err
 
 

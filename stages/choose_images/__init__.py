@@ -13,12 +13,13 @@ Cost: O(images), and with the blur filter one decoding of each; memory 60 bytes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, First, Stage, setting
 
-_OUR_RULES = ("temperature", "non_preferred_share")
+# What `rules = "as-published"` sets (released code, select_training_images.py and process_diffusiondb.py).
+PUBLISHED = {"alpha": 2.0, "temperature": 1.0, "non_preferred_share": 1.0, "min_images": 4, "blur_threshold": 10.0}
 
 
 class ChooseImagesConfig(MapConfig):
@@ -36,7 +37,8 @@ class ChooseImagesConfig(MapConfig):
     )
     rules: Literal["standardised", "as-published"] = setting(
         "standardised",
-        meaning="as-published: the released code's: raw scores, its blur filter, all non-preferred images.",
+        meaning="as-published: the released code's, all of it: raw scores, alpha 2, at least 4 images, its blur filter, all"
+        " non-preferred images.",
         source="released code, select_training_images.py and process_diffusiondb.py",
     )
     alpha: float = setting(
@@ -92,9 +94,14 @@ class ChooseImagesConfig(MapConfig):
             idle |= dict.fromkeys(("scorer", "annotated_prompts"), "path holds the scores")
             idle |= dict.fromkeys(("blur_threshold", "num_processes", "executor"), "path says what is blurry")
         if self.rules == "as-published":
-            idle |= dict.fromkeys(_OUR_RULES, "rules is 'as-published'")
-        other = ("alpha", *_OUR_RULES) if self.select == "best" else ("best", "threshold")
+            idle |= dict.fromkeys(PUBLISHED, "rules is 'as-published'")
+        ours = ("alpha", "temperature", "non_preferred_share")
+        other = ours if self.select == "best" else ("best", "threshold")
         return idle | dict.fromkeys(other, f"select is {self.select!r}")
+
+    def rule(self, name: str) -> Any:
+        """The value of a rule: the published one under `rules = "as-published"`, else the setting's."""
+        return PUBLISHED[name] if self.rules == "as-published" else getattr(self, name)
 
 
 def _reads(config: ChooseImagesConfig) -> Sequence[str | First]:

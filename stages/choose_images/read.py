@@ -120,9 +120,9 @@ def read_scored_images(config: ChooseImagesConfig, inputs: Inputs, rejections: R
     texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
     reasons = reasons_of(prompts, scores, known["prompt_id"].to_numpy(), inputs)
     undecoded = np.zeros(len(image_ids), dtype=bool)
-    if config.blur_threshold:
+    if config.rule("blur_threshold"):
         steps = measure_steps(config, row_groups(files), context)
-        reasons[(reasons == "") & (steps < config.blur_threshold)] = "blurry"
+        reasons[(reasons == "") & (steps < config.rule("blur_threshold"))] = "blurry"
         undecoded = (reasons == "") & np.isnan(steps)
     reject(reasons, undecoded, rejections)
     keep = np.flatnonzero((reasons == "") & ~undecoded)

@@ -62,11 +62,11 @@ def run(config: ChooseImagesConfig, inputs: Inputs, out: Path, context: Context)
 
 def group(images: ScoredImages, config: ChooseImagesConfig) -> Groups:
     """Images by prompt, those prompts alone that have enough."""
-    members = [one for one in images.members() if len(one) >= config.min_images]
+    members = [one for one in images.members() if len(one) >= config.rule("min_images")]
     scores = [images.scores[one] for one in members]
     freedom = sum(len(row) - 1 for row in scores)
     spread = float(np.sqrt(sum(((row - row.mean()) ** 2).sum() for row in scores) / freedom)) if freedom else 0.0
-    temperature = 1.0 if config.rules == "as-published" else config.temperature or spread or 1.0
+    temperature = config.rule("temperature") or spread or 1.0
     return Groups(images, members, scores, spread, temperature)
 
 
@@ -74,13 +74,13 @@ def select(groups: Groups, config: ChooseImagesConfig) -> list[Chosen]:
     """The images that may be trained on."""
     if config.select == "best":
         return best_of_each(groups.scores, config.best, -np.inf if config.threshold is None else config.threshold)
-    return best_and_worst(groups.scores, config.alpha, groups.temperature)
+    return best_and_worst(groups.scores, config.rule("alpha"), groups.temperature)
 
 
 def without_some_bad(candidates: Sequence[Chosen], groups: Groups, config: ChooseImagesConfig) -> list[Chosen]:
     """The candidates but for some of the bad ones; `blindly` puts others of the same prompts in their places."""
     bad = [one for one in candidates if one.bad]
-    share = 1.0 if config.rules == "as-published" else config.non_preferred_share
+    share = config.rule("non_preferred_share")
     by_lot = sorted(bad, key=lambda one: row_id("non-preferred", config.seed, int(groups.images.rows[groups.index(one)])))
     left_out = set(by_lot[round(share * len(bad)) :])
     kept = [one for one in candidates if one not in left_out]
@@ -97,7 +97,7 @@ def nothing_chosen(groups: Groups, candidates: int, config: ChooseImagesConfig) 
     if not groups.members:
         most = int(np.bincount(groups.images.groups).max(initial=0))
         return StageError(
-            f"{what}: no prompt has {config.min_images} of them, and none more than {most}",
+            f"{what}: no prompt has {config.rule('min_images')} of them, and none more than {most}",
             fix="more images per prompt" + (f", or --set choose-images.min_images={most}" if most > 1 else ""),
         )
     if candidates:
@@ -112,7 +112,7 @@ def nothing_chosen(groups: Groups, candidates: int, config: ChooseImagesConfig) 
             fix=f"--set choose-images.threshold={highest - 0.01 * abs(highest):.6g}",
         )
     alpha = largest_alpha(groups.scores, groups.temperature)
-    what = f"{what}: none stands out with alpha = {config.alpha:g}"
+    what = f"{what}: none stands out with alpha = {config.rule('alpha'):g}"
     if alpha <= 1:
         return StageError(f"{what}, and of no prompt do scores differ", fix="another choose-images.scorer")
     return StageError(f"{what}, and some only below {alpha:.4g}", fix=f"--set choose-images.alpha={max(1.0, alpha * 0.99):.3g}")
@@ -129,7 +129,7 @@ def reject_others(
     for index, row in enumerate(groups.images.lines.tolist()):
         if index in kept:
             continue
-        few = f"fewer than {config.min_images} images of its prompt"
+        few = f"fewer than {config.rule('min_images')} images of its prompt"
         rejections.drop(row, few if not large[index] else "left out by lot" if index in of_lot else "not chosen")
 
 
