@@ -15,6 +15,9 @@ from irpipe.models.metrics.sets import FrechetDistance, inception_score, kernel_
 from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
+from irpipe.schemas.images import ImageShards, encoded_row, row_groups
+from irpipe.stages.measure_images import MeasureImagesConfig
+from irpipe.stages.measure_images.features import FeatureMaker
 from irpipe.stages.measure_images.run import ImageSet, centred, fid_rows
 from tests.paired import RECIPE
 
@@ -57,8 +60,6 @@ class TestFigures:
 
     def test_intervals_are_around_the_figure(self, context):
         """Sets of one distribution differ by chance: the interval of their difference holds 0, that of a shifted one does not."""
-        from irpipe.stages.measure_images import MeasureImagesConfig
-
         prompts = np.arange(300, dtype=np.uint64)
         base = RNG.normal(size=(300, 3))
         sets = {"a": ImageSet(prompts, base, None), "b": ImageSet(prompts, RNG.normal(size=(300, 3)), None)}
@@ -108,6 +109,20 @@ class TestExtractors:
         for name in ("bad.pth", "missing.pth"):
             with pytest.raises(ModelError):
                 InceptionFeatures(tmp_path / name, "cpu")
+
+
+def test_an_image_that_nobody_should_judge_has_no_features(tmp_path):
+    """It does not end the run, and does not count."""
+    with ImageShards(tmp_path) as shards:
+        for number in range(4):
+            picture = RNG.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            fault = "blackened" if number == 2 else None
+            shards.append(encoded_row(picture, 1, f"{number}.png") | {"fault": fault})
+    maker = FeatureMaker(MeasureImagesConfig(), {"model": (CLIP,)}, None)
+    maker(row_groups(sorted((tmp_path / "images").iterdir())), tmp_path / "features.npz")
+    with np.load(tmp_path / "features.npz") as file:
+        assert np.isnan(file["features"]).all(axis=1).tolist() == [False, False, True, False]
+        assert np.isfinite(file["features"]).all(axis=1).tolist() == [True, True, False, True]
 
 
 class TestStage:

@@ -13,6 +13,7 @@ from irpipe.microworld.annotators import Annotator, Impression, crowd, utilities
 from irpipe.microworld.choices import SIZES, choice_bounds, choice_probabilities, group_sizes, pick
 from irpipe.stages.evaluate_rm.choices import Choice, Judged, agreement_on_choices, choice_rows, read_choices, shares_of_best
 from irpipe.stages.evaluate_rm.ranking import RULES, Ranking, correlations
+from irpipe.stages.evaluate_rm.run import judge_choices
 from tests.paired import RECIPE
 
 IMAGES = [Impression(0.9, 0.8, 0, 0), Impression(0.7, 0.9, 0, 0), Impression(0.4, 0.5, 0, 0), Impression(0.8, 0.75, 0, 0)]
@@ -77,6 +78,12 @@ class TestFigures:
         assert read_choices(pairs([*three, (2, 7, 11, 10)])) == [Choice(7, (10, 11, 12)), Choice(7, (11, 10))]
         assert read_choices(pairs([*three, (1, 7, 11, 12)])) == []  # a ranking
         assert read_choices(pairs([(1, 7, 10, 11)])) == []  # pairs
+
+    def test_a_choice_with_an_image_that_nobody_scored_is_left_out(self):
+        names = ("ranking_id", "prompt_id", "better", "worse")
+        rows = [(1, 7, 10, 11), (1, 7, 10, 12), (2, 7, 20, 21), (2, 7, 20, 22)]
+        pairs = dict(zip(names, (np.array(column, dtype=np.uint64) for column in zip(*rows, strict=True)), strict=True))
+        assert judge_choices(pairs, {10, 11, 20, 21, 22}, [], []).choices == [Choice(7, (20, 21, 22))]
 
     def test_agreement(self):
         choices = [Choice(1, (10, 11)), Choice(1, (11, 10)), Choice(1, (10, 11)), Choice(2, (10, 12))]
