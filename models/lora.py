@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) of a UNet from files: of diffusers and peft, and HPS's published ones (align_sd, diffusers 0.14)."""
+"""Low-rank adapters (LoRA) of a UNet from files: of diffusers, and HPS's published ones (align_sd, diffusers 0.14)."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def _check_scale(path: Path) -> None:
     if path.suffix != ".safetensors":
         return
     with safe_open(path, "pt") as file:
-        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    settings = {name.rpartition(".")[2]: value for name, value in told.items()}
+        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    settings = {name.rpartition(".")[2]: value for name, value in metadata.items()}
     alpha, rank = settings.get("lora_alpha"), settings.get("r")
     if alpha is not None and alpha != rank:
         raise ModelError(f"{path} has adapters of rank {rank} and alpha {alpha}, whose scale is not 1", expected="alpha = rank")

@@ -171,9 +171,8 @@ def decode_all(
     """
     need_room(context.work / "decoding", len(image_ids) * size * size * 3, "decoded images")
     reader = ImageReader(files)
-    which = digest({"size": size, "fit": fit, "ids": [int(identity) for identity in image_ids]})[
-        :12
-    ]  # images without faults may change
+    # Images without faults may change from run to run: the shards are of these.
+    which = digest({"size": size, "fit": fit, "ids": [int(identity) for identity in image_ids]})[:12]
     shards = {f"{which}-{number:05}": job for number, job in enumerate(_jobs(reader, image_ids))}
     if workers is None:
         workers = min(_MOST_PROCESSES, usable_cpus()) if len(image_ids) >= _FEW else 1

@@ -157,6 +157,22 @@ class TestBadInput:
         project.jsonl("scores.jsonl", ROWS[4:8])
         assert "of no prompt do scores differ" in project.run("choose-images", status=2).err
 
+    @pytest.mark.parametrize(
+        ("rows", "fix"),
+        [
+            (ROWS[:3], ["rules=standardised", "min_images=3"]),
+            ([row | {"score": row["score"] / 10} for row in ROWS], ["rules=standardised"]),
+        ],
+    )
+    def test_nothing_chosen_as_published_says_what_would_choose(self, project, rows, fix):
+        """Other rules than the published ones: under these their settings are without effect."""
+        project.recipe(RECIPE)
+        project.jsonl("scores.jsonl", rows)
+        error = project.run("choose-images", "choose-images.rules=as-published", status=2).err
+        given = [word.split()[0] for word in error.split("--set choose-images.")[1:]]
+        assert given == fix
+        project.run("choose-images", *(f"choose-images.{one}" for one in given))
+
     def test_settings_without_effect(self, project):
         project.recipe(RECIPE)
         project.jsonl("scores.jsonl", ROWS)

@@ -46,7 +46,10 @@ class TestFigures:
 
     def test_kid(self):
         a, b = OTHER[:50], REFERENCE[:50]
-        kernel = lambda x, y: (x @ y.T / 6 + 1) ** 3  # noqa: E731
+
+        def kernel(x, y):
+            return (x @ y.T / 6 + 1) ** 3
+
         within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (50 * 49) for x in (a, b)]
         assert kernel_distance(a, b, 0) == pytest.approx(sum(within) - 2 * kernel(a, b).mean(), rel=1e-6)
 

@@ -6,7 +6,7 @@ Figures of different networks do not compare.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,8 +112,3 @@ class InceptionFeatures:
                 parts.append(self._network(image))
         features, logits = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         return features, logits
-
-
-def clip(models: Mapping[str, Any], classes: Sequence[str], device: str) -> ClipFeatures:
-    """The entry point `clip`."""
-    return ClipFeatures(models["model"][0], classes, device)

@@ -13,7 +13,7 @@ from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
 
 
 def load_tuned(base: Model, folder: Path, card: GeneratorCard, sampling: Sampling, device: str) -> ImageGenerator:
-    """A tuned generator the base with its LoRA, or a pipeline of its own.
+    """A tuned generator: the base with its LoRA, or a pipeline of its own.
 
     Raises:
         ModelError: it cannot be loaded.

@@ -65,7 +65,9 @@ class Facts:
         hit = np.isin(images, excluded)
         return hit[first] | hit[second]
 
-    def unmet(self, images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    def without_file(
+        self, images: NDArray[np.uint64], first: NDArray[np.int64], second: NDArray[np.int64]
+    ) -> NDArray[np.bool_] | None:
         """(p,) pairs with an image whose file was missing or broken."""
         if self.images is None:
             return None

@@ -118,7 +118,7 @@ def examine(block: Rankings, signs: Mapping[tuple[int, int], int], facts: Facts)
     tests = {
         "prompt label": facts.dropped[prompt],
         "image problem": facts.in_either(facts.problem_images, block.images, first, second),
-        "image not at hand": facts.unmet(block.images, first, second),
+        "image not at hand": facts.without_file(block.images, first, second),
         "same image": facts.same_image(images_first, images_second),
         "not compared": (sign == 0) & ~conflict & block.choices[first],
         "tie": (sign == 0) & ~conflict,

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, First, Stage, setting
 
+Rules = Literal["standardised", "as-published"]
+
 # What `rules = "as-published"` sets (released code, select_training_images.py and process_diffusiondb.py).
 PUBLISHED = {"alpha": 2.0, "temperature": 1.0, "non_preferred_share": 1.0, "min_images": 4, "blur_threshold": 10.0}
 
@@ -35,7 +37,7 @@ class ChooseImagesConfig(MapConfig):
         " ones above `threshold`. blindly: as many as best-and-worst, drawn without a look at their scores, as a control.",
         source="HPS 6; RAHF 5.1 for best",
     )
-    rules: Literal["standardised", "as-published"] = setting(
+    rules: Rules = setting(
         "standardised",
         meaning="as-published: the released code's, all of it: raw scores, alpha 2, at least 4 images, its blur filter, all"
         " non-preferred images.",
@@ -76,7 +78,7 @@ class ChooseImagesConfig(MapConfig):
     )
     annotated_prompts: Literal["leave-out", "use"] = setting(
         "leave-out",
-        meaning="Prompts that people annotated: a scorer that learnt from them knows the answers. use: the record counts them.",
+        meaning="Prompts that people annotated: a scorer that learnt from them knows the answers. use: the record says so.",
     )
     seed: int = setting(0, ge=0, meaning="Seed of what is drawn by lot.")
     max_rejected: float = setting(

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irpipe.models.pictures import decode_stream
 from irpipe.schemas.images import ImageReader, RowGroup
+from irpipe.stages.choose_images import Rules
 
 _CHUNK = 16  # images decoded at a time, as they are
-
-Rules = Literal["standardised", "as-published"]
 
 
 def largest_step(picture: NDArray[np.uint8], rules: Rules) -> float:

@@ -94,11 +94,12 @@ def nothing_chosen(groups: Groups, candidates: int, config: ChooseImagesConfig) 
         candidates: how many stand out, all of which the lot left out.
     """
     what = f"none of {len(groups.images.rows):,} images was chosen"
+    ours = "" if config.rules == "standardised" else "--set choose-images.rules=standardised "
     if not groups.members:
         most = int(np.bincount(groups.images.groups).max(initial=0))
         return StageError(
             f"{what}: no prompt has {config.rule('min_images')} of them, and none more than {most}",
-            fix="more images per prompt" + (f", or --set choose-images.min_images={most}" if most > 1 else ""),
+            fix="more images per prompt" + (f", or {ours}--set choose-images.min_images={most}" if most > 1 else ""),
         )
     if candidates:
         return StageError(
@@ -115,6 +116,8 @@ def nothing_chosen(groups: Groups, candidates: int, config: ChooseImagesConfig) 
     what = f"{what}: none stands out with alpha = {config.rule('alpha'):g}"
     if alpha <= 1:
         return StageError(f"{what}, and of no prompt do scores differ", fix="another choose-images.scorer")
+    if ours:  # whose temperature is another: no alpha can be foretold
+        return StageError(f"{what}, and some only below {alpha:.4g}", fix=ours.strip())
     return StageError(f"{what}, and some only below {alpha:.4g}", fix=f"--set choose-images.alpha={max(1.0, alpha * 0.99):.3g}")
 
 

@@ -236,13 +236,12 @@ def write_images(worths: Worths, kept: Mapping[int, tuple[int, str]], made: Mapp
 
 def pairs_of(sources: Mapping[str, Source]) -> list[tuple[str, str]]:
     """Which rows tell what a negative prompt does: with it over without, over the base with it, and marked over not marked."""
-    plain = [name.removesuffix("-plain") for name in sources if name.endswith("-plain") and sources[name].tuned is not None]
-    pairs = [
-        ((name, f"{name}-plain"), (name, f"{BASE}-as-{name}"), (f"{name}-marked", f"{name}-plain"))
-        for name in plain
-        if f"{name}-marked" in sources
+    marked = [name for name in sources if f"{BASE}-as-{name}" in sources]
+    return [
+        pair
+        for name in marked
+        for pair in ((name, f"{name}-plain"), (name, f"{BASE}-as-{name}"), (f"{name}-marked", f"{name}-plain"))
     ]
-    return [pair for of_one in pairs for pair in of_one]
 
 
 def figures(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

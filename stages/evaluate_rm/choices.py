@@ -73,12 +73,12 @@ class Judged:
         picks = [shares_of_best(scores, choice.images) for choice in self.choices]
         sizes = np.array([len(choice.images) for choice in self.choices])
         right, everywhere = np.array([pick[0] for pick in picks]), np.full(len(picks), fill_value=True)
-        found = {ACCURACY: (right, everywhere)}
-        found |= {f"{ACCURACY}_of_{size}": (right, sizes == size) for size in np.unique(sizes)[::-1].tolist()}
+        figures = {ACCURACY: (right, everywhere)}
+        figures |= {f"{ACCURACY}_of_{size}": (right, sizes == size) for size in np.unique(sizes)[::-1].tolist()}
         if self.chances:
             expected = np.array([float(pick @ chance) for pick, chance in zip(picks, self.chances, strict=True)])
-            found[EXPECTED] = (expected, everywhere)
-        return found
+            figures[EXPECTED] = (expected, everywhere)
+        return figures
 
 
 def choice_rows(
@@ -93,12 +93,12 @@ def choice_rows(
         return []
     prompts = np.array([choice.prompt for choice in judged.choices], dtype=np.uint64)
     figure = EXPECTED if judged.chances else ACCURACY
-    base = judged.credits(scores[baseline])[figure][0] if baseline is not None else None
+    by_scorer = {name: judged.credits(by_image) for name, by_image in scores.items()}
     rows = []
-    for name, by_image in scores.items():
-        parts = judged.credits(by_image)
-        if base is not None and name != baseline:
-            parts[f"{figure}_over_{baseline}"] = (parts[figure][0] - base, parts[figure][1])
+    for name, parts in by_scorer.items():
+        if baseline is not None and name != baseline:
+            values, keep = parts[figure]
+            parts[f"{figure}_over_{baseline}"] = (values - by_scorer[baseline][figure][0], keep)
         for part, (values, keep) in parts.items():
             value = accuracies(values[keep], prompts[keep])["accuracy"]
             low, high = intervals(values[keep], prompts[keep], draws, seed).get("accuracy", (None, None))

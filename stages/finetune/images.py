@@ -81,7 +81,7 @@ def captions_of(
             fix="[finetune.reads] images = ..., the node whose images were scored",
         )
     captions = {
-        row["image_id"]: (identifier * (row["kind"] == NON_PREFERRED) + row["prompt"], row["kind"] == NON_PREFERRED)
+        row["image_id"]: (identifier + row["prompt"], True) if row["kind"] == NON_PREFERRED else (row["prompt"], False)
         for row in sorted(rows, key=lambda row: position[row["image_id"]])
         if normalise(row["prompt"]) not in held_out
     }

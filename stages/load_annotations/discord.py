@@ -78,7 +78,7 @@ class Answer:
 def records(path: Path, options: ChatOptions) -> Iterator[RawRecord]:
     """A record for every image that somebody sent: a choice, or dropped with the reason; and for every message of the system.
 
-    Cost: every attachment of an answer is read once; memory O(`WINDOW`).
+    Cost: every attachment of an answer is read once, and again where a picture is not found by its bytes; memory O(`WINDOW`).
 
     Raises:
         InputError: there is no export, or no answer of the bot in it.
@@ -295,5 +295,5 @@ def nearest(media: Media, others: tuple[Media, ...]) -> int | None:
 
 def dropped(message: Message, reason: str, detail: str = "") -> RawRecord:
     """A message that is no choice, and why."""
-    told = f"message {message.identity}" + (f": {detail}" if detail else "")
-    return RawRecord(message.number, message.identity, dropped=(reason, told))
+    text = f"message {message.identity}" + (f": {detail}" if detail else "")
+    return RawRecord(message.number, message.identity, dropped=(reason, text))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from irpipe.models.loading import memory_errors, worker_device
-from irpipe.models.metrics.extractors import Extractor, Features, InceptionFeatures, clip
+from irpipe.models.metrics.extractors import ClipFeatures, Extractor, Features, InceptionFeatures
 from irpipe.models.pictures import decode_stream, resize_and_crop
 from irpipe.models.tuning.caption_files import decoded, local_captions
 from irpipe.pipeline.stage import Context, Model
@@ -27,7 +27,7 @@ def make_extractor(config: MeasureImagesConfig, models: Mapping[str, tuple[Model
     if config.extractor == "inception":
         assert weights is not None, "checked with the settings"
         return InceptionFeatures(weights, device)
-    return clip(models, config.classes, device)
+    return ClipFeatures(models["model"][0], config.classes, device)
 
 
 @dataclass
