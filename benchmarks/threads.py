@@ -45,7 +45,8 @@ def main(folder: Path, size: tuple[int, int]) -> None:
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many processes beside, each with a core's worth of work."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    while_parent_lives = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    others = [subprocess.Popen([sys.executable, "-c", while_parent_lives]) for _ in range(count)]
     try:
         yield
     finally:

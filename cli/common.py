@@ -36,12 +36,14 @@ def open_recipe(overrides: Sequence[str] | None = None) -> tuple[Recipe, Store]:
     """The recipe in the current folder, or in the nearest one above it, and its store."""
     from irpipe.pipeline.recipe_file import load_recipe
     from irpipe.pipeline.store import Store
+    from irpipe.pipeline.trials import with_trials
     from irpipe.pipeline.wiring import RECIPE_FILE
 
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / RECIPE_FILE).is_file()), here)
     recipe = load_recipe(root, overrides or ())
-    return recipe, Store(recipe.store)
+    store = Store(recipe.store)
+    return with_trials(recipe, store), store
 
 
 def planner(

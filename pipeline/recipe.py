@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, combined, did_you_mean
+from irpipe.pipeline.search import SEARCH, Search
 from irpipe.pipeline.settings import Config, default_config, groups_of, nested, settings_of
 from irpipe.pipeline.stage import Stage, find_stage, registered
 from irpipe.pipeline.wiring import RECIPE_FILE, WIRING, Node, Wiring
@@ -18,9 +19,10 @@ from irpipe.pipeline.wiring import RECIPE_FILE, WIRING, Node, Wiring
 __all__ = ["RECIPE_FILE", "Node", "Recipe", "field_of", "node_of"]
 
 # Reserved names in a node's table. stage: which stage it is, where its name is another. like: a node whose settings are its
-# defaults. reads: which nodes it reads, by kind. grid: lists of values of some settings, with a node for each point.
+# defaults. reads: which nodes it reads, by kind. grid: lists of values of some settings, with a node for each point. search:
+# spans of values of some settings, of which a sampler draws the points.
 STAGE, LIKE, GRID = "stage", "like", "grid"
-RESERVED = (STAGE, LIKE, WIRING, GRID)
+RESERVED = (STAGE, LIKE, WIRING, GRID, SEARCH)
 
 
 class _Default:
@@ -39,8 +41,10 @@ class Recipe:
 
     Attributes:
         overridden: what `--set` gave.
-        grids: names of the nodes of each grid.
+        grids: names of the nodes of each grid, and of the known trials of each search.
         reads: the nodes that are meant by a kind, for every node that names none itself.
+        searches: the searches by name. trials: the nodes of their trials in the order of drawing; two may be one node.
+        pending: for each search that is not finished the node of its next trial.
     """
 
     name: str
@@ -50,6 +54,9 @@ class Recipe:
     overridden: Sequence[str] = ()
     grids: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    searches: Mapping[str, Search] = field(default_factory=dict)
+    trials: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pending: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:
@@ -114,15 +121,28 @@ class Recipe:
             raise combined(wired.in_order(wired.faults))
         return list(wired.nodes.values())
 
+    def next_trial(self, target: str) -> str | None:
+        """The node that must be run before the target's own run can be known: the next trial of a search that it reads.
+
+        Raises:
+            RecipeError: see `chain`.
+        """
+        if not self.pending:
+            return None
+        read = {node.name for node in self.chain(target)} - {target}
+        return next((node for node in self.pending.values() if node in read), None)
+
     def wire(self, target: str) -> Wiring:
         """The target and everything upstream of it, as far as the recipe is right, and what is wrong with the rest.
 
         Raises:
             RecipeError: there is no such node, or an override of a node that it does not read.
         """
+        if target in self.grids and not self.grids[target]:
+            raise _no_trials(target)
         if target in self.grids:
             raise RecipeError(
-                f"{target} is a grid of {len(self.grids[target])} nodes",
+                f"{target} is a {SEARCH if target in self.searches else GRID} of {len(self.grids[target])} nodes",
                 fix=f"run one of them, such as {self.grids[target][0]!r}",
             )
         if target not in self.tables:
@@ -213,7 +233,7 @@ class Recipe:
             return
         if node == WIRING:
             raise RecipeError(f"--set {setting} has no effect: no node up to {target} reads {name!r} without naming it")
-        node = self.grids.get(node, (node,))[0]
+        node = next(iter(self.grids.get(node, ())), node)
         settings = settings_of(self.stages[node].config)
         if name not in settings:
             raise RecipeError(f"{node} has no setting {name!r}{did_you_mean(name, settings)}")
@@ -274,8 +294,16 @@ def nodes_by_kind(table: Any, where: str, tables: Mapping[str, Any], grids: Mapp
         for entry in names:
             if entry not in tables and entry not in grids:
                 raise RecipeError(f"[{where}] {kind}: there is no node {entry!r}{did_you_mean(entry, tables)}")
+            if entry not in tables and not grids[entry]:
+                raise _no_trials(entry)
         named[kind] = list(dict.fromkeys(node for entry in names for node in grids.get(entry, (entry,))))
     return named
+
+
+def _no_trials(search: str) -> RecipeError:
+    return RecipeError(
+        f"{search} is a search, and needs a package that is not installed: optuna", fix="pip install 'irpipe[search]'"
+    )
 
 
 def node_of(override: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading irpipe.toml: overrides, grids of nodes, and the recipes that come with irpipe."""
+"""Reading irpipe.toml: overrides, grids and searches of nodes, and the recipes that come with irpipe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
 from irpipe.pipeline.recipe import DEFAULT, GRID, LIKE, STAGE, Recipe, field_of, node_of, nodes_by_kind
+from irpipe.pipeline.search import SEARCH, Point, Search, read_search
 from irpipe.pipeline.wiring import RECIPE_FILE, WIRING
 from irpipe.recipes import shipped_recipes
 
@@ -26,8 +27,11 @@ def shipped_recipe(name: str) -> str:
     return files("irpipe.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
 
 
-def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(root: Path, overrides: Sequence[str] = (), points: Mapping[str, Sequence[Point]] | None = None) -> Recipe:
     """Read irpipe.toml in a folder, with ``node.setting=value`` overrides applied.
+
+    Args:
+        points: the points of searches that are known (see `irpipe.pipeline.trials`).
 
     Raises:
         RecipeError: there is none, it is not TOML, or an override names nothing.
@@ -60,47 +64,72 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(tables, override)
     meant = tables.pop(WIRING)
-    expanded, grids = _expand(tables)
+    searches = {node: read_search(node, table[SEARCH]) for node, table in tables.items() if SEARCH in table}
+    expanded, nodes = _expand(tables, searches, points or {})
+    grids = {node: list(dict.fromkeys(names)) for node, names in nodes.items()}
     reads = nodes_by_kind(meant, WIRING, expanded, grids)
-    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads)
+    trials = {node: nodes[node] for node in searches}
+    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads, searches, trials)
 
 
-def _expand(tables: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-    """Tables with a node for each point of every grid, in place of the grid; and the names of a grid's nodes.
+def _expand(
+    tables: Mapping[str, dict[str, Any]], searches: Mapping[str, Search], known: Mapping[str, Sequence[Point]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Tables with a node for each point of every grid and search, in place of it; and the names of its nodes, point by point.
 
     Raises:
         RecipeError: a grid is no table of lists.
     """
     expanded: dict[str, dict[str, Any]] = {}
-    grids: dict[str, list[str]] = {}
+    nodes: dict[str, list[str]] = {}
     for name, table in tables.items():
-        if GRID not in table:
+        if GRID not in table and name not in searches:
             expanded[name] = table
             continue
-        axes = _axes(table[GRID])
-        if not axes or not all(isinstance(values, list) and values for values in axes.values()):
-            raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
-        for axis in axes:
-            if _holds(table, axis):
-                raise RecipeError(
-                    f"[{name}] {axis} is given both by itself and by {GRID}",
-                    fix=f"--set {name}.{GRID}.{axis}=[...] replaces its values",
-                )
-        grids[name] = []
-        for point in product(*axes.values()):
-            settings = dict(zip(axes, point, strict=True))
-            node = f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]".replace("/", ":")
-            if node in expanded:
-                raise RecipeError(f"[{name}.{GRID}] gives two nodes the name {node!r}", fix="leave one of the values out")
-            if len(node) > _LONGEST_NAME:
-                raise RecipeError(
-                    f"[{name}.{GRID}] gives a node a name of {len(node)} letters", expected=f"at most {_LONGEST_NAME}"
-                )
-            grids[name].append(node)
-            expanded[node] = _with({key: value for key, value in table.items() if key != GRID}, settings)
+        if GRID in table and name in searches:
+            raise RecipeError(f"[{name}] has both {GRID} and {SEARCH}", fix="a node of its own for each")
+        how = SEARCH if name in searches else GRID
+        _check_axes(name, how, table, searches[name].space if name in searches else _axes(table[GRID]))
+        points = known.get(name, ()) if name in searches else _points(name, _axes(table[GRID]))
+        nodes[name] = []
+        for settings in points:
+            node = _name_of(name, how, settings)
+            nodes[name].append(node)
+            expanded[node] = _with({key: value for key, value in table.items() if key != how}, settings)
             if LIKE not in table:
                 expanded[node].setdefault(STAGE, name)
-    return expanded, grids
+    return expanded, nodes
+
+
+def _points(name: str, axes: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """The points of a grid.
+
+    Raises:
+        RecipeError: two of them have one name.
+    """
+    points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+    names = [_name_of(name, GRID, point) for point in points]
+    for node in names:
+        if names.count(node) > 1:
+            raise RecipeError(f"[{name}.{GRID}] gives two nodes the name {node!r}", fix="leave one of the values out")
+    return list(points)
+
+
+def _name_of(name: str, how: str, settings: Point) -> str:
+    node = f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]".replace("/", ":")
+    if len(node) > _LONGEST_NAME:
+        raise RecipeError(f"[{name}.{how}] gives a node a name of {len(node)} letters", expected=f"at most {_LONGEST_NAME}")
+    return node
+
+
+def _check_axes(name: str, how: str, table: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
+    """The settings of a grid or search must be lists, and given by it alone."""
+    if how == GRID and (not axes or not all(isinstance(values, list) and values for values in axes.values())):
+        raise RecipeError(f"[{name}.{GRID}] must be a table of lists", expected="learning_rate = [1e-5, 2e-5]")
+    for axis in axes:
+        if _holds(table, axis):
+            fix = f"--set {name}.{GRID}.{axis}=[...] replaces its values" if how == GRID else "leave out one of them"
+            raise RecipeError(f"[{name}] {axis} is given both by itself and by {how}", fix=fix)
 
 
 def _holds(table: Mapping[str, Any], axis: str) -> bool:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
+from irpipe.pipeline.trials import with_trials
 from irpipe.pipeline.wiring import Node, Wiring
 
 _POLL_SECONDS = 0.2
@@ -88,6 +89,13 @@ class Runner:
         Raises:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
         """
+        runner = self
+        while not only and (trial := runner.recipe.next_trial(target)) is not None:
+            runner = runner._search(trial)
+        return runner._run_known(target, only)
+
+    def _run_known(self, target: str, only: bool) -> Record:
+        """See `run`. All trials of searches that the target reads are known, or the next ones are missing."""
         entries: dict[str, InputEntry] = {}
         if count() > 1:
             self._refuse_alone(self.recipe.chain(target)[-1])
@@ -117,6 +125,21 @@ class Runner:
             path=str(self.store.object_path(record.content_id)),
         )
         return record
+
+    def _search(self, trial: str) -> Runner:
+        """Run the next trial of a search; a runner of the recipe that knows its result, and with it the trial after it.
+
+        Raises:
+            RecipeError: several processes, which would each have to follow the search.
+        """
+        if count() > 1:
+            raise RecipeError("a search is followed by one process", fix=f"irpipe run {shlex.quote(trial)} first")
+        search = next(name for name, node in self.recipe.pending.items() if node == trial)
+        done = len(self.recipe.trials[search])
+        self.planner.watcher.say(f"{search}: trial {done} of {self.recipe.searches[search].trials}: {trial}")
+        replace(self, planner=replace(self.planner, force=None)).run(trial)
+        known = with_trials(self.recipe, self.store)
+        return Runner(replace(self.planner, recipe=known, _by_stage={}))
 
     def _tell_plan(self, steps: Sequence[Step]) -> None:
         """Say which stages are reused, and which run, why, and how long they took before."""

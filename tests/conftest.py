@@ -21,6 +21,7 @@ from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.registry import STAGES, declared
 from irpipe.pipeline.stage import Context
 from irpipe.pipeline.store import Store
+from tests.choir import CHOIR
 from tests.paired import RECIPE
 from tests.renders import render_pool
 from tests.shouting import PACKAGE
@@ -159,6 +160,20 @@ def shouting(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     project.recipe('recipe = "shouting"\n[word]\n[count]\n')
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "shouting"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def choir(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[..., None]) -> Iterator[Project]:
+    """A user's own package with stages that write words, and one that reads several."""
+    folder = tmp_path / "site" / "choir"
+    for name, text in CHOIR.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song", "rhyme", "drum", "band")})
+    yield project
+    for name in [name for name in sys.modules if name.partition(".")[0] == "choir"]:
         del sys.modules[name]
 
 

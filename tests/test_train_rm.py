@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from irpipe.models.imagereward import ImageReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.search import next_point, read_search
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.curves import series
 from irpipe.schemas.pairs import PAIRS
@@ -442,6 +443,23 @@ class TestSweep:
         rm.run("sweep-rm", "train-rm.training.processes=2", "train-rm.training.threads=1", "train-rm.epochs=1")
         nodes = [f"train-rm-grid[optimizer.learning_rate={rate}]" for rate in (0.0001, 0.001)]
         assert [rm.store.newest("micro", node).processes for node in nodes] == [2, 2]
+
+    def test_a_search_draws_each_trial_by_the_validation_of_the_earlier_ones(self, rm):
+        """The points are what the sampler says for the figures that the store has."""
+        text = (rm.root / "irpipe.toml").read_text(encoding="utf-8")
+        grid = "grid.optimizer.learning_rate = [1e-4, 1e-3]"
+        rm.recipe(
+            text.replace(grid, "epochs = 1\nsearch = { trials = 3, random_trials = 1, space = { batch_pairs = [64, 128, 256] } }")
+        )
+        rm.run("sweep-rm")
+        losses = {row["node"]: row["validation_loss"] for row in rm.rows("SELECT node, validation_loss FROM sweep")}
+        search, trials = read_search("x", {"trials": 3, "random_trials": 1, "space": {"batch_pairs": [64, 128, 256]}}), []
+        for _ in range(3):
+            point = next_point(search, trials)
+            trials.append((point, round(losses[f"train-rm-grid[batch_pairs={point['batch_pairs']}]"], 5)))
+        assert {f"train-rm-grid[batch_pairs={point['batch_pairs']}]" for point, _ in trials} == set(losses)
+        plain = rm.run("train-rm", f"train-rm.batch_pairs={trials[0][0]['batch_pairs']}", "train-rm.epochs=1").err
+        assert "train-rm: reused" in plain, "a trial is an ordinary run"
 
     def test_seeds_are_repetitions_of_one_point(self, rm):
         rm.run(
