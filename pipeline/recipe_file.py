@@ -36,11 +36,29 @@ def load_recipe(root: Path, overrides: Sequence[str] = (), points: Mapping[str, 
     Raises:
         RecipeError: there is none, it is not TOML, or an override names nothing.
     """
-    path = root / RECIPE_FILE
+    name, store, tables = _read(root / RECIPE_FILE)
+    tables.setdefault(WIRING, {})
+    for override in overrides:
+        _override(tables, override)
+    meant = tables.pop(WIRING)
+    searches = {node: read_search(node, table[SEARCH]) for node, table in tables.items() if SEARCH in table}
+    expanded, nodes = _expand(tables, searches, points or {})
+    grids = {node: list(dict.fromkeys(names)) for node, names in nodes.items()}
+    reads = nodes_by_kind(meant, WIRING, expanded, grids)
+    trials = {node: nodes[node] for node in searches}
+    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads, searches, trials)
+
+
+def _read(path: Path) -> tuple[str, str, dict[str, dict[str, Any]]]:
+    """The recipe's name, its store, and its tables, from irpipe.toml.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"there is no {RECIPE_FILE} in {root}", fix="irpipe init") from None
+        raise RecipeError(f"there is no {RECIPE_FILE} in {path.parent}", fix="irpipe init") from None
     except (ValueError, RecursionError) as error:  # tomllib's own error, no UTF-8, a date that is none, too deep
         raise RecipeError(f"{RECIPE_FILE} is not TOML: {error}"[:300], where=str(path)) from None
     tables = {name: dict(value) for name, value in document.items() if isinstance(value, dict)}
@@ -60,16 +78,7 @@ def load_recipe(root: Path, overrides: Sequence[str] = (), points: Mapping[str, 
     for node in tables:
         if not _NAME.fullmatch(node):
             raise RecipeError(f"[{node}] is no name for a node", where=str(path), expected="letters, digits, - and _")
-    tables.setdefault(WIRING, {})
-    for override in overrides:
-        _override(tables, override)
-    meant = tables.pop(WIRING)
-    searches = {node: read_search(node, table[SEARCH]) for node, table in tables.items() if SEARCH in table}
-    expanded, nodes = _expand(tables, searches, points or {})
-    grids = {node: list(dict.fromkeys(names)) for node, names in nodes.items()}
-    reads = nodes_by_kind(meant, WIRING, expanded, grids)
-    trials = {node: nodes[node] for node in searches}
-    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads, searches, trials)
+    return name, store, tables
 
 
 def _expand(

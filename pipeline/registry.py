@@ -11,6 +11,7 @@ VIEWS = "irpipe.views"
 MODELS = "irpipe.models"  # name = "package:folder.folder", a folder of the package that holds a model
 SCORERS = "irpipe.scorers"
 REWARD_MODELS = "irpipe.reward_models"
+EXTRACTORS = "irpipe.extractors"
 EXECUTORS = "irpipe.executors"
 
 

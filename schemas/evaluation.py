@@ -80,6 +80,30 @@ BEST_OF = Table(
         Column("fidelity", pa.float64(), "Expected fidelity of the pick."),
     ),
 )
+AGREEMENT = Table(
+    "agreement",
+    "Agreement with people on pairs, as HPS's table 3 has it: over people, of each one's.",
+    (
+        Column("who", pa.string(), "Whose agreement with each person: the other people's, or a scorer's."),
+        Column("mean", pa.float64(), "Mean over people of the share of their pairs that are ordered alike."),
+        _share("deviation", "Standard deviation over people (n - 1)."),
+        Column("people", pa.int64(), "How many people."),
+        Column("comparisons", pa.int64(), "Pairs of votes, or votes, that it is over."),
+    ),
+)
+VOTES = Table(
+    "votes",
+    "Votes on images of two generators that were shown side by side: the user study of HPS, figure 3.",
+    (
+        Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
+        Column("first", pa.uint64(), "One image.", distinct=True),
+        Column("second", pa.uint64(), "The other.", distinct=True),
+        Column("generator", pa.string(), "What made the first."),
+        Column("other", pa.string(), "What made the second."),
+        Column("votes", pa.int64(), "Votes for the first."),
+        Column("other_votes", pa.int64(), "Votes for the second."),
+    ),
+)
 REJECTED_EVALUATION_PAIRS = Table(
     "rejected",
     "Pairs that were not counted.",

@@ -33,7 +33,8 @@ from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.table import compare, table_4
 from irpipe.stages.evaluate_rm import EvaluateRmConfig
 from irpipe.stages.evaluate_rm.accuracy import calibration, intervals
-from irpipe.stages.evaluate_rm.run import ScorerData, best_of_rows, figures
+from irpipe.stages.evaluate_rm.data import ScorerData
+from irpipe.stages.evaluate_rm.run import best_of_rows, figures
 from irpipe.stages.finetune import FinetuneConfig
 from irpipe.stages.finetune.pool import choose
 from irpipe.stages.refl.objective import ReflObjective

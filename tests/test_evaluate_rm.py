@@ -28,7 +28,6 @@ from irpipe.stages.evaluate_rm.accuracy import (
     calibration_error,
     correct_pairs,
     grouped,
-    human_agreement,
     intervals,
 )
 from irpipe.stages.evaluate_rm.ranking import (
@@ -121,12 +120,6 @@ class TestAccuracy:
         right = (rng.random(len(gaps)) < 1 / (1 + np.exp(-np.abs(gaps)))).astype(float)
         assert calibration_error(calibration(gaps, right)) < 0.01
         assert calibration_error(calibration(10 * gaps, right)) > 0.1
-
-    def test_agreement_of_people(self):
-        """a and b agree on the first two images and disagree on the next two; c ranked other images."""
-        better, worse = ids(1, 1, 3, 4, 5), ids(2, 2, 4, 3, 6)
-        assert human_agreement(better, worse, ["a", "b", "a", "b", "c"]) == (0.5, 2)
-        assert human_agreement(better, worse, [None] * 5) == (None, 0)
 
 
 def test_a_tie_is_no_win():

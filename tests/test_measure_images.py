@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.linalg import sqrtm
 
 from irpipe.models.metrics.extractors import ClipFeatures, InceptionFeatures
 from irpipe.models.metrics.sets import FrechetDistance, inception_score, kernel_distance
+from irpipe.models.pictures import decode
 from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.registry import EXTRACTORS
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.images import ImageShards, encoded_row, row_groups
 from irpipe.stages.measure_images import MeasureImagesConfig
@@ -161,7 +166,8 @@ class TestStage:
         assert [row["set"] for row in rows] == ["preferred", "non-preferred"]
         assert all(1 < row["value"] < 3 and row["reference_images"] is None for row in rows)
 
-    def test_images_and_a_reference_from_outside(self, measured):
+    def outside(self, measured):
+        """Real images in a folder, and settings that measure the generated ones against them."""
         from PIL import Image
 
         folder = measured.root / "real"
@@ -170,7 +176,55 @@ class TestStage:
             Image.new("RGB", (40, 32), (40 * number, 0, 0)).save(folder / f"{number}.png")
         lines = [f'{{"file_name": "{number}.png", "text": "x"}}\n' for number in range(6)]
         (folder / "metadata.jsonl").write_text("".join(lines))
-        more = ("measure-images.of=images", "measure-images.reference_data=real", "measure-images.metrics=['kid']")
+        return "measure-images.of=images", "measure-images.reference_data=real", "measure-images.metrics=['kid']"
+
+    EXTRACTOR = """
+        import numpy as np
+
+        class MeanColour:
+            image_size = None
+            resize_rule = "none"
+            def __init__(self, device):
+                self.device = device
+            def __call__(self, pictures):
+                return np.stack([picture.mean(axis=(0, 1)) for picture in pictures]) / 255, None
+
+        class Flat(MeanColour):
+            def __call__(self, pictures):
+                return super().__call__(pictures)[0].ravel(), None
+
+        def nothing(device):
+            return None
+    """
+
+    def test_an_extractor_of_another_package(self, measured, tmp_path, monkeypatch, install):
+        """Its features are used, its code counts towards the key, and what it cannot do is an error."""
+        package = tmp_path / "theirs" / "colours.py"
+        package.parent.mkdir()
+        package.write_text(textwrap.dedent(self.EXTRACTOR))
+        monkeypatch.syspath_prepend(str(package.parent))
+        install({"colour": "colours:MeanColour", "flat": "colours:Flat", "nothing": "colours:nothing"}, EXTRACTORS)
+        more = self.outside(measured)
+        measured.run("measure-images", *more, "measure-images.extractor=colour")
+        (row,) = measured.rows("SELECT * FROM image_sets")
+        images = measured.store.open(measured.store.newest("micro", "generate-images").content_id)
+        encoded = pq.read_table(images.table("images"), columns=["image"])["image"].to_pylist()
+        features = [np.asarray(decode(one["bytes"])).mean(axis=(0, 1)) / 255 for one in encoded]
+        real = np.stack([np.array([40 * number / 255, 0, 0]) for number in range(6)])
+        assert row["value"] == pytest.approx(kernel_distance(np.stack(features), real, 0), rel=1e-6)
+        report = (
+            Path(measured.last("measure-images", *more, "measure-images.extractor=colour")["path"]) / "report.txt"
+        ).read_text()
+        assert "3 features by colour" in report
+        record = measured.store.newest("micro", "measure-images")
+        assert record.external["irpipe.extractors:colour"]["given"] == "somebodys 1.0"
+        for name, told in (("flat", "gave (192,) for 64 images"), ("nothing", "is no extractor"), ("colours", "did you mean")):
+            assert told in measured.run("measure-images", *more, f"measure-images.extractor={name}", status=2).err, name
+        classes = (*more[:2], "measure-images.metrics=['inception-score','kid']")
+        assert "has no classes" in measured.run("measure-images", *classes, "measure-images.extractor=colour", status=2).err
+
+    def test_images_and_a_reference_from_outside(self, measured):
+        more = self.outside(measured)
         measured.run("measure-images", *more, "measure-images.model=micro-clip", "measure-images.max_reference=5")
         (row,) = measured.rows("SELECT * FROM image_sets")
         assert (row["set"], row["figure"], row["reference_images"]) == ("generate-images", "kid", 5)

@@ -12,6 +12,7 @@ import pytest
 from irpipe.microworld.annotators import Annotator, Impression, crowd, utilities_for
 from irpipe.microworld.choices import SIZES, choice_bounds, choice_probabilities, group_sizes, pick
 from irpipe.stages.evaluate_rm.choices import Choice, Judged, agreement_on_choices, choice_rows, read_choices, shares_of_best
+from irpipe.stages.evaluate_rm.data import ScorerData
 from irpipe.stages.evaluate_rm.ranking import RULES, Ranking, correlations
 from irpipe.stages.evaluate_rm.run import judge_choices
 from tests.paired import RECIPE
@@ -69,21 +70,24 @@ class TestFigures:
         assert over["value"] == pytest.approx((0.4 - 0.15) / 3) and over["low"] <= over["value"] <= over["high"]
         assert ("s", "expected_choice_accuracy_over_s") not in rows
 
-    def test_pairs_tell_choices_from_rankings(self):
-        def pairs(rows):
-            names = ("ranking_id", "prompt_id", "better", "worse")
-            return dict(zip(names, (np.array(column, dtype=np.uint64) for column in zip(*rows, strict=True)), strict=True))
+    ROWS = (
+        *((1, 7, image, int(image != 12), True) for image in (10, 11, 12)),
+        *((2, 7, image, rank, False) for image, rank in ((10, 1), (11, 2))),
+        *((3, 8, image, rank, True) for image, rank in ((20, 1), (21, 0))),
+    )
 
-        three = [(1, 7, 10, 11), (1, 7, 10, 12)]
-        assert read_choices(pairs([*three, (2, 7, 11, 10)])) == [Choice(7, (10, 11, 12)), Choice(7, (11, 10))]
-        assert read_choices(pairs([*three, (1, 7, 11, 12)])) == []  # a ranking
-        assert read_choices(pairs([(1, 7, 10, 11)])) == []  # pairs
+    def rankings(self):
+        return dict(zip(("ranking_id", "prompt_id", "image_id", "rank", "choice"), zip(*self.ROWS, strict=True), strict=True))
 
-    def test_a_choice_with_an_image_that_nobody_scored_is_left_out(self):
-        names = ("ranking_id", "prompt_id", "better", "worse")
-        rows = [(1, 7, 10, 11), (1, 7, 10, 12), (2, 7, 20, 21), (2, 7, 20, 22)]
-        pairs = dict(zip(names, (np.array(column, dtype=np.uint64) for column in zip(*rows, strict=True)), strict=True))
-        assert judge_choices(pairs, {10, 11, 20, 21, 22}, [], []).choices == [Choice(7, (20, 21, 22))]
+    def test_records_tell_choices_from_rankings(self):
+        """A ranking of two is none, and a choice has all its images, whatever pairs were made of them."""
+        assert read_choices(self.rankings(), {1, 2, 3}) == [Choice(7, (12, 10, 11)), Choice(8, (21, 20))]
+        assert read_choices(self.rankings(), {2, 3}) == [Choice(8, (21, 20))]
+
+    def test_a_choice_with_an_image_that_nobody_scored_is_left_out_and_counted(self):
+        scorers = {"a": ScorerData(dict.fromkeys((10, 11, 20, 21), 0.0), {}), "b": ScorerData(dict.fromkeys(range(30), 0.0), {})}
+        judged = judge_choices(read_choices(self.rankings(), {1, 3}), scorers, [], [])
+        assert (judged.choices, judged.unscored) == ([Choice(8, (21, 20))], 1)
 
     def test_agreement(self):
         choices = [Choice(1, (10, 11)), Choice(1, (11, 10)), Choice(1, (10, 11)), Choice(2, (10, 12))]

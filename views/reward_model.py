@@ -94,6 +94,7 @@ def evaluation(subject: Subject) -> Sequence[Block]:
         *_best_of(subject),
         *_calibration(subject),
         *correlations(subject),
+        *_people(subject),
         *_galleries(subject),
     ]
 
@@ -124,6 +125,23 @@ def _other_figures(subject: Subject) -> Grid:
         by_scorer.setdefault(row["scorer"], {})[row["figure"]] = row["value"]
     rows = [(name, *(figures.get(figure) for figure in names)) for name, figures in by_scorer.items()]
     return Grid("The other figures of the paper's table 3", ("scorer", *names), rows)
+
+
+def _people(subject: Subject) -> list[Block]:
+    """HPS's table 3, and the votes on images of two generators side by side (figure 3)."""
+    rows = subject.ask("SELECT * FROM people", people=subject.artifact.table("agreement"))
+    blocks: list[Block] = []
+    if rows and rows[0]["who"] == "other people":
+        title = "Agreement on pairs, mean and standard deviation over people (HPS, table 3)"
+        blocks.append(Grid(title, list(rows[0]), [tuple(row.values()) for row in rows]))
+    votes = subject.ask(
+        "SELECT generator, other, votes, votes + other_votes AS of, count(*) AS image_pairs FROM study GROUP BY ALL ORDER BY ALL",
+        study=subject.artifact.table("votes"),
+    )
+    if votes:
+        note = "image pairs by the number of votes for the first generator's image"
+        blocks.append(Grid("Votes side by side (HPS, figure 3)", list(votes[0]), [tuple(row.values()) for row in votes], note))
+    return blocks
 
 
 def _best_of(subject: Subject) -> list[Block]:

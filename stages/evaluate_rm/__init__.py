@@ -61,12 +61,13 @@ class EvaluateRmConfig(Config):
 
 
 def _reads(config: EvaluateRmConfig) -> Sequence[str]:
-    return ("pairs", "scores", "truth", "annotation-files") if config.truth else ("pairs", "scores")
+    own = ("pairs", "annotations", "scores")
+    return (*own, "truth", "annotation-files") if config.truth else own
 
 
 STAGE = Stage(
     name="evaluate-rm",
-    version=3,
+    version=4,
     reads=_reads,
     writes="evaluation",
     determinism="bitwise",

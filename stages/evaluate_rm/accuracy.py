@@ -71,21 +71,3 @@ def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
     """Mean |sure - right| over pairs (expected calibration error)."""
     pairs = sum(row["pairs"] for row in bins)
     return sum(abs(row["sure"] - row["right"]) * row["pairs"] for row in bins) / pairs
-
-
-def human_agreement(
-    better: NDArray[np.uint64], worse: NDArray[np.uint64], annotators: Sequence[str | None]
-) -> tuple[float | None, int]:
-    """The share of comparisons, of two people on one of the pairs (p,), that they order alike, and how many there are."""
-    orders: dict[tuple[int, int], list[tuple[str, bool]]] = {}
-    for first, second, annotator in zip(better.tolist(), worse.tolist(), annotators, strict=True):
-        if annotator is not None:
-            orders.setdefault((min(first, second), max(first, second)), []).append((annotator, first < second))
-    alike = total = 0
-    for votes in orders.values():
-        for index, (annotator, first_wins) in enumerate(votes):
-            for other_annotator, other_first_wins in votes[index + 1 :]:
-                if annotator != other_annotator:
-                    total += 1
-                    alike += first_wins == other_first_wins
-    return (alike / total if total else None), total

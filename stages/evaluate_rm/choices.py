@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,22 +26,21 @@ class Choice:
     images: tuple[int, ...]
 
 
-def read_choices(pairs: Mapping[str, NDArray[Any]]) -> list[Choice]:
-    """The choices behind pairs: of the one better image of a record's pairs among all of its images.
+def read_choices(rankings: Mapping[str, Sequence[Any]], records: Container[int]) -> list[Choice]:
+    """The choices among some records: each is of one image, ranked first, and all images that it was shown with.
 
-    None where some record ranks more than its best image, or where all are of two images, which pairs tell as well.
+    Args:
+        rankings: columns of the table `rankings`. Its column `choice` tells a choice from a ranking with ties.
+        records: ids of the records that count.
     """
     prompts: dict[int, int] = {}
-    better: dict[int, set[int]] = defaultdict(set)
-    worse: dict[int, dict[int, None]] = defaultdict(dict)
-    columns = (pairs[name].tolist() for name in ("ranking_id", "prompt_id", "better", "worse"))
-    for ranking, prompt, first, second in zip(*columns, strict=True):
-        prompts[ranking] = prompt
-        better[ranking].add(first)
-        worse[ranking][second] = None
-    if any(len(images) > 1 for images in better.values()) or not any(len(images) > 1 for images in worse.values()):
-        return []
-    return [Choice(prompt, (*better[ranking], *worse[ranking])) for ranking, prompt in prompts.items()]
+    ranked: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    columns = (rankings[name] for name in ("ranking_id", "prompt_id", "image_id", "rank", "choice"))
+    for record, prompt, image, rank, is_choice in zip(*columns, strict=True):
+        if is_choice and record in records:
+            prompts[record] = prompt
+            ranked[record].append((rank, image))
+    return [Choice(prompt, tuple(image for _, image in sorted(ranked[record]))) for record, prompt in prompts.items()]
 
 
 def shares_of_best(scores: Mapping[int, float], images: Sequence[int]) -> NDArray[np.float64]:
@@ -58,10 +57,12 @@ class Judged:
 
     Attributes:
         chances: (k,) each, how probably somebody picks each image of a choice; empty where the truth is not known.
+        unscored: how many more choices there are, of images without scores.
     """
 
     choices: Sequence[Choice]
     chances: Sequence[NDArray[np.float64]] = ()
+    unscored: int = 0
 
     @property
     def bounds(self) -> ChoiceBounds | None:

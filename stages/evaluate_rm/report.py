@@ -60,7 +60,9 @@ def table_2(rows: Sequence[Row], judged: Judged, config: EvaluateRmConfig) -> st
         ]
         cells += [f"{by[name, ACCURACY]['value']:.2%}", *(f"{by[name, f'{ACCURACY}_of_{n}']['value']:.2%}" for n in sizes)]
         lines.append(cells + ([f"{(row['value'] - bounds.chance) / (bounds.best - bounds.chance):.0%}"] if bounds else []))
-    text = f"\n{len(judged.choices):,} choices of the {config.split} split; equal scores share 1 / k; intervals over prompts\n\n"
+    text = f"\n{len(judged.choices):,} choices of the {config.split} split; equal scores share 1 / k; intervals over prompts\n"
+    text += f"{judged.unscored:,} more have images without scores\n" if judged.unscored else ""
+    text += "\n"
     text += aligned(lines)
     if bounds:
         text += (

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from irpipe.microworld.annotators import Annotator, Impression, best_accuracy
-from irpipe.pipeline.errors import InputError, RejectedError
+from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.annotations import PEOPLE
-from irpipe.schemas.evaluation import BEST_OF, CALIBRATION, CORRELATIONS, GENERATORS, GROUPS, REJECTED_EVALUATION_PAIRS, SCORERS
+from irpipe.schemas.annotations import PEOPLE, RANKINGS
+from irpipe.schemas.evaluation import (
+    AGREEMENT,
+    BEST_OF,
+    CALIBRATION,
+    CORRELATIONS,
+    GENERATORS,
+    GROUPS,
+    SCORERS,
+    VOTES,
+)
 from irpipe.schemas.files import read_json
-from irpipe.schemas.pairs import PAIRS
-from irpipe.schemas.scores import SCORER_CARDS, SCORES
 from irpipe.schemas.table import Table
 from irpipe.schemas.truth import TRUTH
 from irpipe.stages.evaluate_rm import EvaluateRmConfig
@@ -29,10 +34,10 @@ from irpipe.stages.evaluate_rm.accuracy import (
     calibration_error,
     correct_pairs,
     grouped,
-    human_agreement,
     intervals,
 )
-from irpipe.stages.evaluate_rm.choices import Judged, chances_of, choice_figures, choice_rows, read_choices
+from irpipe.stages.evaluate_rm.choices import Choice, Judged, chances_of, choice_figures, choice_rows, read_choices
+from irpipe.stages.evaluate_rm.data import ScorerData, counted_pairs, read_pairs, read_scores
 from irpipe.stages.evaluate_rm.ranking import (
     RULES,
     best_images,
@@ -46,24 +51,18 @@ from irpipe.stages.evaluate_rm.ranking import (
     wins,
 )
 from irpipe.stages.evaluate_rm.report import draw, table_1, table_2, table_3
+from irpipe.stages.evaluate_rm.study import (
+    agreement_by_person,
+    agreement_rows,
+    draw_votes,
+    human_agreement,
+    table_of_people,
+    user_study,
+    vote_rows,
+)
 
 ORACLE = "oracle"
 _BOUND_RECORDS = 20_000
-
-
-@dataclass(frozen=True)
-class ScorerData:
-    """A scorer's scores and raw scores by image id.
-
-    Attributes:
-        reward_model: whether it was trained on preferences.
-        log_odds: whether differences of raw scores are log odds, so that it can be calibrated.
-    """
-
-    scores: Mapping[int, float]
-    raw: Mapping[int, float]
-    reward_model: bool = False
-    log_odds: bool = False
 
 
 def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
@@ -75,10 +74,11 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
         scorers[ORACLE] = ScorerData(utilities, utilities)
     keep = counted_pairs(pairs, scorers, config, out)
     used = {name: column[keep] for name, column in pairs.items()}
-    human = human_agreement(used["better"], used["worse"], used["annotator"].tolist())
+    human = human_agreement(agreement_by_person(used))
     rows = scorer_rows(config, used, scorers)
     people = read_people(inputs["annotation-files"]) if truth else []
-    judged = judge_choices(pairs, set(used["better"].tolist()) | set(used["worse"].tolist()), truth, people)
+    choices = read_choices(RANKINGS.read(inputs["annotations"].table("rankings")).to_pydict(), set(pairs["ranking_id"].tolist()))
+    judged = judge_choices(choices, scorers, truth, people)
     check_baseline(config, judged, scorers)
     rows += choice_rows(judged, {name: s.scores for name, s in scorers.items()}, config.baseline, config.bootstrap, config.seed)
     bound = judged.bounds.pairs if judged.bounds else bayes_bound(truth, used["prompt_id"], people, config.seed)
@@ -87,89 +87,19 @@ def run(config: EvaluateRmConfig, inputs: Mapping[str, Artifact], out: Path, con
     generators = generator_rows(config, images, scorers, context)
     picks = best_of_rows(config, truth, used["prompt_id"], scorers)
     tables = {SCORERS: rows, GROUPS: groups, CALIBRATION: bins, GENERATORS: generators, BEST_OF: picks}
+    tables[AGREEMENT] = people_rows = agreement_rows(used, {name: correct_of(scorer, used) for name, scorer in scorers.items()})
+    tables[VOTES] = votes = vote_rows(used, {image: generator for image, (_, generator) in images.items()})
     for table, content in (tables | {CORRELATIONS: correlation_rows(used, scorers)}).items():
         write(table, content, out)
     report = table_3(rows, bound, human, config, inputs["pairs"].content_id) + table_2(rows, judged, config) + table_1(generators)
+    report += table_of_people(people_rows) + user_study(votes)
     (out / "report.txt").write_text(report, encoding="utf-8")
+    if votes:
+        draw_votes(votes, out / "votes.png")
     draw(rows, bins, picks, bound, out / "evaluation.png")
     metrics = figures(rows, bins, bound, human, generators, [name for name, scorer in scorers.items() if scorer.reward_model])
     metrics |= choice_figures(rows, judged)
     return Report(Rows(len(keep), int(keep.sum()), int((~keep).sum())), metrics)
-
-
-def counted_pairs(
-    pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData], config: EvaluateRmConfig, out: Path
-) -> NDArray[np.bool_]:
-    """(p,) which pairs are counted: those that all scorers scored. The others go to the table `rejected`.
-
-    Raises:
-        RejectedError: too many have images without scores.
-    """
-    keep = scored_by_all(pairs, scorers)
-    lost = int((~keep).sum())
-    REJECTED_EVALUATION_PAIRS.write(out, {"pair_id": pairs["pair_id"][~keep], "reason": ["image not scored"] * lost})
-    if len(keep) >= 100 and (~keep).mean() > config.max_rejected:
-        raise RejectedError(
-            f"{lost:,} of {len(keep):,} pairs have images without scores",
-            where="scores",
-            fix="--set score-images.split=all scores every image, or raise evaluate-rm.max_rejected",
-        )
-    return keep
-
-
-def read_pairs(artifact: Artifact, split: str) -> dict[str, NDArray[Any]]:
-    """Columns (p,) of the pairs of a split.
-
-    Raises:
-        InputError: there are none.
-    """
-    table = PAIRS.read(artifact.table("pairs"))
-    table = table.filter(pc.equal(table["split"].cast("string"), split))
-    if not table.num_rows:
-        raise InputError(
-            f"the pairs have no {split} split", where="pairs", fix="--set split-prompts.test_share=0.1, or more prompts"
-        )
-    plain = {"pair_id", "prompt_id", "ranking_id", "better", "worse"}
-    return {
-        name: table[name].to_numpy() if name in plain else np.array(table[name].to_pylist(), dtype=object)
-        for name in table.column_names
-    }
-
-
-def read_scores(artifact: Artifact) -> tuple[dict[str, ScorerData], dict[int, tuple[int, str | None]]]:
-    """Every scorer's scores, and prompt and generator of each image."""
-    table = SCORES.read(artifact.table("scores"))
-    cards = {row["scorer"]: row for row in SCORER_CARDS.read(artifact.table("scorer_cards")).to_pylist()}
-    scorers: dict[str, ScorerData] = {}
-    for name in dict.fromkeys(table["scorer"].to_pylist()):
-        part = table.filter(pc.equal(table["scorer"].cast("string"), name))
-        ids = part["image_id"].to_pylist()
-        scorers[name] = ScorerData(
-            dict(zip(ids, part["score"].to_pylist(), strict=True)),
-            dict(zip(ids, part["raw"].to_pylist(), strict=True)),
-            cards[name]["reward_model"],
-            cards[name]["log_odds"],
-        )
-    origins = zip(*(table[name].to_pylist() for name in ("image_id", "prompt_id", "generator")), strict=True)
-    return scorers, {image: (prompt, generator) for image, prompt, generator in origins}
-
-
-def scored_by_all(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> NDArray[np.bool_]:
-    """(p,) whether all scorers scored both images of a pair: all are compared on the same pairs.
-
-    Raises:
-        InputError: there is no such pair.
-    """
-    common = set.intersection(*(set(scorer.scores) for scorer in scorers.values()))
-    ends = zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
-    scored = np.array([better in common and worse in common for better, worse in ends])
-    if not scored.any():
-        raise InputError(
-            "no pair has scores for both its images: pairs and scores are of different images",
-            where="scores",
-            fix="irpipe lineage score-images; --set score-images.split=all scores every image",
-        )
-    return scored
 
 
 def scorer_rows(
@@ -179,7 +109,7 @@ def scorer_rows(
     rankings = read_rankings({name: column.tolist() for name, column in pairs.items()})
     rows = []
     for name, scorer in scorers.items():
-        correct = correct_pairs(scorer.scores, pairs["better"], pairs["worse"])
+        correct = correct_of(scorer, pairs)
         spans = intervals(correct, pairs["prompt_id"], config.bootstrap, config.seed)
         for figure, value in accuracies(correct, pairs["prompt_id"]).items():
             low, high = spans.get(figure, (None, None))
@@ -192,6 +122,11 @@ def scorer_rows(
     return rows
 
 
+def correct_of(scorer: ScorerData, pairs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """(p,) whether a scorer orders pairs with columns (p,) as people do."""
+    return correct_pairs(scorer.scores, pairs["better"], pairs["worse"])
+
+
 def group_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerData]) -> list[dict[str, Any]]:
     """Rows of the table `groups`, from columns (p,) of pairs."""
     gaps = [
@@ -201,7 +136,7 @@ def group_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, ScorerDa
     labels = {"rank_gap": gaps, "category": pairs["category"].tolist(), "annotator": pairs["annotator"].tolist()}
     rows = []
     for name, scorer in scorers.items():
-        correct = correct_pairs(scorer.scores, pairs["better"], pairs["worse"])
+        correct = correct_of(scorer, pairs)
         for part, values in labels.items():
             for label, count, accuracy in grouped(correct, values):
                 rows.append({"scorer": name, "part": part, "label": label, "pairs": count, "accuracy": accuracy})
@@ -215,7 +150,7 @@ def calibration_rows(pairs: Mapping[str, NDArray[Any]], scorers: Mapping[str, Sc
         if scorer.log_odds:
             ends = zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
             gaps = np.array([scorer.raw[better] - scorer.raw[worse] for better, worse in ends])
-            correct = correct_pairs(scorer.scores, pairs["better"], pairs["worse"])
+            correct = correct_of(scorer, pairs)
             rows += [{"scorer": name, **row} for row in calibration(gaps, correct)]
     return rows
 
@@ -301,11 +236,15 @@ def read_people(annotations: Artifact) -> list[Annotator]:
 
 
 def judge_choices(
-    pairs: Mapping[str, NDArray[Any]], scored: Container[int], truth: Sequence[Mapping[str, Any]], people: Sequence[Annotator]
+    choices: Sequence[Choice],
+    scorers: Mapping[str, ScorerData],
+    truth: Sequence[Mapping[str, Any]],
+    people: Sequence[Annotator],
 ) -> Judged:
-    """The choices behind pairs, with what simulated people pick of them; those of an image without scores are left out."""
-    choices = [choice for choice in read_choices(pairs) if all(image in scored for image in choice.images)]
-    return Judged(choices, chances_of(choices, truth, people) if people else ())
+    """Choices with what simulated people pick of them; those of an image without a score are left out, and counted."""
+    scored = set.intersection(*(set(scorer.scores) for scorer in scorers.values()))
+    kept = [choice for choice in choices if all(image in scored for image in choice.images)]
+    return Judged(kept, chances_of(kept, truth, people) if people else (), unscored=len(choices) - len(kept))
 
 
 def check_baseline(config: EvaluateRmConfig, judged: Judged, scorers: Mapping[str, ScorerData]) -> None:

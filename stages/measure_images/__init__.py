@@ -16,7 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import Strict
 
+from irpipe.models.plugins import OWN_EXTRACTORS, plugins
 from irpipe.models.published import CLIP, NO_GENERATOR
+from irpipe.pipeline.errors import did_you_mean
+from irpipe.pipeline.registry import EXTRACTORS, declared
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import FilePath, Many, Stage, setting
 
@@ -40,10 +43,10 @@ class MeasureImagesConfig(MapConfig):
     metrics: Annotated[tuple[Metric, ...], Strict(False)] = setting(
         ("fid", "kid"), min_length=1, meaning="What is measured: fid, kid, inception-score."
     )
-    extractor: Literal["clip", "inception"] = setting(
+    extractor: str = setting(
         "clip",
         meaning="Which network makes the features. clip: the CLIP that `model` names. inception: as published FIDs have it, by"
-        " torch-fidelity.",
+        " torch-fidelity. Or the name of one that another package declares (entry points of the group irpipe.extractors).",
         source="inception: HPS, tables 1 and 4",
     )
     model: str = setting(CLIP, role="model", check=NO_GENERATOR, meaning="The CLIP (extractor = clip).")
@@ -61,6 +64,9 @@ class MeasureImagesConfig(MapConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
+        known = (*OWN_EXTRACTORS, *declared(EXTRACTORS))
+        if self.extractor not in known:
+            yield f"there is no extractor {self.extractor!r}{did_you_mean(self.extractor, known)}"
         if self.extractor == "inception" and self.inception_weights is None:
             yield "extractor is 'inception' and inception_weights names no file"
         if "inception-score" in self.metrics and self.extractor == "clip" and len(self.classes) < 2:
@@ -68,10 +74,10 @@ class MeasureImagesConfig(MapConfig):
 
     def unused(self) -> dict[str, str]:
         idle = super().unused()
-        if self.extractor == "inception":
-            idle |= dict.fromkeys(("model", "classes"), "extractor is 'inception'")
-        else:
-            idle["inception_weights"] = "extractor is 'clip'"
+        if self.extractor != "clip":
+            idle |= dict.fromkeys(("model", "classes"), f"extractor is {self.extractor!r}")
+        if self.extractor != "inception":
+            idle["inception_weights"] = f"extractor is {self.extractor!r}"
         if "inception-score" not in self.metrics:
             idle |= dict.fromkeys(("splits", "classes"), "metrics has no inception-score")
         if set(self.metrics) == {"inception-score"}:
@@ -101,6 +107,7 @@ STAGE = Stage(
     writes="image-metrics",
     determinism="numeric",
     extra="measure",
+    plugins=plugins,
     config=MeasureImagesConfig,
     run="irpipe.stages.measure_images.run:run",
     evaluation=True,

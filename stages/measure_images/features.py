@@ -14,6 +14,8 @@ from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.metrics.extractors import ClipFeatures, Extractor, Features, InceptionFeatures
 from irpipe.models.pictures import decode_stream, resize_and_crop
 from irpipe.models.tuning.caption_files import decoded, local_captions
+from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.registry import EXTRACTORS, declared
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
 from irpipe.stages.measure_images import MeasureImagesConfig
@@ -22,12 +24,22 @@ _ROWS_PER_SHARD = 512
 
 
 def make_extractor(config: MeasureImagesConfig, models: Mapping[str, tuple[Model, ...]], weights: Path | None) -> Extractor:
-    """The network that makes the features."""
+    """The network that makes the features.
+
+    Raises:
+        StageError: what another package declares is none.
+    """
     device = worker_device(config.device)
     if config.extractor == "inception":
         assert weights is not None, "checked with the settings"
         return InceptionFeatures(weights, device)
-    return ClipFeatures(models["model"][0], config.classes, device)
+    if config.extractor == "clip":
+        return ClipFeatures(models["model"][0], config.classes, device)
+    extractor = declared(EXTRACTORS)[config.extractor].load()(device)
+    if not (callable(extractor) and hasattr(extractor, "image_size") and hasattr(extractor, "resize_rule")):
+        raise StageError(f"{config.extractor!r} is no extractor", expected="see irpipe.models.metrics.extractors.Extractor")
+    made: Extractor = extractor
+    return made
 
 
 @dataclass
@@ -76,7 +88,16 @@ class FeatureMaker:
     def _of(self, pictures: list[NDArray[np.uint8]]) -> Features:
         smaller = f"--set measure-images.batch_size={max(1, len(pictures) // 2)}"
         with memory_errors(f"{len(pictures)} images per forward pass", smaller):
-            return self.extractor(pictures)
+            features, logits = self.extractor(pictures)
+        if logits is None and "inception-score" in self.config.metrics:
+            raise StageError(f"the extractor {self.config.extractor!r} has no classes, which the inception-score needs")
+        for array in (features,) if logits is None else (features, logits):
+            if array.ndim != 2 or len(array) != len(pictures) or not np.isfinite(array).all():
+                raise StageError(
+                    f"the extractor {self.config.extractor!r} gave {array.shape} for {len(pictures)} images",
+                    expected="finite numbers (images, features)",
+                )
+        return features, logits
 
 
 def joined(parts: Sequence[Features]) -> Features:

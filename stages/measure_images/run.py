@@ -127,7 +127,7 @@ def measure(
             value = kernel_distance(one.features, reference, config.seed)
             rows.append(row_of(name, "kid", value, len(one.prompts), reference=len(reference)))
         if "inception-score" in config.metrics:
-            assert one.logits is not None, "checked with the settings"
+            assert one.logits is not None, "the extractor has classes"
             value, deviation = inception_score(one.logits, min(config.splits, len(one.prompts)), config.seed)
             rows.append(row_of(name, "inception-score", value, len(one.prompts)) | {"deviation": deviation})
     return rows
