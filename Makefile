@@ -19,7 +19,7 @@ $(VENV)/demo: $(VENV)/core
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) --editable '.[embed,generate,train,tune,measure,search,report,dev]'
+	$(INSTALL) --editable '.[embed,generate,train,tune,measure,richhf,search,report,dev]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/dev

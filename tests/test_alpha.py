@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irpipe.stages.load_annotations.alpha import alpha
+from irpipe.models.metrics.alpha import alpha
 
 _ = np.nan
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", sections B to E: four observers, twelve units.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from irpipe.stages.load_annotations.alpha import alpha
+from irpipe.models.metrics.alpha import alpha
 from irpipe.stages.load_annotations.check import Record
 
 

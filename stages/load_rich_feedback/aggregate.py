@@ -1,0 +1,88 @@
+"""All answers on one image become its feedback (RichHF, section 3.2)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
+from irpipe.stages.load_rich_feedback.record import Answer, BadRecordError, Feedback, Point
+
+
+def map_shape(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Height and width of an image's heatmaps: its own, or scaled down to the longest side that is allowed."""
+    scale = min(1.0, longest / max(width, height))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def discs(points: Sequence[Point], shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
+    """(h, w) the pixels whose centre lies within a radius of a point, and the pixel of each point itself.
+
+    Args:
+        radius: as a share of the height, whatever the width (section 3.1: 1/20).
+    """
+    height, width = shape
+    marked = np.zeros(shape, dtype=np.bool_)
+    down, right = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+    for point in points:
+        x, y = point.x * width, point.y * height
+        marked |= np.hypot(right - x, down - y) <= radius * height
+        marked[min(int(y), height - 1), min(int(x), width - 1)] = True
+    return marked
+
+
+def marked_by_each(answers: Sequence[Answer], kind: str, radius: float, longest: int) -> NDArray[np.bool_]:
+    """(a, h, w) what each answer marks as one kind."""
+    shape = map_shape(answers[0].width, answers[0].height, longest)
+    return np.stack([discs([point for point in answer.points if point.kind == kind], shape, radius) for answer in answers])
+
+
+def check_together(answers: Sequence[Answer], answer: Answer) -> None:
+    """Whether an answer fits the earlier ones on its image.
+
+    Raises:
+        BadRecordError: the annotator answered before, or prompt, size or split differ.
+    """
+    if any(answer.annotator == other.annotator for other in answers):
+        raise BadRecordError("the annotator answered twice", f"{answer.annotator} on {answer.uid}")
+    for name in ("prompt", "width", "height", "split", "image_id"):
+        if answers and getattr(answers[0], name) != getattr(answer, name):
+            raise BadRecordError(
+                f"{name} differs from that of an earlier answer", f"{getattr(answer, name)!r} on {answer.uid}"[:200]
+            )
+
+
+def aggregate(answers: Sequence[Answer], radius: float, longest: int) -> Feedback:
+    """The mean map of the annotators' discs, the majority's words (a tie is aligned), and mean scores, (Likert - 1) / 4."""
+    first, count = answers[0], len(answers)
+    tokens = prompt_tokens(first.prompt)
+    votes = np.zeros(len(tokens), dtype=np.int64)
+    for answer in answers:
+        votes[list(answer.places)] += 1
+    scores: dict[str, float | None] = {}
+    for aspect in ASPECTS:
+        given = [score for answer in answers if (score := answer.scores.get(aspect)) is not None]
+        scores[aspect] = (sum(given) / len(given) - 1) / 4 if given else None
+    maps = {kind: encoded(marked_by_each(answers, kind, radius, longest).mean(axis=0)) for kind in KINDS}
+    return Feedback(
+        uid=first.uid,
+        scores=scores,
+        maps=maps,
+        labels=(2 * votes > count).tolist(),
+        shares=(votes / count).tolist(),
+        prompt=first.prompt,
+        image_id=first.image_id,
+        annotators=count,
+        split=first.split,
+    )
+
+
+def encoded(heatmap: NDArray[np.float64]) -> bytes:
+    """A map (h, w) from 0 to 1 as PNG of 8 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(255 * heatmap).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
