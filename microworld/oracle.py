@@ -196,22 +196,32 @@ def fit(image: Image, patch: NDArray[np.bool_], ground: NDArray[np.float64]) -> 
 
 def best_reading(scene: Scene, requirements: tuple[Requirement, ...], view: View) -> list[bool]:
     """Which requirements are met, under the best matching of the scene's things to the seen ones."""
+    return best_match(scene, requirements, view)[0]
+
+
+def best_match(scene: Scene, requirements: tuple[Requirement, ...], view: View) -> tuple[list[bool], tuple[Seen | None, ...]]:
+    """Which requirements are met under the best matching, and the seen thing that stands for each wanted one; None: none does."""
     seen: list[Seen | None] = [*view.things[:4], *[None] * len(scene.things)]
-    readings = ([met(r, scene, chosen, view) for r in requirements] for chosen in permutations(seen, len(scene.things)))
-    return max(readings, key=lambda reading: (sum(reading), reading))
+    matches = [
+        ([met(r, scene, chosen, view) for r in requirements], standing_for(scene, chosen))
+        for chosen in permutations(seen, len(scene.things))
+    ]
+    return max(matches, key=lambda match: (sum(match[0]), match[0]))
+
+
+def standing_for(scene: Scene, chosen: Sequence[Seen | None]) -> tuple[Seen | None, ...]:
+    """The seen things that can stand for the scene's: a thing matches only one that shares its colour or its shape."""
+    return tuple(
+        seen if seen is not None and (seen.colour == thing.colour or seen.shape == thing.shape) else None
+        for thing, seen in zip(scene.things, chosen, strict=True)
+    )
 
 
 def met(requirement: Requirement, scene: Scene, chosen: Sequence[Seen | None], view: View) -> bool:
-    """Whether a requirement is met if `chosen` are the scene's things.
-
-    A seen thing can match a thing of the scene only if it shares its colour or its shape.
-    """
+    """Whether a requirement is met if `chosen` are the scene's things, as far as they can stand for them."""
     if requirement.kind == "background":
         return view.background == requirement.value
-    standing = [
-        seen if seen is not None and (seen.colour == thing.colour or seen.shape == thing.shape) else None
-        for thing, seen in zip(scene.things, chosen, strict=True)
-    ]
+    standing = standing_for(scene, chosen)
     if requirement.thing is not None:
         seen = standing[requirement.thing]
         return seen is not None and getattr(seen, requirement.kind) == requirement.value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
@@ -10,6 +12,9 @@ from PIL import UnidentifiedImageError
 
 from irpipe.microworld.oracle import Verdict, judge
 from irpipe.microworld.render import SIDE, Image
+from irpipe.microworld.rich import RichTruth, rich_truth
+
+Truth = TypeVar("Truth")
 
 
 class NotOfThisWorldError(ValueError):
@@ -34,7 +39,17 @@ def decode(data: bytes) -> Image:
 
 
 def verdict_on(prompt: str | None, data: bytes) -> Verdict:
-    """The oracle's verdict on an encoded image.
+    """The oracle's verdict on an encoded image; see `_of_this_world`."""
+    return _of_this_world(judge, prompt, data)
+
+
+def rich_truth_of(prompt: str | None, data: bytes) -> RichTruth:
+    """What people look at who give rich feedback on an encoded image; see `_of_this_world`."""
+    return _of_this_world(rich_truth, prompt, data)
+
+
+def _of_this_world(judge_: Callable[[str, Image], Truth], prompt: str | None, data: bytes) -> Truth:
+    """What a judge of the micro world makes of an encoded image.
 
     Args:
         prompt: None where it is not known.
@@ -46,6 +61,6 @@ def verdict_on(prompt: str | None, data: bytes) -> Verdict:
         raise NotOfThisWorldError("its prompt was not selected")
     image = decode(data)
     try:
-        return judge(prompt, image)
+        return judge_(prompt, image)
     except ValueError as error:
         raise NotOfThisWorldError(str(error)) from None

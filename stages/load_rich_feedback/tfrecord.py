@@ -1,7 +1,7 @@
 """TFRecord files without TensorFlow: the framing and its checksums here, the messages by protobuf.
 
-A record is its length (8 bytes, little-endian), the length's masked CRC-32C (4), the message, and the message's (4). The message is
-a `tf.train.Example`: lists of bytes, floats or integers by name.
+A record is its length (8 bytes, little-endian), the masked CRC-32C of that (4), the message, and the masked CRC-32C of that (4).
+The message is a `tf.train.Example`: lists of bytes, floats or integers by name.
 """
 
 from __future__ import annotations

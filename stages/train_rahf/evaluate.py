@@ -1,0 +1,132 @@
+"""Evaluation of RAHF on the validation images, and what is fitted on them: the normalisers of scores, and the cut for words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from irpipe.models.metrics.words import best_cut
+from irpipe.models.reward.rahf import Rahf
+from irpipe.models.training.objective import Evaluator, Verdict, not_finite, own_share
+from irpipe.schemas.reward_model import ScoreCard
+from irpipe.schemas.rich_feedback import ASPECTS
+from irpipe.stages.train_rahf import TrainRahfConfig
+from irpipe.stages.train_rahf.objective import RahfObjective
+
+_IMAGES = 64  # at a time
+
+
+@dataclass
+class RahfEvaluator(Evaluator):
+    """Evaluates the losses of an objective over the validation images; all processes take part. The lower, the better.
+
+    Attributes:
+        objective: over the validation images; its model is the one that is trained.
+    """
+
+    config: TrainRahfConfig
+    objective: RahfObjective
+    accelerator: Accelerator
+
+    def due(self, step: int) -> bool:
+        """See `Evaluator`."""
+        return step % self.config.evaluate_every == 0 or step == self.config.steps
+
+    def evaluate(self, step: int) -> Verdict:
+        """See `Evaluator`.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        rows = self.rows()
+        heat, scores, words, tokens = (
+            np.array([row[name] for row in rows]) for name in ("heatmaps", "scores", "words", "tokens")
+        )
+        measures = {"heatmaps": float(heat.mean()), "scores": float(scores.mean()), "words": float(words.sum() / tokens.sum())}
+        loss = (
+            self.config.heatmap_weight * measures["heatmaps"]
+            + self.config.score_weight * measures["scores"]
+            + self.config.word_weight * measures["words"]
+        )
+        if not math.isfinite(loss):
+            raise not_finite("the validation loss", f"after step {step:,}", "train-rahf")
+        found, true = (np.stack([row[name] for row in rows]) for name in ("found", "true"))
+        correlations = {f"plcc_{aspect}": correlation(found[:, k], true[:, k]) for k, aspect in enumerate(ASPECTS)}
+        note = f"validation {loss:.4f}, plcc {np.mean(list(correlations.values())):.3f}"
+        return Verdict(-loss, {"loss": loss, **measures, **correlations}, note=note)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Losses, number of tokens, predicted and given scores of each image, of all processes."""
+        objective, model = self.objective, self.objective.model
+        model.eval()
+        mine, own = list(own_share(len(objective.examples), self.accelerator)), []
+        with torch.no_grad(), self.accelerator.autocast():
+            for start in range(0, len(mine), _IMAGES):
+                part = objective.batch(mine[start : start + _IMAGES])
+                device = self.accelerator.device
+                pictures = part.pictures.to(device).permute(0, 3, 1, 2).float() / 255
+                losses = objective.losses(part.rows, pictures, part.maps.to(device).float() / 255)
+                found = self.scores_of(part.rows, pictures)
+                for place, row in enumerate(part.rows):
+                    figures = {name: float(values[place]) for name, values in losses.items()}
+                    true = objective.examples.scores[row]
+                    own.append({"row": row, **figures, "tokens": objective.tokens[row], "found": found[place], "true": true})
+        gathered = gather_object(own) if self.accelerator.num_processes > 1 else own
+        return sorted(gathered, key=lambda row: int(row["row"]))
+
+    def scores_of(self, rows: Sequence[int], pictures: torch.Tensor) -> NDArray[np.float64]:
+        """(n, 4) predicted scores of pictures (n, 3, size, size) from 0 to 1."""
+        model = self.objective.model
+        image = model.look(model.preprocess.normalised(pictures))
+        texts = model.encode_texts([self.objective.examples.prompts[row] for row in rows])
+        states = model.shared_states(image, texts)
+        scores = torch.stack([model.score(image, texts, aspect, states) for aspect in ASPECTS], dim=1)
+        return np.asarray(scores.float().cpu().numpy(), dtype=np.float64)
+
+
+def correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    """Pearson's, of those that are known; 0 where one is constant."""
+    known = ~np.isnan(true)
+    if known.sum() < 2 or not np.ptp(found[known]) or not np.ptp(true[known]):
+        return 0.0
+    return float(np.corrcoef(found[known], true[known])[0, 1])
+
+
+def fitted_cards(evaluator: RahfEvaluator, meaning: dict[str, Any]) -> dict[str, ScoreCard]:
+    """The score card of each aspect, normalised on the validation images."""
+    found = np.stack([row["found"] for row in evaluator.rows()])
+    images = f"the {len(found):,} images of the validation split"
+    return {
+        aspect: ScoreCard(
+            float(found[:, k].mean()),
+            float(found[:, k].std()) or 1.0,
+            images,
+            meaning=f"{aspect}, from 0, the worst, to 1, as people rate it",
+            log_odds=False,
+            **meaning,
+        )
+        for k, aspect in enumerate(ASPECTS)
+    }
+
+
+def fitted_cut(model: Rahf, evaluator: RahfEvaluator) -> tuple[float, float]:
+    """The probability above which a word is misaligned, of the highest F1 on the validation images; and that F1."""
+    examples, shares, labels = evaluator.objective.examples, [], []
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(examples), _IMAGES):
+            part = evaluator.objective.batch(range(start, min(start + _IMAGES, len(examples))))
+            pictures = part.pictures.to(model.device).permute(0, 3, 1, 2).float() / 255
+            prompts = [examples.prompts[row] for row in part.rows]
+            image = model.look(model.preprocess.normalised(pictures))
+            shares += model.word_probabilities(image, model.encode_texts(prompts), prompts, cut=0.5)
+            labels += [examples.labels[row] for row in part.rows]
+    return best_cut(shares, labels)

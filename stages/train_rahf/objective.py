@@ -1,0 +1,211 @@
+"""The losses of RAHF as objectives of a training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irpipe.models.loading import memory_errors
+from irpipe.models.reward.rahf import Rahf, padded
+from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
+from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
+from irpipe.stages.train_rahf import TrainRahfConfig
+from irpipe.stages.train_rahf.augment import augmented
+from irpipe.stages.train_rahf.data import Examples, map_squares, through_jpeg
+
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images in one forward pass.
+
+    Attributes:
+        rows: their rows; pictures: (n, size, size, 3) uint8; maps: (n, 2, size, size) uint8.
+    """
+
+    rows: list[int]
+    pictures: Tensor
+    maps: Tensor
+
+
+class RahfObjective(Objective):
+    """The weighted sum of the mean squared errors of maps and scores and the words' cross-entropy (RichHF, section 4.3).
+
+    Args:
+        read: pictures (n, size, size, 3) by rows of the examples.
+        examples: the training images.
+    """
+
+    name, weight = "loss", 1.0
+
+    def __init__(
+        self,
+        config: TrainRahfConfig,
+        model: Rahf,
+        examples: Examples,
+        read: Callable[[Sequence[int]], NDArray[np.uint8]],
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.model, self.examples = config, model, examples
+        self.read, self.accelerator = read, accelerator
+        self.carried: list[list[float]] = []
+        self.words = model.words_of(examples.prompts).pieces
+        self.tokens = [len(model.sequence(*pair)) for pair in zip(self.words, examples.labels, strict=True)]
+        self.may_flip = [not _SIDES.search(prompt) for prompt in examples.prompts]
+
+    def prepare(self, step: int, save: Any) -> None:  # noqa: ARG002 # nothing is made that a kill could lose
+        """Training mode."""
+        self.model.train()
+
+    def step_rows(self, step: int) -> list[int]:
+        """The images of a step: every one once before any comes again."""
+        size, count = self.config.batch_size, len(self.examples)
+        return [shuffled(count, self.config.training.seed, "rahf", step * size + place) for place in range(size)]
+
+    def parts(self, step: int) -> Sequence[Batch]:
+        """See `Objective`."""
+        rows = self.step_rows(step)
+        mine = [rows[place] for place in own_share(len(rows), self.accelerator)]
+        return [self.batch(part, step) for part in micro_batches(mine, self.config.training.micro_batch_size)]
+
+    def batch(self, rows: Sequence[int], step: int | None = None) -> Batch:
+        """Images by row; of a step with its JPEG."""
+        pictures = self.read(rows)
+        if step is not None and self.config.augmentation.jpeg_quality < 100:
+            for place, row in enumerate(rows):
+                rng = np.random.default_rng(self._seed(step, row, "jpeg"))
+                if rng.random() < 0.5:
+                    pictures[place] = through_jpeg(pictures[place], int(rng.integers(self.config.augmentation.jpeg_quality, 100)))
+        size = self.model.preprocess.image_size
+        maps = map_squares([self.examples.maps[row] for row in rows], size)
+        return Batch(list(rows), torch.from_numpy(pictures), torch.from_numpy(maps))
+
+    def _seed(self, step: int, row: int, what: str) -> int:
+        return noise_seed(self.config.training.seed, what, step, row)
+
+    def loss(self, step: int, part: Batch) -> tuple[Tensor, Figures]:
+        """See `Objective`. An augmented prompt is for one map, one score and the words per step, in turn."""
+        device = self.accelerator.device
+        pictures, maps = (part.pictures.to(device).permute(0, 3, 1, 2).float() / 255, part.maps.to(device).float() / 255)
+        seeds = [self._seed(step, row, "augmentation") for row in part.rows]
+        pictures, maps = augmented(pictures, maps, seeds, [self.may_flip[row] for row in part.rows], self.config.augmentation)
+        together = self.config.variant == "multi-head"
+        kinds = KINDS if together else (KINDS[step % len(KINDS)],)
+        aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
+        losses = self.losses(part.rows, pictures, maps, kinds, aspects)
+        tokens = sum(self.tokens[row] for row in self.step_rows(step))
+        heat, scores = (losses[name].sum() / self.config.batch_size for name in ("heatmaps", "scores"))
+        loss = self.config.heatmap_weight * heat + self.config.score_weight * scores
+        loss = loss + self.config.word_weight * losses["words"].sum() / tokens
+        counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
+        figures = {name: Samples(losses[name].detach()) for name in ("heatmaps", "scores")}
+        return loss, figures | {"words": Samples(losses["words"].detach().double().cpu() / counts, counts)}
+
+    def losses(
+        self, rows: Sequence[int], pictures: Tensor, maps: Tensor, kinds: Sequence[str] = KINDS, aspects: Sequence[str] = ASPECTS
+    ) -> dict[str, Tensor]:
+        """Of each image: squared error of its maps, summed over kinds, and of its scores, a mean; the words' cross-entropy, a sum.
+
+        Args:
+            pictures: (n, 3, size, size) from 0 to 1; maps: (n, 2, size, size).
+            kinds, aspects: those that are asked; they stand for all.
+        """
+        model = self.model
+        pixels = model.preprocess.normalised(pictures)
+        image = model.look(pixels)
+        texts = model.encode_texts([self.examples.prompts[row] for row in rows])
+        states = model.shared_states(image, texts)
+        heat = [
+            ((model.heatmap(pixels, image, texts, kind, states) - maps[:, KINDS.index(kind)]) ** 2).mean(dim=(1, 2))
+            for kind in kinds
+        ]
+        truth = torch.from_numpy(self.examples.scores[list(rows)]).to(pictures.device)
+        wanted = truth[:, [ASPECTS.index(aspect) for aspect in aspects]]
+        found = torch.stack([model.score(image, texts, aspect, states) for aspect in aspects], dim=1)
+        errors = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
+        return {
+            "heatmaps": torch.stack(heat).sum(dim=0) * (len(KINDS) / len(kinds)),
+            "scores": errors.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1),
+            "words": self.word_losses(image, texts, states, [(self.words[row], self.examples.labels[row]) for row in rows]),
+        }
+
+    def word_losses(self, image: Tensor, texts: Mapping[str, Tensor], states: Tensor | None, words: Sequence[Any]) -> Tensor:
+        """(n,) cross-entropy of the flagged prompts, a sum over tokens; padding is left out."""
+        model = self.model
+        encoded, mask = model.fuse(image, texts, "words") if states is None else (states, _mask(image, texts))
+        sequences = padded([model.sequence(*pair) for pair in words], _IGNORED, image.device)
+        logits = model.sequence_logits(encoded, mask, sequences.clamp(min=0))
+        losses = F.cross_entropy(logits.float().transpose(1, 2), sequences, ignore_index=_IGNORED, reduction="none")
+        return losses.sum(dim=1)
+
+    def around(self, step: int, part: Batch) -> AbstractContextManager[None]:  # noqa: ARG002 # of `Objective`
+        """Running out of memory names what helps."""
+        smaller = f"--set train-rahf.training.micro_batch_size={max(1, len(part.rows) // 2)}"
+        return memory_errors(f"{len(part.rows)} images per forward and backward pass", smaller)
+
+
+def _mask(image: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
+    """(n, t + l) the mask of states that all outputs share."""
+    mask = texts["attention_mask"]
+    return torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
+
+
+class CaptionObjective(RahfObjective):
+    """Which words of a caption were replaced by another caption's words, of clean captioned images.
+
+    The replaced words stand in the prompt as well: the image alone tells them. RichHF's pre-training mixture has captions.
+    """
+
+    name = "captions"
+
+    def step_rows(self, step: int) -> list[int]:
+        """See `RahfObjective`; an order of its own."""
+        size, count = self.config.batch_size, len(self.examples)
+        return [shuffled(count, self.config.training.seed, "captions", step * size + place) for place in range(size)]
+
+    def parts(self, step: int) -> Sequence[Batch]:
+        """See `Objective`."""
+        rows = self.step_rows(step)
+        mine = [rows[place] for place in own_share(len(rows), self.accelerator)]
+        empty = torch.empty(0)
+        return [
+            Batch(list(part), torch.from_numpy(self.read(part)), empty)
+            for part in micro_batches(mine, self.config.training.micro_batch_size)
+        ]
+
+    def loss(self, step: int, part: Batch) -> tuple[Tensor, Figures]:
+        """See `Objective`."""
+        model, device = self.model, self.accelerator.device
+        image = model.look(model.preprocess.normalised(part.pictures.to(device).permute(0, 3, 1, 2).float() / 255))
+        told = {row: self.corrupted(step, row) for row in self.step_rows(step)}
+        prompts = [" ".join(told[row][0]) for row in part.rows]
+        pieces = dict(zip(part.rows, model.words_of(prompts).pieces, strict=True))
+        texts = model.encode_texts(prompts)
+        states = model.shared_states(image, texts)
+        losses = self.word_losses(image, texts, states, [(pieces[row], told[row][1]) for row in part.rows])
+        whole = model.words_of([" ".join(words) for words, _ in told.values()]).pieces
+        tokens = [len(model.sequence(words, wrong)) for words, (_, wrong) in zip(whole, told.values(), strict=True)]
+        counts = torch.tensor([len(model.sequence(pieces[row], told[row][1])) for row in part.rows], dtype=torch.float64)
+        per_step = sum(dict(zip(told, tokens, strict=True))[row] for row in self.step_rows(step))
+        return losses.sum() / per_step, {"captions": Samples(losses.detach().double().cpu() / counts, counts)}
+
+    def corrupted(self, step: int, row: int) -> tuple[list[str], list[bool]]:
+        """A caption's words, some of them another caption's, and which."""
+        rng = np.random.default_rng(self._seed(step, row, "captions"))
+        words = prompt_tokens(self.examples.prompts[row])
+        others = prompt_tokens(self.examples.prompts[int(rng.integers(len(self.examples)))])
+        wrong = [bool(others) and bool(rng.random() < self.config.captions.replaced) for _ in words]
+        made = [str(rng.choice(others)) if replace else word for word, replace in zip(words, wrong, strict=True)]
+        return made, [new != old for new, old in zip(made, words, strict=True)]
