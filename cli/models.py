@@ -40,6 +40,10 @@ def score(
             "--scorer", metavar="NAME", help="The scorer: reward-model, clip, blip, aesthetic, or one that a package declares."
         ),
     ] = "reward-model",
+    aspect: Annotated[
+        str | None,
+        typer.Option("--aspect", metavar="NAME", help="Which score of a RAHF: plausibility, alignment, aesthetics or overall."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, mps.")] = "auto",
     json_: JsonOption = False,
 ) -> None:
@@ -55,7 +59,7 @@ def score(
         raise ModelError(f"scoring needs the package {error.name}", fix="pip install 'irpipe[train]'") from None
 
     files = image_files(images)
-    loaded_scorer = open_scorer(scorer, model, device)
+    loaded_scorer = open_scorer(scorer, model, device, aspect)
     rows = [row for text in prompt for row in scored(loaded_scorer, text, files)]
     if json_:
         print_json({"scorer": scorer, "scores": rows, **_meaning(loaded_scorer.card)})
@@ -71,21 +75,23 @@ def _meaning(card: Any) -> dict[str, Any]:
     return {name: getattr(card, name) for name in names} if card is not None else {}
 
 
-def open_scorer(name: str, model: str | None, device: str) -> Any:
+def open_scorer(name: str, model: str | None, device: str, aspect: str | None = None) -> Any:
     """A scorer with a model.
 
     Raises:
-        ModelError: it needs a model, and none was given.
+        ModelError: it needs a model, and none was given; or it has no such aspect.
     """
     from irpipe.models.plugins import OWN_SCORERS
-    from irpipe.models.reward.base import load_given
+    from irpipe.models.reward.base import load_given, of_aspect
     from irpipe.models.scorers.make import REWARD_MODEL, make_scorers
     from irpipe.pipeline.errors import ModelError
 
     if model is None and name in OWN_SCORERS:
         raise ModelError(f"the scorer {name} needs a model", fix="--model FOLDER")
     models = [locate(model)] if model is not None else []
-    rewards = {REWARD_MODEL: load_given(models[0])} if name == REWARD_MODEL else {}
+    if aspect is not None and name != REWARD_MODEL:
+        raise ModelError(f"the scorer {name} has one score", fix="leave out --aspect")
+    rewards = {REWARD_MODEL: of_aspect(load_given(models[0]), aspect)} if name == REWARD_MODEL else {}
     model_settings = dict.fromkeys(("clip_model", "blip_model", "aesthetic_model"), models)
     return make_scorers([name], model_settings, rewards, device=device, dtype="float32", seed=0)[name]
 

@@ -75,13 +75,14 @@ class RichTruth:
     """What people look at.
 
     Attributes:
-        defects: (32, 32) from 0, clean, to 1; regions: what does not fit.
+        defects: (32, 32) from 0, clean, to 1; regions: what does not fit; things: what the image shows.
         wrong, content: places, in the prompt's words, of those that are not met, and of all that ask for something.
         scores: (4,) by aspect, 0 to 1.
     """
 
     defects: NDArray[np.float64]
     regions: tuple[Region, ...]
+    things: tuple[Region, ...]
     wrong: tuple[int, ...]
     content: tuple[int, ...]
     scores: NDArray[np.float64]
@@ -112,7 +113,7 @@ def rich_truth(prompt: str, image: Image) -> RichTruth:
     scores = np.array([view.fidelity, alignment, beauty, utility(alignment, view.fidelity)])
     content = sorted({word for r in requirements for word in r.words})
     regions = tuple(wrong_regions(scene, requirements, reading, standing, view))
-    return RichTruth(view.defects, regions, tuple(wrong), tuple(content), scores)
+    return RichTruth(view.defects, regions, tuple(map(_on, view.things)), tuple(wrong), tuple(content), scores)
 
 
 def aesthetics(image: Image, view: View) -> float:

@@ -17,6 +17,8 @@ ORDER = (
     "train-rm",
     "sweep-rm",
     "train-rahf",
+    "predict-rich-feedback",
+    "evaluate-rahf",
     "score-images",
     "evaluate-rm",
     "choose-images",

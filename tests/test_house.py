@@ -188,6 +188,7 @@ def test_the_command_line_is_frozen():
             "model": ["--model"],
             "prompt": ["--prompt"],
             "scorer": ["--scorer"],
+            "aspect": ["--aspect"],
             "device": ["--device"],
             "json_": ["--json"],
         },

@@ -83,6 +83,28 @@ class RewardModel(Protocol):
         """Write `config.json` with the format, the weights, `score_card.json`, and whatever the texts need."""
 
 
+def aspects_of(model: Any) -> tuple[str, ...]:
+    """The scores that a reward model gives, by name; empty for one that gives one.
+
+    A rich reward model (RAHF) has `aspects`, the `aspect` that a plain call returns, and `with_aspect`.
+    """
+    return tuple(getattr(model, "aspects", ()))
+
+
+def of_aspect(model: Any, aspect: str | None) -> Any:
+    """A reward model that returns one of its scores; None: its own.
+
+    Raises:
+        ModelError: it has no such score.
+    """
+    if aspect is None:
+        return model
+    if aspect not in aspects_of(model):
+        has = f"the scores {', '.join(aspects_of(model))}" if aspects_of(model) else "one score, which has no name"
+        raise ModelError(f"there is no score {aspect!r}: the reward model has {has}")
+    return model.with_aspect(aspect)
+
+
 def load_given(model: Model) -> Any:
     """The reward model that a setting names.
 

@@ -10,6 +10,7 @@ word of the prompt may follow, so that no other words can come out.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -162,6 +163,12 @@ class Rahf(nn.Module):
         weights = {n: v.clone() if n in tied and v.data_ptr() == shared else v.contiguous() for n, v in own.items()}
         save_file(weights, folder / WEIGHTS)
         self.tokenizer.save_pretrained(folder)
+
+    def with_aspect(self, aspect: str) -> Self:
+        """The same weights, whose plain call returns another score."""
+        other = copy.copy(self)  # modules and parameters are shared
+        other.aspect = aspect
+        return other
 
     # -- a reward model -----------------------------------------------------------------------------------------------
 

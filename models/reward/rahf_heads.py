@@ -16,12 +16,14 @@ class HeadSizes:
 
     Attributes:
         map_convs: of the convolutions at the grid's size; map_deconvs: of the deconvolutions, each of which doubles the size.
+        map_refinements: convolutions behind each of those.
         pixel_channels: of a convolution of the picture itself that joins before a map is read out; 0: none, as the paper has it.
         score_convs: of the convolutions; score_denses: of the dense layers before the score itself.
     """
 
     map_convs: Sequence[int] = (768, 384)
     map_deconvs: Sequence[int] = (768, 384, 384, 192)
+    map_refinements: int = 2
     pixel_channels: int = 0
     score_convs: Sequence[int] = (384, 128, 64)
     score_denses: Sequence[int] = (2048, 1024)
@@ -45,7 +47,7 @@ def _conv(inside: int, outside: int) -> nn.Sequential:
 
 
 class HeatmapHead(nn.Module):
-    """Convolutions, deconvolutions to the picture's size with two convolutions each, and a read-out."""
+    """Convolutions, deconvolutions to the picture's size with convolutions behind each, and a read-out."""
 
     def __init__(self, width: int, sizes: HeadSizes) -> None:
         super().__init__()
@@ -55,12 +57,14 @@ class HeatmapHead(nn.Module):
             width = channels
         for channels in sizes.map_deconvs:
             layers += [nn.ConvTranspose2d(width, channels, 2, 2), ChannelNorm(channels), nn.ReLU()]
-            layers += [_conv(channels, channels), _conv(channels, channels)]
+            layers += [_conv(channels, channels) for _ in range(sizes.map_refinements)]
             width = channels
         self.body = nn.Sequential(*layers)
         self.pixels = nn.Sequential(nn.Conv2d(3, sizes.pixel_channels, 3, padding=1), nn.ReLU()) if sizes.pixel_channels else None
         width += sizes.pixel_channels
-        self.read_out = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 3, padding=1))
+        self.read_out = nn.Sequential(
+            nn.Conv2d(width, width // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 2, 1, 3, padding=1)
+        )
         nn.init.constant_(_last(self.read_out).bias, -3.0)  # most of a map is empty
 
     def forward(self, grid: Tensor, pixels: Tensor) -> Tensor:

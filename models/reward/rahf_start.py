@@ -19,6 +19,7 @@ from irpipe.models.weights import load_tokenizer, read_config
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
 _T5_FLAG = "<extra_id_0>"  # a token that T5 has and no prompt
 
 
@@ -33,6 +34,9 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
         language = transformers.T5ForConditionalGeneration.from_pretrained(
             text_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
+        # Without its files transformers makes up a tokenizer of a few tokens.
+        if not any((text_folder / name).is_file() for name in _TOKENIZERS):
+            raise ModelError(f"{t5.shown} comes without a tokenizer", expected=" or ".join(_TOKENIZERS))
         tokenizer = load_tokenizer(text_folder)
     if len(tokenizer) > language.config.vocab_size:
         raise ModelError(f"{t5.shown} has {language.config.vocab_size:,} embeddings and a tokenizer of {len(tokenizer):,} tokens")

@@ -9,7 +9,7 @@ import torch
 
 from irpipe.models.loading import device_errors, pick_device
 from irpipe.models.plugins import OWN_SCORERS
-from irpipe.models.reward.base import load_given, load_reward_model
+from irpipe.models.reward.base import aspects_of, load_given, load_reward_model, of_aspect
 from irpipe.models.scorers.base import Scorer
 from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, RandomScorer, aesthetic_head
 from irpipe.models.scorers.reward import RewardModelScorer
@@ -28,11 +28,21 @@ def load_reward_models(inputs: Inputs, models: Mapping[str, Sequence[Model]]) ->
         `RewardModel`s in evaluation mode.
     """
     if "reward_model" in models:
-        return {REWARD_MODEL: load_given(models["reward_model"][0])}
+        return by_aspect({REWARD_MODEL: load_given(models["reward_model"][0])})
     folders = {node: artifact.path for node, artifact in inputs.all(REWARD_MODEL).items()}
     if len(folders) == 1:
-        return {REWARD_MODEL: load_reward_model(next(iter(folders.values())))}
-    return {node: load_reward_model(folder) for node, folder in folders.items()}
+        return by_aspect({REWARD_MODEL: load_reward_model(next(iter(folders.values())))})
+    return by_aspect({node: load_reward_model(folder) for node, folder in folders.items()})
+
+
+def by_aspect(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Reward models by the names of their scorers: of one that gives several scores its own under its name, the others as
+    `name.aspect`."""
+    scorers: dict[str, Any] = {}
+    for name, model in models.items():
+        scorers[name] = model
+        scorers |= {f"{name}.{aspect}": of_aspect(model, aspect) for aspect in aspects_of(model) if aspect != model.aspect}
+    return scorers
 
 
 def make_scorers(

@@ -116,6 +116,11 @@ class TuneConfig(Config):
         source="ImageReward 4.2: SD v1.4",
     )
     reward_model: str | None = setting(None, role="model", check=NO_GENERATOR, meaning=REWARD_MODEL_MEANING)
+    aspect: str | None = setting(
+        None,
+        role="neutral",
+        meaning="Which score of a RAHF is the reward: plausibility, alignment, aesthetics or overall. Unset: the model's own.",
+    )
     trainable: Literal["lora", "unet"] = setting(
         "lora",
         meaning="What is trained. lora: low-rank adapters in the UNet. unet: the whole UNet, as published.",

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from irpipe.models.loading import quiet
-from irpipe.models.reward.base import load_given, load_reward_model
+from irpipe.models.reward.base import load_given, load_reward_model, of_aspect
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.base import Scorer
@@ -98,7 +98,7 @@ class Session:
         title = f"{stage} {context.work.parent.name[:12]}"
         accelerator = make_accelerator(stage, config.training, title, shown_config(config))
         denoiser = load_trainee(config, context, str(accelerator.device))
-        reward = open_reward_model(inputs, context).to(accelerator.device).requires_grad_(False)
+        reward = open_reward_model(inputs, context, config.aspect).to(accelerator.device).requires_grad_(False)
         if config.training.checkpoint_activations:
             checkpoint_activations(denoiser, reward)
         with accelerator.main_process_first():
@@ -184,10 +184,11 @@ class Session:
         draw_before_after(evaluations[0], kept, prompts, out / "before_after.png")
 
 
-def open_reward_model(inputs: Mapping[str, Artifact], context: Context) -> Any:
-    """The reward model that is tuned for: the one that `reward_model` names, or else the recipe's."""
+def open_reward_model(inputs: Mapping[str, Artifact], context: Context, aspect: str | None) -> Any:
+    """The reward model that is tuned for: the one that `reward_model` names, or the recipe's; of a RAHF one of its scores."""
     given = context.models.get("reward_model")
-    return load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
+    model = load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
+    return of_aspect(model, aspect)
 
 
 def checkpoint_activations(denoiser: Denoiser, reward: Any) -> None:

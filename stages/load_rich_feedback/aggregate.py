@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from irpipe.models.maps import encoded, map_shape
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.load_rich_feedback.record import Answer, BadRecordError, Feedback, Point
-
-
-def map_shape(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Height and width of an image's heatmaps: its own, or scaled down to the longest side that is allowed."""
-    scale = min(1.0, longest / max(width, height))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def discs(points: Sequence[Point], shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
@@ -79,10 +72,3 @@ def aggregate(answers: Sequence[Answer], radius: float, longest: int) -> Feedbac
         annotators=count,
         split=first.split,
     )
-
-
-def encoded(heatmap: NDArray[np.float64]) -> bytes:
-    """A map (h, w) from 0 to 1 as PNG of 8 bits."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.rint(255 * heatmap).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()

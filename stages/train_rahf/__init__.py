@@ -35,6 +35,7 @@ class HeadSettings(Group):
         meaning="Its deconvolutions, each of which doubles the size: as many as lead from patches to pixels.",
         source=_REPLICATIONS,
     )
+    map_refinements: int = setting(2, ge=0, le=8, meaning="Convolutions behind each deconvolution.", source=_REPLICATIONS)
     pixel_channels: int = setting(
         0, ge=0, meaning="Channels of a convolution of the picture itself that joins a heatmap. 0: none, as in the paper."
     )

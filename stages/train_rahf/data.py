@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from irpipe.models.pictures import PictureFiles, decode, decode_all
+from irpipe.models.pictures import PictureFiles, decode_all
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context
 from irpipe.pipeline.store import Artifact
@@ -110,38 +107,3 @@ def open_pictures(
             fix="feedback and images must be of the same images: irpipe lineage load-rich-feedback",
         )
     return pictures, faults
-
-
-def map_squares(maps: Sequence[Mapping[str, bytes]], size: int) -> NDArray[np.uint8]:
-    """(n, 2, size, size) heatmaps by kind, as padded pictures are: the longer side resized, the rest empty."""
-    return np.stack([[_square(one[kind], size) for kind in KINDS] for one in maps])
-
-
-def _square(data: bytes, size: int) -> NDArray[np.uint8]:
-    image = decode(data).convert("L")
-    if max(image.size) != size:
-        scale = size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    square = Image.new("L", (size, size))
-    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-    return np.asarray(square)
-
-
-def unpadded(square: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """The part of a padded square (size, size) that the image of some shape fills, at the square's resolution."""
-    size = square.shape[-1]
-    scale = size / max(width, height)
-    inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (size - inner_width) // 2, (size - inner_height) // 2
-    return square[..., top : top + inner_height, left : left + inner_width]
-
-
-def through_jpeg(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) as JPEG of a quality leaves it."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
-
-
-__all__ = ["Examples", "Path", "map_squares", "open_pictures", "read_examples", "through_jpeg", "unpadded"]

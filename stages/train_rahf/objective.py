@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.loading import memory_errors
+from irpipe.models.maps import map_squares, through_jpeg
 from irpipe.models.reward.rahf import Rahf, padded
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.augment import augmented
-from irpipe.stages.train_rahf.data import Examples, map_squares, through_jpeg
+from irpipe.stages.train_rahf.data import Examples
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _IGNORED = -100
@@ -116,7 +117,7 @@ class RahfObjective(Objective):
     def losses(
         self, rows: Sequence[int], pictures: Tensor, maps: Tensor, kinds: Sequence[str] = KINDS, aspects: Sequence[str] = ASPECTS
     ) -> dict[str, Tensor]:
-        """Of each image: squared error of its maps, summed over kinds, and of its scores, a mean; the words' cross-entropy, a sum.
+        """Of each image: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
 
         Args:
             pictures: (n, 3, size, size) from 0 to 1; maps: (n, 2, size, size).

@@ -1,0 +1,51 @@
+"""Evaluate predictions of rich feedback against people's: scores, heatmaps and misaligned words.
+
+Reads: rich feedback; the predictions of one node or several on the same images; scores of other scorers on them, if asked for;
+    with `truth`, what simulated annotators look at.
+Writes: the table `rahf_figures`, `report.txt` with RichHF's tables 1 to 4, and a plot.
+Paper: RichHF, section 4.4 and tables 1 to 4.
+Deviates: intervals by bootstrap over prompts; AUC-Judd is right by definition, and the released one stands beside it.
+Cost: O(images * pixels log pixels), and `bootstrap` resamplings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from irpipe.pipeline.stage import Config, Many, Stage, setting
+
+
+class EvaluateRahfConfig(Config):
+    split: str = setting("all", meaning="Images whose feedback is of this split: train, validation or test. all: every image.")
+    fixation: float = setting(
+        0.0,
+        ge=0,
+        lt=1,
+        meaning="Pixels of people's map above this share are fixations, for NSS and AUC-Judd. JPEG's ringing makes some: 0.0314.",
+        source="released evaluation: 0",
+    )
+    scorers: bool = setting(False, meaning="Also compare with the scores of score-images on the same images.")
+    truth: bool = setting(False, meaning="Also compare with what the micro world's annotators could reach, and with the truth.")
+    panels: int = setting(24, ge=2, le=1000, meaning="Simulated annotators whose mean is what the truth allows.")
+    bootstrap: int = setting(500, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
+    seed: int = setting(0, ge=0, meaning="Seed of the resampling and of simulated annotators.")
+
+    def unused(self) -> dict[str, str]:
+        return {} if self.truth else {"panels": "truth is off"}
+
+
+def _reads(config: EvaluateRahfConfig) -> Sequence[str | Many]:
+    more: list[str | Many] = ["scores"] if config.scorers else []
+    return ("rich-feedback", Many("rich-predictions"), *more, *(("rich-annotation-files", "images") if config.truth else ()))
+
+
+STAGE = Stage(
+    name="evaluate-rahf",
+    version=1,
+    reads=_reads,
+    writes="rahf-evaluation",
+    determinism="numeric",
+    config=EvaluateRahfConfig,
+    run="irpipe.stages.evaluate_rahf.run:run",
+    evaluation=True,
+)

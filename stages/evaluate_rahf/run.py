@@ -1,0 +1,173 @@
+"""The work of `evaluate-rahf`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irpipe.models.maps import decoded
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
+from irpipe.pipeline.store import Artifact
+from irpipe.schemas.files import read_json
+from irpipe.schemas.images import ImageReader
+from irpipe.schemas.rahf_figures import RAHF_FIGURES, REJECTED_PREDICTIONS
+from irpipe.schemas.rich_feedback import ASPECTS, HEATMAPS, KINDS, RICH_FEEDBACK, prompt_tokens
+from irpipe.schemas.scores import SCORES
+from irpipe.stages.evaluate_rahf import EvaluateRahfConfig
+from irpipe.stages.evaluate_rahf.figures import Bootstrap, Feedback, Row, constant, map_rows, score_rows, word_rows
+from irpipe.stages.evaluate_rahf.report import draw, report_of
+from irpipe.stages.evaluate_rahf.truth import Known, wrong_and_right
+
+PEOPLE, BOUND, CONTENT, CONSTANT = "another person", "the truth allows", "every content word", "constant"
+
+
+def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context) -> Report:
+    people = read_feedback(inputs["rich-feedback"])
+    predictions = {node: read_feedback(artifact) for node, artifact in inputs.all("rich-predictions").items()}
+    rows, rejected = common_rows(config, people, predictions)
+    truth, prompts = feedback_of(people, rows), [people[uid]["prompt_id"] for uid in rows]
+    bootstrap = Bootstrap.of(prompts, config.bootstrap, config.seed)
+    found = {CONSTANT: constant(truth)}
+    found |= {node: feedback_of(of_node, rows) for node, of_node in predictions.items()}
+    for name, mine in found.items():
+        check_shapes(name, mine, truth)
+    figures = [row for name, mine in found.items() for row in all_rows(name, mine, truth, bootstrap, config)]
+    if config.scorers:
+        figures += scorer_rows(inputs["scores"], [people[uid]["image_id"] for uid in rows], truth, bootstrap)
+    if config.truth:
+        figures += known_rows(config, inputs, people, rows, found, truth, bootstrap)
+    RAHF_FIGURES.write(out, {column.name: [row[column.name] for row in figures] for column in RAHF_FIGURES.columns})
+    REJECTED_PREDICTIONS.write(out, {"uid": list(rejected), "reason": list(rejected.values())})
+    (out / "report.txt").write_text(report_of(figures, config, len(rows), len(set(prompts))), encoding="utf-8")
+    draw(figures, out / "evaluation.png")
+    return Report(Rows(len(people), len(rows), len(rejected)), metrics_of(figures, list(predictions)))
+
+
+def read_feedback(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Rows of `rich_feedback` by uid, each with its encoded `maps` by kind."""
+    rows = {row["uid"]: row | {"maps": {}} for row in RICH_FEEDBACK.read(artifact.table(RICH_FEEDBACK.name)).to_pylist()}
+    for one in HEATMAPS.read(artifact.table(HEATMAPS.name)).to_pylist():
+        rows[one["uid"]]["maps"][one["kind"]] = one["image"]["bytes"]
+    return rows
+
+
+def common_rows(
+    config: EvaluateRahfConfig, people: Mapping[str, Any], predictions: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], dict[str, str]]:
+    """The images that are evaluated, and why others are not, by uid.
+
+    Raises:
+        InputError: there is none.
+    """
+    rejected: dict[str, str] = {}
+    for uid, row in people.items():
+        if config.split not in ("all", row["split"]):
+            rejected[uid] = "another split"
+        elif row["words"] is None or row["image_id"] is None:
+            rejected[uid] = "its image or prompt is not known"
+        elif missing := [node for node, of_node in predictions.items() if key_of(row, of_node) is None]:
+            rejected[uid] = f"no prediction by {missing[0]}"
+    rows = [uid for uid in people if uid not in rejected]
+    if not rows:
+        why = next(iter(rejected.values()), "there is no feedback")
+        raise InputError(f"no image is evaluated: {why}", where="rich-feedback", fix="irpipe lineage predict-rich-feedback")
+    return rows, rejected
+
+
+def key_of(row: Mapping[str, Any], predictions: Mapping[str, Any]) -> str | None:
+    """The uid under which an image was predicted: its id in hex digits."""
+    key = row["uid"] if row["uid"] in predictions else f"{row['image_id']:016x}"
+    return key if key in predictions else None
+
+
+def feedback_of(rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str]) -> Feedback:
+    """What is said of some images."""
+    chosen = [rows[uid] for uid in uids]
+    return Feedback(
+        {aspect: np.array([np.nan if row[aspect] is None else row[aspect] for row in chosen]) for aspect in ASPECTS},
+        {kind: [decoded(row["maps"][kind]) for row in chosen] for kind in KINDS},
+        [[word["misaligned"] for word in row["words"]] for row in chosen],
+    )
+
+
+def check_shapes(name: str, mine: Feedback, truth: Feedback) -> None:
+    """Predictions must be of the same pixels and words.
+
+    Raises:
+        InputError: a map has another shape, or a prompt other words.
+    """
+    for kind, maps in mine.maps.items():
+        for found, true in zip(maps, truth.maps[kind], strict=True):
+            if found.shape != true.shape:
+                raise InputError(
+                    f"{name}: a {kind} map of {found.shape}, and people's has {true.shape}",
+                    fix="the same map_size in both stages",
+                )
+    for found_words, true_words in zip(mine.labels, truth.labels, strict=bool(mine.labels)):
+        if len(found_words) != len(true_words):
+            raise InputError(f"{name}: predictions are of other prompts")
+
+
+def all_rows(name: str, mine: Feedback, truth: Feedback, bootstrap: Bootstrap, config: EvaluateRahfConfig) -> list[Row]:
+    """All figures of one predictor."""
+    return [
+        *score_rows(name, mine, truth, bootstrap),
+        *map_rows(name, mine, truth, bootstrap, config.fixation),
+        *word_rows(name, mine, truth, bootstrap),
+    ]
+
+
+def scorer_rows(scores: Artifact, image_ids: Sequence[int], truth: Feedback, bootstrap: Bootstrap) -> list[Row]:
+    """Correlations of other scorers' scores with each of people's. Their scale is another, so they have no squared error."""
+    table = SCORES.read(scores.table("scores"), ["scorer", "image_id", "score"]).to_pydict()
+    by_scorer: dict[str, dict[int, float]] = {}
+    for scorer, image, score in zip(table["scorer"], table["image_id"], table["score"], strict=True):
+        by_scorer.setdefault(scorer, {})[image] = score
+    rows = []
+    for scorer, of_image in by_scorer.items():
+        values = np.array([of_image.get(image, np.nan) for image in image_ids])
+        mine = Feedback(dict.fromkeys(ASPECTS, values))
+        rows += [row for row in score_rows(scorer, mine, truth, bootstrap) if row["figure"] != "mse"]
+    return rows
+
+
+def known_rows(
+    config: EvaluateRahfConfig,
+    inputs: Inputs,
+    people: Mapping[str, Mapping[str, Any]],
+    uids: Sequence[str],
+    found: Mapping[str, Feedback],
+    truth: Feedback,
+    bootstrap: Bootstrap,
+) -> list[Row]:
+    """Rows of what only the micro world knows."""
+    ids = [people[uid]["image_id"] for uid in uids]
+    data = {row["image_id"]: row["image"]["bytes"] for row in ImageReader(inputs["images"].table("images")).rows(["image"], ids)}
+    prompts = [people[uid]["prompt"] for uid in uids]
+    raters = read_json(inputs["rich-annotation-files"].file("raters.json"))
+    known = Known.of(prompts, [data[image] for image in ids], [len(prompt_tokens(prompt)) for prompt in prompts], raters)
+    more = {PEOPLE: known.panel(1, config.seed, ids), BOUND: known.panel(config.panels, config.seed, ids)}
+    more[CONTENT] = known.every_content_word()
+    things = [wrong_and_right(one) for one in known.truths]
+    rows = [row for name, mine in more.items() for row in all_rows(name, mine, truth, bootstrap, config)]
+    for name, mine in {**found, **more, "people": truth}.items():
+        rows += known.pointing(name, mine, things, bootstrap)
+    return rows
+
+
+def metrics_of(figures: Sequence[Row], nodes: Sequence[str]) -> dict[str, Any]:
+    """The main figures of each node, for the record."""
+    wanted = {(aspect, "plcc") for aspect in ASPECTS} | {(kind, "cc") for kind in KINDS} | {("words", "f1")}
+    wanted |= {("misalignment", "pointing")}
+    return {
+        node: {
+            f"{row['output']} {row['figure']}": round(row["value"], 4)
+            for row in figures
+            if row["predictor"] == node and (row["output"], row["figure"]) in wanted and row["value"] is not None
+        }
+        for node in nodes
+    }

@@ -1,0 +1,144 @@
+"""The work of `predict-rich-feedback`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.maps import encoded, map_shape, of_shape
+from irpipe.models.pictures import decode_stream
+from irpipe.models.reward.base import load_given, load_reward_model
+from irpipe.models.scorers.base import Pictures
+from irpipe.models.scorers.reward import squares
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
+from irpipe.schemas.files import read_json
+from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
+from irpipe.schemas.rejected import Rejections
+from irpipe.schemas.rich_feedback import ASPECTS, HEATMAPS, KINDS, RICH_FEEDBACK, prompt_tokens
+from irpipe.schemas.splits import prompts_table
+from irpipe.stages.predict_rich_feedback import PredictRichFeedbackConfig
+
+_ROWS_PER_SHARD = 256
+_REASONS = "reasons.json"  # of a shard: why each image has no prediction, or null
+
+
+def run(config: PredictRichFeedbackConfig, inputs: Inputs, out: Path, context: Context) -> Report:
+    groups = row_groups(inputs["images"].table("images"))
+    shards = {f"{number:05}": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
+    made = context.map(
+        ShardPredictor(config, inputs, context.models),
+        shards,
+        "predicting",
+        "images",
+        size=lambda shard: sum(group.rows for group in shard),
+        processes=config.num_processes,
+        executor=config.executor,
+    )
+    rejections, read = Rejections(config.max_rejected, "images"), 0
+    with (
+        RICH_FEEDBACK.writer(out / f"{RICH_FEEDBACK.name}.parquet") as feedback,
+        HEATMAPS.writer(out / f"{HEATMAPS.name}.parquet", _ROWS_PER_SHARD) as heatmaps,
+    ):
+        for shard in made:
+            reasons = read_json(shard / _REASONS)
+            for row, reason in enumerate(reasons, read):
+                if reason is not None:
+                    rejections.refuse(row, reason)
+            read += len(reasons)
+            for table, writer in ((RICH_FEEDBACK, feedback), (HEATMAPS, heatmaps)):
+                rows = pq.read_table(shard / f"{table.name}.parquet", partitioning=None)
+                writer.append({name: rows[name] for name in rows.column_names})
+    kept = read - len(rejections)
+    rejections.check(read, kept)
+    return Report(Rows(read, kept, rejections.write(out)), {"rejected_for": rejections.counts()})
+
+
+@dataclass
+class ShardPredictor:
+    """Writes the predictions for the images of some row groups, and why some have none."""
+
+    config: PredictRichFeedbackConfig
+    inputs: Inputs
+    models: Mapping[str, tuple[Model, ...]]
+
+    def __call__(self, groups: list[RowGroup], draft: Path) -> None:
+        reader = ImageReader(groups=groups)
+        images = list(reader.rows(["prompt_id", "width", "height", "fault"]))
+        texts = [self._prompts.get(image["prompt_id"]) for image in images]
+        reasons = [
+            image["fault"] or (None if text is not None else "its prompt is not known")
+            for image, text in zip(images, texts, strict=True)
+        ]
+        rows: list[dict[str, Any]] = []
+        maps: list[dict[str, Any]] = []
+        size = self._model.preprocess.image_size
+        for start, pictures, faults in decode_stream(reader, 0, self.config.batch_size, size, fit="pad"):
+            for place, fault in faults.items():
+                reasons[start + place] = reasons[start + place] or fault
+            good = [place for place in range(len(pictures)) if reasons[start + place] is None]
+            if good:
+                chosen = [images[start + place] for place in good]
+                found = self.predict([str(texts[start + place]) for place in good], chosen, [pictures[place] for place in good])
+                rows += found[0]
+                maps += found[1]
+        draft.mkdir()
+        RICH_FEEDBACK.write(draft, {column.name: [row[column.name] for row in rows] for column in RICH_FEEDBACK.columns})
+        HEATMAPS.write(draft, {column.name: [row[column.name] for row in maps] for column in HEATMAPS.columns})
+        (draft / _REASONS).write_text(json.dumps(reasons), encoding="utf-8")
+
+    @cached_property
+    def _prompts(self) -> dict[int, str]:
+        table = prompts_table(self.inputs)
+        return dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+
+    @cached_property
+    def _model(self) -> Any:
+        """The RAHF, loaded at its first use.
+
+        Raises:
+            ModelError: it is another reward model.
+        """
+        given = self.models.get("reward_model")
+        model = load_given(given[0]) if given else load_reward_model(self.inputs["reward-model"].path)
+        if not hasattr(model, "word_probabilities"):
+            raise ModelError(f"a reward model of the format {model.format!r} gives a score alone", expected="a RAHF")
+        return model.to(device=worker_device(self.config.device), dtype=getattr(torch, self.config.dtype)).eval()
+
+    def predict(
+        self, prompts: Sequence[str], images: Sequence[Mapping[str, Any]], pictures: Pictures
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of `rich_feedback` and `heatmaps` for pictures (size, size, 3), each with its prompt."""
+        model, smaller = self._model, f"--set predict-rich-feedback.batch_size={max(1, len(pictures) // 2)}"
+        with torch.no_grad(), memory_errors(f"{len(pictures)} images per forward pass", smaller):
+            pixels = squares(pictures, model.preprocess, model.device, getattr(torch, self.config.dtype))
+            image, texts = model.look(pixels), model.encode_texts(prompts)
+            states = model.shared_states(image, texts)
+            scores = {aspect: model.score(image, texts, aspect, states).float().tolist() for aspect in ASPECTS}
+            heat = {kind: model.heatmap(pixels, image, texts, kind, states).float().cpu().numpy() for kind in KINDS}
+            shares = model.word_probabilities(image, texts, prompts)
+        rows, maps = [], []
+        for place, (prompt, one) in enumerate(zip(prompts, images, strict=True)):
+            uid, wrong = show_row_id(one["image_id"]), [share > model.config.word_cut for share in shares[place]]
+            words = [
+                {"word": word, "misaligned": flag, "share": share}
+                for word, flag, share in zip(prompt_tokens(prompt), wrong, shares[place], strict=True)
+            ]
+            row = {"uid": uid, "image_id": one["image_id"], "prompt_id": one["prompt_id"], "prompt": prompt, "words": words}
+            row |= {aspect: values[place] for aspect, values in scores.items()}
+            rows.append(row | {"labels": wrong, "annotators": None, "split": None})
+            shape = map_shape(one["width"], one["height"], self.config.map_size)
+            for kind, found in heat.items():
+                data = encoded(np.clip(of_shape(found[place], shape), 0, 1))
+                maps.append({"uid": uid, "kind": kind, "image": {"bytes": data, "path": f"{uid}-{kind}"}})
+        return rows, maps

@@ -1,0 +1,255 @@
+"""RAHF: the model, its training, its predictions and their evaluation, on small models of the real classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from irpipe.models.maps import map_squares, of_shape, unpadded
+from irpipe.models.metrics.words import best_cut, labels_by_matching, labels_by_place, per_sample, precision_recall_f1
+from irpipe.models.reward.base import load_reward_model, of_aspect
+from irpipe.models.reward.rahf import Rahf
+from irpipe.models.reward.rahf_heads import HeadSizes
+from irpipe.models.reward.rahf_start import start_from_blip, start_from_vit
+from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.stage import Model
+
+HEADS = HeadSizes((16,), (12, 8), 1, 4, (8,), (16,))
+T5 = {"d_model": 32, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 1}
+BLIP = Model("micro-blip", "r", shipped_folder("micro-blip"))
+PROMPTS = ["a large red circle on the left", "a blue square above a green cross, flat colours", "a cross"]
+
+
+def small(variant="multi-head", seed=0) -> Rahf:
+    model = start_from_blip(BLIP, variant, HEADS, T5, seed)
+    with torch.no_grad():  # an untrained decoder says nearly the same of every word
+        for name, value in model.t5.named_parameters():
+            if "decoder" in name or "shared" in name:
+                value.mul_(3.0)
+    return model
+
+
+@pytest.fixture(params=["multi-head", "augmented-prompt"])
+def model(request) -> Rahf:
+    return small(request.param)
+
+
+PIXELS = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32))
+
+
+class TestModel:
+    def test_an_answer_does_not_depend_on_its_batch(self, model):
+        """Padding is masked: scores, maps and words of a prompt are the same alone and beside longer ones."""
+        with torch.no_grad():
+            together = self.answers(model, PIXELS, PROMPTS)
+            for number, prompt in enumerate(PROMPTS):
+                alone = self.answers(model, PIXELS[number : number + 1], [prompt])
+                for mine, ours in zip(alone[:2], together[:2], strict=True):
+                    assert torch.allclose(mine[0], ours[number], atol=1e-5)
+                assert alone[2][0] == pytest.approx(together[2][number], abs=1e-5)
+
+    def answers(self, model, pixels, prompts):
+        image, texts = model.look(pixels), model.encode_texts(prompts)
+        maps = torch.stack([model.heatmap(pixels, image, texts, kind) for kind in ("implausibility", "misalignment")], dim=1)
+        scores = torch.stack([model.score(image, texts, aspect) for aspect in model.aspects], dim=1)
+        return scores, maps, model.word_probabilities(image, texts, prompts)
+
+    def test_shapes_and_ranges(self, model):
+        with torch.no_grad():
+            scores, maps, words = self.answers(model, PIXELS, PROMPTS)
+        assert scores.shape == (3, 4) and maps.shape == (3, 2, 32, 32)
+        assert bool(((scores > 0) & (scores < 1)).all() and ((maps >= 0) & (maps <= 1)).all())
+        assert [len(row) for row in words] == [7, 9, 2]
+
+    def test_the_augmented_prompt_asks_for_one_output(self):
+        """One head for all scores: what tells them apart is the task before the prompt."""
+        model = small("augmented-prompt")
+        assert set(model.scores) == {"any"} and set(model.heatmaps) == {"any"}
+        with torch.no_grad():
+            image, texts = model.look(PIXELS), model.encode_texts(PROMPTS)
+            plausibility, overall = (model.score(image, texts, aspect) for aspect in ("plausibility", "overall"))
+        assert not torch.allclose(plausibility, overall, atol=1e-6)
+        assert model.shared_states(image, texts) is None and small().shared_states(image, texts) is not None
+
+    def test_words_are_decoded_as_one_after_another_would_be(self, model):
+        """Decoding all at once until nothing changes is the greedy decoding, flag by flag."""
+        with torch.no_grad():
+            image, texts = model.look(PIXELS), model.encode_texts(PROMPTS)
+            for cut in (0.3, 0.5, 0.7):
+                found = model.word_probabilities(image, texts, PROMPTS, cut)
+                states, mask = model.fuse(image, texts, "words")
+                for number, pieces in enumerate(model.words_of(PROMPTS).pieces):
+                    flags: list[bool] = []
+                    for place, word in enumerate(pieces):
+                        before = model.sequence(pieces[: place + 1], [*flags, False])[:-1]
+                        following = pieces[place + 1][0] if place + 1 < len(pieces) else model.config.end
+                        row = torch.tensor([[*before, following]])
+                        logits = model.sequence_logits(states[number : number + 1], mask[number : number + 1], row)[0, -1]
+                        share = float(torch.sigmoid(logits[model.config.flag] - logits[following]))
+                        assert found[number][place] == pytest.approx(share, abs=1e-5), (cut, word)
+                        flags.append(share > cut)
+
+    def test_saved_and_loaded(self, model, tmp_path):
+        model.save_pretrained(tmp_path / "rahf")
+        again = load_reward_model(tmp_path / "rahf")
+        texts = model.encode_texts(PROMPTS)
+        with torch.no_grad():
+            assert torch.equal(again(PIXELS, again.encode_texts(PROMPTS)), model(PIXELS, texts))
+        assert json.loads(json.dumps(asdict(model.config))) == json.loads(json.dumps(asdict(again.config)))
+        assert again.card == model.card
+
+    def test_a_missing_weight_is_an_error(self, model, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        weights.pop("join.weight")
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=r"join\.weight"):
+            load_reward_model(tmp_path)
+
+    def test_each_score_is_a_reward(self, model):
+        """`of_aspect` shares the weights, and gradients reach the picture."""
+        texts = model.encode_texts(PROMPTS)
+        overall = of_aspect(model, "overall")
+        pixels = PIXELS.clone().requires_grad_()
+        score = overall(pixels, texts)
+        score.sum().backward()
+        assert float(pixels.grad.abs().sum()) > 0 and (model.aspect, overall.aspect) == ("plausibility", "overall")
+        with torch.no_grad():
+            assert torch.allclose(score, model.score(model.look(PIXELS), texts, "overall"), atol=1e-6)
+        assert overall.join is model.join
+        with pytest.raises(ModelError, match="there is no score 'beauty'"):
+            of_aspect(model, "beauty")
+
+    def test_long_prompts_lose_whole_words_and_say_so(self):
+        model = small()
+        words = model.words_of(["red " * 200])
+        assert words.counts == [200] and sum(map(len, words.pieces[0])) <= model.config.max_length - 1
+        with torch.no_grad():
+            shares = model.word_probabilities(model.look(PIXELS[:1]), model.encode_texts(["red " * 200]), ["red " * 200])
+        assert len(shares[0]) == 200 and shares[0][-1] == 0.0
+
+    def test_freezing(self):
+        model = small()
+        model.freeze(1.0)
+        trained = {name.partition(".")[0] for name, value in model.named_parameters() if value.requires_grad}
+        assert trained == {"t5", "join", "join_text", "heatmaps", "scores"}
+        model.freeze(0.0)
+        assert all(value.requires_grad for value in model.parameters())
+
+
+class TestStarts:
+    @pytest.fixture
+    def vit(self, tmp_path):
+        from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+        torch.manual_seed(1)
+        config = ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+        )
+        ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+        ViTImageProcessor(size={"height": 32, "width": 32}, resample=3).save_pretrained(tmp_path / "vit")
+        return tmp_path / "vit"
+
+    @pytest.fixture
+    def t5(self, tmp_path):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+        words = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{n}>" for n in range(3)), *" ".join(PROMPTS).replace(",", "").split()]
+        vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+        fast.save_pretrained(tmp_path / "t5")
+        torch.manual_seed(2)
+        config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+        return tmp_path / "t5"
+
+    def start(self, vit, t5):
+        heads = HeadSizes((8,), (8, 8, 4), 1, 0, (8,), (8,))
+        return start_from_vit(Model("vit", "r", vit), Model("t5", "r", t5), "multi-head", heads, 0)
+
+    def test_a_vit_and_a_t5(self, vit, t5, tmp_path):
+        """Their weights come in whole, and the model that is saved gives the same."""
+        from transformers import T5ForConditionalGeneration, ViTModel
+
+        model = self.start(vit, t5)
+        tower = ViTModel.from_pretrained(vit, add_pooling_layer=False)
+        language = T5ForConditionalGeneration.from_pretrained(t5)
+        for name, value in tower.state_dict().items():
+            assert torch.equal(model.vision.state_dict()[name], value), name
+        for name, value in language.state_dict().items():
+            assert torch.equal(model.t5.state_dict()[name], value), name
+        assert model.preprocess.fit == "pad" and model.side == 4
+        model.save_pretrained(tmp_path / "rahf")
+        again = load_reward_model(tmp_path / "rahf")
+        with torch.no_grad():
+            first, second = (one(PIXELS, one.encode_texts(PROMPTS)) for one in (model, again))
+        assert torch.equal(first, second)
+        assert model.words_of(["a red circle"]).pieces[0][1] == [model.tokenizer.convert_tokens_to_ids("red")]
+
+    def test_a_t5_without_its_tokenizer(self, vit, t5):
+        for file in t5.glob("*token*"):
+            file.unlink()
+        with pytest.raises(ModelError, match="without a tokenizer"):
+            self.start(vit, t5)
+
+    def test_a_vision_tower_of_another_kind(self, t5):
+        with pytest.raises(ModelError):
+            start_from_vit(Model("t5", "r", t5), Model("t5", "r", t5), "multi-head", HEADS, 0)
+
+
+class TestMaps:
+    def encoded(self, array):
+        import io
+
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def test_maps_are_padded_as_pictures_are(self):
+        """A wide map lies in the middle of the square, and comes back out of it."""
+        wide = np.zeros((16, 32), dtype=np.uint8)
+        wide[3:6, 20:28] = 255
+        data = self.encoded(wide)
+        square = map_squares([{"implausibility": data, "misalignment": data}], 32)[0, 0]
+        assert (square[8:24] == wide).all() and not square[:8].any() and not square[24:].any()
+        assert (unpadded(square, 32, 16) == wide).all()
+        assert (of_shape(square / 255.0, (16, 32)) * 255 == wide).all()
+        assert of_shape(square / 255.0, (64, 128)).shape == (64, 128)
+
+
+class TestWords:
+    def test_recorded_figures(self, shared):
+        from safetensors import safe_open
+
+        with safe_open(shared / "golden" / "richhf_metrics_a.safetensors", "np") as file:
+            golden = json.loads(file.metadata()["keywords"])
+        found, true = [], []
+        for item in golden["items"]:
+            mine, theirs = labels_by_place(item["predicted"], item["target"])
+            assert (mine, theirs) == (item["predicted_labels"], item["true_labels"]), item
+            found.append([label == 1 for label in mine])
+            true.append([label == 1 for label in theirs])
+        pooled = precision_recall_f1(found, true)
+        assert pooled == pytest.approx({name: golden["pooled"][name] for name in pooled})
+        assert per_sample(found, true) == pytest.approx({name: golden["per_sample_mean"][name] for name in pooled})
+
+    def test_a_lost_word_shifts_nothing_where_words_are_matched(self):
+        assert labels_by_matching("yellow_0 cat", "a yellow_0 cat") == ([False, True, False], [False, True, False])
+        assert labels_by_matching("a big yellow_0 cat", "a yellow_0 cat")[0] == [False, True, False]
+
+    def test_the_cut_of_the_highest_f1(self):
+        shares, true = [[0.1, 0.25, 0.6], [0.22, 0.9, 0.3]], [[False, False, True], [False, True, True]]
+        cut, f1 = best_cut(shares, true)
+        assert f1 == 1.0 and cut == 0.25
