@@ -7,7 +7,7 @@ IRPIPE := ../$(BIN)/irpipe
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-hps test test-all check bench mutants fuzz docs claims-rm claims-refl claims-hps clean
+.PHONY: demo demo-hps demo-rahf test test-all check bench mutants fuzz docs claims-rm claims-refl claims-hps clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -65,6 +65,14 @@ demo-hps: $(VENV)/demo ## HPS from end to end, into demo-hps/: choices, classifi
 	@cd $@ && for table in compare-generators measure-images; do $(IRPIPE) show $$table | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat; echo; done
 	@cd $@ && $(IRPIPE) report --out report.html > /dev/null && echo "All of it, as a page:  $@/report.html"
 
+demo-rahf: $(VENV)/demo ## rich human feedback from end to end, into demo-rahf/: points, words, scores, RAHF, tables 1 to 4
+	@mkdir -p $@ demo
+	@cd $@ && { test -f irpipe.toml || { $(IRPIPE) init --recipe rahf-micro && sed -i 's|^store = .*|store = "../demo/artifacts"|' irpipe.toml; }; }
+	@cd $@ && $(IRPIPE) run evaluate-rahf
+	@echo
+	@cd $@ && $(IRPIPE) show evaluate-rahf | sed -n 's|^  path *\(.*\)|\1/report.txt|p' | xargs cat
+	@cd $@ && $(IRPIPE) report evaluate-rahf --out report.html
+
 test: $(VENV)/dev ## the tests, but for the slow ones; two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
@@ -112,4 +120,4 @@ claims-hps: $(VENV)/demo ## what is claimed of HPS (docs/claims.md), in claims-h
 	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-refl; do $(IRPIPE) run $$table || exit; done
 
 clean:
-	rm -rf $(VENV) .typecheck demo demo-hps claims-rm claims-refl claims-hps site build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo demo-hps demo-rahf claims-rm claims-refl claims-hps site build dist *.egg-info

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from irpipe.models.maps import map_squares, of_shape, unpadded
 from irpipe.models.metrics.words import best_cut, labels_by_matching, labels_by_place, per_sample, precision_recall_f1
@@ -18,9 +21,8 @@ from irpipe.models.reward.rahf_start import start_from_blip, start_from_vit
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
+from tests.rahfs import HEADS, RICH_RECIPE, T5
 
-HEADS = HeadSizes((16,), (12, 8), 1, 4, (8,), (16,))
-T5 = {"d_model": 32, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 1}
 BLIP = Model("micro-blip", "r", shipped_folder("micro-blip"))
 PROMPTS = ["a large red circle on the left", "a blue square above a green cross, flat colours", "a cross"]
 
@@ -154,7 +156,7 @@ class TestStarts:
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
         )
         ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
-        ViTImageProcessor(size={"height": 32, "width": 32}, resample=3).save_pretrained(tmp_path / "vit")
+        ViTImageProcessor(size={"height": 32, "width": 32}, resample=2).save_pretrained(tmp_path / "vit")
         return tmp_path / "vit"
 
     @pytest.fixture
@@ -253,3 +255,87 @@ class TestWords:
         shares, true = [[0.1, 0.25, 0.6], [0.22, 0.9, 0.3]], [[False, False, True], [False, True, True]]
         cut, f1 = best_cut(shares, true)
         assert f1 == 1.0 and cut == 0.25
+
+
+class TestStages:
+    @pytest.fixture
+    def rich(self, world):
+        world.recipe(RICH_RECIPE)
+        return world
+
+    def test_from_raw_answers_to_tables_1_to_4(self, rich):
+        """simulate, load, train, predict, evaluate: predictions look like annotations, and every table has its rows."""
+        done = rich.last("train-rahf")
+        assert done["metrics"]["best_step"] in (0, 2, 4) and 0 < done["metrics"]["word_cut"] < 1
+        model = load_reward_model(done["path"])
+        assert model.config.word_cut == done["metrics"]["word_cut"]
+        assert {model.card_of(aspect).normalised_on for aspect in model.aspects} == {model.card.normalised_on}
+        curves = {row["figure"] for row in rich.rows("SELECT DISTINCT figure FROM curves WHERE split = 'validation'")}
+        assert {"loss", "heatmaps", "scores", "words", "plcc_overall"} <= curves
+        evaluated = rich.last("evaluate-rahf", "evaluate-rahf.reads.rich-predictions=['predict-rich-feedback']")
+        rows = rich.rows("SELECT * FROM rahf_figures")
+        names = {row["predictor"] for row in rows}
+        assert names == {
+            "constant",
+            "predict-rich-feedback",
+            "another person",
+            "the truth allows",
+            "every content word",
+            "people",
+        }
+        found = {(row["predictor"], row["output"], row["figure"]): row for row in rows}
+        assert found["the truth allows", "overall", "plcc"]["value"] > found["another person", "overall", "plcc"]["value"] > 0.5
+        constant, bound = (found[name, "implausibility", "mse"]["value"] for name in ("constant", "the truth allows"))
+        assert bound < constant and found["constant", "overall", "plcc"]["value"] is None
+        assert found["every content word", "words", "recall"]["value"] == 1.0
+        for row in rows:
+            if row["low"] is not None and row["figure"] in ("plcc", "cc", "f1"):
+                assert row["low"] <= row["value"] <= row["high"], row
+        report = (Path(evaluated["path"]) / "report.txt").read_text()
+        assert all(f"Table {number}" in report for number in (1, 2, 3, 4))
+
+    def test_predictions_have_the_tables_of_annotations(self, rich):
+        rich.run("predict-rich-feedback")
+        predicted, annotated = (
+            rich.store.open(rich.store.newest("micro", node).content_id)
+            for node in ("predict-rich-feedback", "load-rich-feedback")
+        )
+        for name in ("rich_feedback", "heatmaps"):
+            mine, theirs = (pq.read_table(one.path / f"{name}.parquet") for one in (predicted, annotated))
+            assert mine.schema == theirs.schema and mine.num_rows == theirs.num_rows
+        rows = pq.read_table(predicted.path / "rich_feedback.parquet").to_pylist()
+        words = {row["uid"]: row["words"] for row in pq.read_table(annotated.path / "rich_feedback.parquet").to_pylist()}
+        assert all([word["word"] for word in row["words"]] == [word["word"] for word in words[row["uid"]]] for row in rows)
+        again = rich.run("predict-rich-feedback", "predict-rich-feedback.batch_size=7", "predict-rich-feedback.num_processes=2")
+        assert "reused" in again.err
+
+    def test_every_score_is_a_scorer(self, rich, tmp_path):
+        rich.run("score-images", "score-images.scorers=['reward-model']", "score-images.reads.reward-model=['train-rahf']")
+        scorers = {row["scorer"] for row in rich.rows("SELECT DISTINCT scorer FROM scores")}
+        assert scorers == {"reward-model", *(f"reward-model.{aspect}" for aspect in ("alignment", "aesthetics", "overall"))}
+        picture = tmp_path / "x.png"
+        Image.new("RGB", (32, 32), "red").save(picture)
+        shared = ("score", str(picture), "--prompt", "a red circle", "--model", "train-rahf", "--json")
+        plain, overall = rich(*shared).json, rich(*shared, "--aspect", "overall").json
+        assert plain["meaning"].startswith("plausibility") and overall["meaning"].startswith("overall")
+        assert plain["scores"][0]["raw"] != overall["scores"][0]["raw"]
+        assert "there is no score 'beauty'" in rich(*shared, "--aspect", "beauty", status=2).err
+
+    def test_a_score_is_refls_reward(self, rich):
+        done = rich.last("refl", "refl.reads.reward-model=train-rahf", "refl.aspect=overall", "refl.steps=2")
+        assert done["metrics"]["steps"] == 2
+        told = rich.run("refl", "refl.reads.reward-model=train-rm", "refl.aspect=overall", "refl.steps=2", status=2).err
+        assert "there is no score 'overall': the reward model has one score" in told
+
+    def test_faults(self, rich):
+        for settings, told in (
+            (("train-rahf.heads.map_deconvs=[8]",), "1 deconvolutions make heatmaps of 16 pixels, and pictures have 32"),
+            (("train-rahf.vision=micro-clip",), "model is given"),
+            (("train-rahf.model=micro-clip",), "train-rahf.model"),
+            (("train-rahf.heatmap_weight=0", "train-rahf.score_weight=0", "train-rahf.word_weight=0"), "all weights are 0"),
+            (("train-rahf.captions.replaced=0.2",), "captions.weight is 0"),
+            (("split-prompts.validation_share=0",), "no images of the validation split"),
+        ):
+            assert told in rich.run("train-rahf", *settings, status=2).err, settings
+        told = rich.run("predict-rich-feedback", "predict-rich-feedback.reads.reward-model=train-rm", status=2).err
+        assert "gives a score alone" in told

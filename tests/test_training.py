@@ -42,6 +42,7 @@ from irpipe.stages.refl.objective import ReflObjective
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import PairRows
 from irpipe.stages.train_rm.run import make_task
+from tests import rahfs
 
 PROMPTS = ["a red circle", "a large blue square on the left", "a small green cross above a yellow circle", "a yellow cross"]
 
@@ -141,6 +142,7 @@ OBJECTIVES: dict[str, Callable[..., Made]] = {
     "pool": tuning(
         FinetuneConfig, PoolObjective, pool_prompts=3, images_per_prompt=3, num_steps=4, guidance_scale=1.0, pool_every=3
     ),
+    **rahfs.OBJECTIVES,
 }
 
 
@@ -181,7 +183,7 @@ def test_micro_batches_of_any_size_give_the_same_gradients(name, tmp_path):
     assert largest > 0
     for other in others:
         for key, value in whole.items():
-            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5 * largest)
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-5 * largest)
 
 
 def test_activations_computed_again_see_the_same_noise(tmp_path):

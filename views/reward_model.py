@@ -8,11 +8,19 @@ from typing import Any
 
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text
 from irpipe.schemas.files import read_json
+from irpipe.schemas.rich_feedback import ASPECTS
 from irpipe.views.choices import correlations, table_2
 from irpipe.views.pictures import CaptionedImage, main_scorer, prompt_texts, text, thumbnails
 
 _PROMPTS, _MISTAKES = 12, 12
-_UNITS = {"loss": "loss (nats per pair)", "accuracy": "share of pairs ordered as people do"}
+_UNITS = {
+    "loss": "loss (nats per pair)",
+    "accuracy": "share of pairs ordered as people do",
+    "heatmaps": "squared error of pixels",
+    "scores": "squared error of scores",
+    "words": "nats per token",
+    **{f"plcc_{aspect}": "Pearson's correlation with people" for aspect in ASPECTS},
+}
 _POINTS = 400  # of a curve
 
 

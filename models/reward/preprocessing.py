@@ -93,7 +93,7 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
     return resized.reshape(*image.shape[:-2], height, width)
 
 
-def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
+def read_preprocessing(folder: Path, image_size: int, *, colours_only: bool = False) -> Preprocessing:
     """The preprocessing that a model's image processor describes, for a vision tower of a size.
 
     A picture is always resized by its shorter side and cropped to the centre, as the released code of ImageReward does for CLIP
@@ -101,6 +101,7 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
 
     Args:
         folder: holds `preprocessor_config.json`, or `processor_config.json` as transformers 5 writes it.
+        colours_only: how it resizes does not matter: who asks makes squares in another way.
 
     Raises:
         ModelError: there is no such file, or what it says cannot be done.
@@ -112,7 +113,8 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     settings = settings.get("image_processor") if path.name == _FILES[1] and isinstance(settings, dict) else settings
     if not isinstance(settings, dict):
         raise ModelError("the image preprocessing is no table", where=str(path))
-    faults = [*_geometry_faults(settings, image_size), *_colour_faults(settings)]
+    geometry = [] if colours_only else _geometry_faults(settings, image_size)
+    faults = [*geometry, *_colour_faults(settings)]
     if faults:
         raise ModelError(f"the image preprocessing cannot be applied: {'; '.join(faults)}", where=str(path))
     # The file's scale is of pixels from 0 to 255, ours from 0 to 1.

@@ -11,6 +11,7 @@ import transformers
 
 from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
+from irpipe.models.reward.imagereward import ImageReward
 from irpipe.models.reward.preprocessing import read_preprocessing
 from irpipe.models.reward.rahf import FORMAT, TASKS, Rahf, RahfConfig, Variant
 from irpipe.models.reward.rahf_heads import HeadSizes
@@ -46,7 +47,7 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
     folder = files_of(vision)
     with load_errors(vision, "the vision tower", "a ViT, SigLIP, CLIP or BLIP of transformers with its preprocessing"):
         tower_config, tower = _vision_of(folder)
-        preprocessing = replace(read_preprocessing(folder, int(tower_config["image_size"])), fit="pad")
+        preprocessing = replace(read_preprocessing(folder, int(tower_config["image_size"]), colours_only=True), fit="pad")
     config = RahfConfig(
         variant=variant,
         vision=tower_config,
@@ -90,6 +91,8 @@ def start_from_blip(blip: Model, variant: Variant, heads: HeadSizes, t5: Mapping
         t5: d_model, d_ff, num_heads, num_layers and num_decoder_layers.
     """
     reward, _ = init_reward_model(blip, "auto", seed)
+    if not isinstance(reward, ImageReward):
+        raise ModelError(f"{blip.setting or 'model'}: {blip.shown} is neither a RAHF nor a BLIP")
     tokenizer = reward.tokenizer
     size = len(tokenizer)
     tasks = {output: [size + 1 + number] for number, output in enumerate(TASKS)}

@@ -1,6 +1,6 @@
 """Predict rich feedback on images by a RAHF: heatmaps, misaligned words and scores, as annotators would give them.
 
-Reads: images, their prompts (of splits, annotations or the selected ones), and a RAHF.
+Reads: images and their prompts (of splits, annotations or the selected ones), or those that came with feedback; and a RAHF.
 Writes: the tables `rich_feedback` and `heatmaps`, as `load-rich-feedback` does, and `rejected`.
 Paper: RichHF, section 4.
 Deviates: words are decoded by force (`irpipe.models.reward.rahf`): no other words than the prompt's can come out.
@@ -19,6 +19,10 @@ from irpipe.pipeline.stage import First, Stage, setting
 
 
 class PredictRichFeedbackConfig(MapConfig):
+    images: Literal["recipe", "feedback"] = setting(
+        "recipe",
+        meaning="Which images. recipe: those of its stages. feedback: those that came with rich feedback, with its prompts.",
+    )
     reward_model: str | None = setting(
         None, role="model", check=NO_GENERATOR, meaning="A RAHF, instead of the recipe's: a folder, or a name."
     )
@@ -35,7 +39,10 @@ class PredictRichFeedbackConfig(MapConfig):
 
 def _reads(config: PredictRichFeedbackConfig) -> Sequence[str | First]:
     texts = First(("splits", "annotations", "selected-prompts"))
-    return ("images", texts, *(() if config.reward_model is not None else ("reward-model",)))
+    return (
+        *(("images", texts) if config.images == "recipe" else ("rich-feedback",)),
+        *(() if config.reward_model is not None else ("reward-model",)),
+    )
 
 
 STAGE = Stage(

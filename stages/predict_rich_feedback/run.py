@@ -34,7 +34,7 @@ _REASONS = "reasons.json"  # of a shard: why each image has no prediction, or nu
 
 
 def run(config: PredictRichFeedbackConfig, inputs: Inputs, out: Path, context: Context) -> Report:
-    groups = row_groups(inputs["images"].table("images"))
+    groups = row_groups(inputs["images" if config.images == "recipe" else "rich-feedback"].table("images"))
     shards = {f"{number:05}": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
     made = context.map(
         ShardPredictor(config, inputs, context.models),
@@ -100,6 +100,9 @@ class ShardPredictor:
     @cached_property
     def _prompts(self) -> dict[int, str]:
         table = prompts_table(self.inputs)
+        if self.config.images == "feedback":
+            feedback = self.inputs["rich-feedback"]
+            table = RICH_FEEDBACK.read(feedback.table(RICH_FEEDBACK.name), ["prompt_id", "prompt"])
         return dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
 
     @cached_property

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 
 from irpipe.models.plugins import plugins
-from irpipe.models.published import NO_GENERATOR
+from irpipe.models.published import NO_GENERATOR, T5, VIT
 from irpipe.models.training.config import OptimizerSettings, TrainingConfig, TrainingSettings, workers
 from irpipe.pipeline.settings import Group
 from irpipe.pipeline.stage import Config, Stage, group, setting
@@ -103,16 +103,16 @@ class TrainRahfConfig(Config):
         None,
         role="model",
         check=NO_GENERATOR,
-        meaning="A RAHF to go on from, or a BLIP whose two towers a new T5 stands on. Unset: vision and t5 are given.",
+        meaning="A RAHF to go on from, or a BLIP whose two towers a new T5 stands on, instead of vision and t5.",
     )
-    vision: str | None = setting(
-        None,
+    vision: str = setting(
+        VIT,
         role="model",
         check=NO_GENERATOR,
-        meaning="The vision tower: a ViT, SigLIP, CLIP or BLIP of transformers. RichHF: ViT B/16.",
-        source="RichHF 4.1",
+        meaning="The vision tower: a ViT, SigLIP, CLIP or BLIP of transformers.",
+        source="RichHF 4.1: ViT B/16; 384 pixels: a replication",
     )
-    t5: str | None = setting(None, role="model", check=NO_GENERATOR, meaning="The T5. RichHF: base.", source="RichHF 4.1")
+    t5: str = setting(T5, role="model", check=NO_GENERATOR, meaning="The T5, with its tokenizer.", source="RichHF 4.1: base")
     images: Literal["recipe", "feedback"] = setting(
         "recipe",
         meaning="Whose images and splits. recipe: those of its stages, by image id. feedback: those that came with the feedback.",
@@ -146,13 +146,13 @@ class TrainRahfConfig(Config):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if (self.model is None) != (self.vision is not None and self.t5 is not None) or (self.model and (self.vision or self.t5)):
-            yield "either model is given, or vision and t5 are: --set train-rahf.vision=FOLDER --set train-rahf.t5=FOLDER"
         if not (self.heatmap_weight or self.score_weight or self.word_weight):
             yield "all weights are 0: there is nothing to train"
 
     def unused(self) -> dict[str, str]:
         idle = self.training.unused() | self.optimizer.unused()
+        if self.model is not None:
+            idle |= dict.fromkeys(("vision", "t5"), "model is given")
         if self.model is None:
             idle |= {f"t5_sizes.{name}": "t5 is given" for name in T5Settings.model_fields}
         if not self.captions.weight:
