@@ -31,7 +31,7 @@ from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
 DOCS = REPOSITORY / "docs"
-OTHERS = ("imagereward", "hps-micro", "hps")  # recipes that blocks may belong to
+OTHERS = ("imagereward", "hps-micro", "hps", "rahf-micro", "rahf")  # recipes that blocks may belong to
 BLOCK = re.compile(
     r"^(?P<fence>```+) *(?:\{(?P<attributes>[^}\n]*)\}|(?P<language>\w*))[^\n]*\n(?P<text>.*?)^(?P=fence) *$", re.M | re.S
 )

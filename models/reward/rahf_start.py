@@ -93,6 +93,16 @@ def start_from_blip(blip: Model, variant: Variant, heads: HeadSizes, t5: Mapping
     reward, _ = init_reward_model(blip, "auto", seed)
     if not isinstance(reward, ImageReward):
         raise ModelError(f"{blip.setting or 'model'}: {blip.shown} is neither a RAHF nor a BLIP")
+    config = _config_on_blip(reward, variant, heads, t5)
+    torch.manual_seed(seed)
+    model = Rahf(config, replace(reward.preprocess, fit="pad"), reward.tokenizer)
+    model.vision.load_state_dict(reward.vision.state_dict())
+    model.text_tower.load_state_dict(reward.text.state_dict())
+    return model
+
+
+def _config_on_blip(reward: ImageReward, variant: Variant, heads: HeadSizes, t5: Mapping[str, int]) -> RahfConfig:
+    """Of a BLIP's towers and a T5 whose vocabulary is the BLIP's, the flag and a token for each output."""
     tokenizer = reward.tokenizer
     size = len(tokenizer)
     tasks = {output: [size + 1 + number] for number, output in enumerate(TASKS)}
@@ -107,7 +117,7 @@ def start_from_blip(blip: Model, variant: Variant, heads: HeadSizes, t5: Mapping
         **t5,
     )
     text = reward.text.config.to_dict()
-    config = RahfConfig(
+    return RahfConfig(
         variant=variant,
         vision=_without_dropout({**reward.vision.config.to_dict(), "model_type": "blip_vision_model"}),
         t5=language.to_dict(),
@@ -119,11 +129,6 @@ def start_from_blip(blip: Model, variant: Variant, heads: HeadSizes, t5: Mapping
         heads=heads,
         max_length=min(128, int(text["max_position_embeddings"]) - 1),
     )
-    torch.manual_seed(seed)
-    model = Rahf(config, replace(reward.preprocess, fit="pad"), tokenizer)
-    model.vision.load_state_dict(reward.vision.state_dict())
-    model.text_tower.load_state_dict(reward.text.state_dict())
-    return model
 
 
 def _without_dropout(config: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def weighted_mean(values: NDArray[np.float64]) -> Callable[[NDArray[np.float64]]
     known = np.isfinite(values)
 
     def figure(weights: NDArray[np.float64]) -> float:
+        """Of image weights (n,)."""
         total = weights[known].sum()
         return float((weights[known] * values[known]).sum() / total) if total else float("nan")
 
@@ -79,6 +80,7 @@ def weighted_correlation(first: NDArray[np.float64], second: NDArray[np.float64]
     a, b = first[known], second[known]
 
     def figure(weights: NDArray[np.float64]) -> float:
+        """Of image weights (n,)."""
         w = weights[known]
         if w.sum() == 0:
             return float("nan")
@@ -109,6 +111,7 @@ def score_rows(name: str, mine: Feedback, people: Feedback, bootstrap: Bootstrap
 
 
 def _ranks(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,) ranks among the known ones, NaN for the others."""
     ranks = np.full(len(values), np.nan)
     ranks[known] = rankdata(values[known])
     return ranks
@@ -151,6 +154,7 @@ def word_rows(name: str, mine: Feedback, people: Feedback, bootstrap: Bootstrap)
 
     def pooled(part: str) -> Callable[[NDArray[np.float64]], float]:
         def figure(weights: NDArray[np.float64]) -> float:
+            """Of image weights (n,)."""
             hits, false, missed = (weights[:, None] * counts).sum(axis=0)
             below = {"precision": hits + false, "recall": hits + missed, "f1": hits + (false + missed) / 2}[part]
             return float(hits / below) if below else 0.0
@@ -163,6 +167,7 @@ def word_rows(name: str, mine: Feedback, people: Feedback, bootstrap: Bootstrap)
 def _row(
     name: str, output: str, figure: str, of: Callable[[NDArray[np.float64]], float], count: int, bootstrap: Bootstrap
 ) -> Row:
+    """A row of the table, of a figure of image weights (n,)."""
     value = of(np.ones(len(bootstrap.prompt)))
     low, high = bootstrap.interval(of)
     known = value if np.isfinite(value) else None

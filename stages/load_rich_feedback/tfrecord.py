@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, StageError
 
 _MOST_BYTES = 1 << 26  # of one record; RichHF-18K's have 10 kB
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -24,12 +24,6 @@ def read_examples(path: Path) -> Iterator[Mapping[str, Sequence[Any]] | None]:
     Raises:
         InputError: the file is empty, no TFRecord, cut short, or has a wrong checksum.
     """
-    import google_crc32c
-
-    def checked(data: bytes, checksum: bytes) -> bool:
-        crc = google_crc32c.value(data)
-        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF) == checksum
-
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise InputError(f"{path.name} is a pointer of Git LFS, not the file itself", where=str(path), fix="git lfs pull")
@@ -58,6 +52,20 @@ def read_examples(path: Path) -> Iterator[Mapping[str, Sequence[Any]] | None]:
             number += 1
         if not number:
             raise InputError(f"{path.name} has no records", where=str(path))
+
+
+def checked(data: bytes, checksum: bytes) -> bool:
+    """Whether bytes have a masked CRC-32C.
+
+    Raises:
+        StageError: what computes it is not installed.
+    """
+    try:
+        import google_crc32c
+    except ImportError:
+        raise StageError("TFRecords need the package google-crc32c", fix="pip install 'irpipe[richhf]'") from None
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF) == checksum
 
 
 def _features(data: bytes) -> Mapping[str, Sequence[Any]] | None:

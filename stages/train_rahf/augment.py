@@ -27,6 +27,7 @@ def augmented(
 
 
 def _one(picture: Tensor, heat: Tensor, seed: int, settings: AugmentationSettings, *, flips: bool) -> tuple[Tensor, Tensor]:
+    """A changed picture (3, s, s) and its maps (m, s, s)."""
     rng = torch.Generator().manual_seed(seed)
     draws = torch.rand(8, generator=rng).tolist()
     if flips and draws[0] < 0.5:

@@ -38,7 +38,7 @@ class Examples:
         return len(self.prompts)
 
     def of(self, keep: Sequence[int] | NDArray[np.int64]) -> Examples:
-        """Those of some rows."""
+        """Those of some rows (m,)."""
         rows = np.asarray(keep, dtype=np.int64)
         return Examples(
             self.image_ids[rows],
@@ -94,7 +94,7 @@ def _unusable(row: Mapping[str, Any], maps: Mapping[str, Mapping[str, bytes]], s
 def open_pictures(
     inputs: Mapping[str, Artifact], kind: str, image_ids: NDArray[np.uint64], size: int, context: Context, workers: int | None
 ) -> tuple[PictureFiles, dict[int, str]]:
-    """Decoded squares of images, and why some have none, by id.
+    """Decoded squares of images (n,), and why some have none, by id.
 
     Raises:
         InputError: none of them is there.

@@ -93,7 +93,7 @@ class RahfEvaluator(Evaluator):
 
 
 def correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    """Pearson's, of those that are known; 0 where one is constant."""
+    """Pearson's correlation of (n,) and (n,), of those that are known; 0 where one is constant."""
     known = ~np.isnan(true)
     if known.sum() < 2 or not np.ptp(found[known]) or not np.ptp(true[known]):
         return 0.0

@@ -100,7 +100,7 @@ class Reader:
         return self._pictures.read(self._rows[np.asarray(rows, dtype=np.int64)])
 
     def of(self, rows: NDArray[np.int64]) -> Reader:
-        """Of some of the examples."""
+        """Of some of the examples (m,)."""
         return Reader(self._pictures, self._rows[rows])
 
 
