@@ -62,7 +62,7 @@ RICH_FEEDBACK = Table(
 
 
 @dataclass(frozen=True)
-class _HeatmapTable(Table):
+class HeatmapTable(Table):
     """A table whose column `image` `datasets` reads as images."""
 
     @property
@@ -71,7 +71,7 @@ class _HeatmapTable(Table):
         return super().schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)})
 
 
-HEATMAPS = _HeatmapTable(
+HEATMAPS = HeatmapTable(
     "heatmaps",
     "Where an image is implausible, and where it does not fit its prompt.",
     (

@@ -19,6 +19,7 @@ ORDER = (
     "train-rahf",
     "predict-rich-feedback",
     "evaluate-rahf",
+    "inpaint-images",
     "score-images",
     "evaluate-rm",
     "choose-images",

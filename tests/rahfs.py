@@ -30,6 +30,7 @@ RICH_RECIPE = (
     + """
 [reads]
 reward-model = "train-rm"
+images = "generate-images"
 [simulate-rich-feedback]
 [load-rich-feedback]
 [train-rahf]
@@ -50,6 +51,14 @@ t5_sizes.num_layers = 2
 t5_sizes.num_decoder_layers = 1
 optimizer.learning_rate = 1e-3
 [predict-rich-feedback]
+reads.reward-model = "train-rahf"
+[inpaint-images]
+model = "micro-generator"
+num_steps = 6
+guidance_scale = 1.0
+candidates = 2
+threshold = 0.05
+reads.images = "generate-images"
 reads.reward-model = "train-rahf"
 [evaluate-rahf]
 truth = true

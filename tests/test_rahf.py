@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from irpipe.models.inpainting import inpaint, mask_of
 from irpipe.models.maps import map_squares, of_shape, unpadded
 from irpipe.models.metrics.words import best_cut, labels_by_matching, labels_by_place, per_sample, precision_recall_f1
 from irpipe.models.reward.base import load_reward_model, of_aspect
 from irpipe.models.reward.rahf import Rahf
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import start_from_blip, start_from_vit
+from irpipe.models.tuning.denoiser import load_denoiser
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -209,12 +212,40 @@ class TestStarts:
             start_from_vit(Model("t5", "r", t5), Model("t5", "r", t5), "multi-head", HEADS, 0)
 
 
+def array_of(cell) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(cell["bytes"])))
+
+
+def test_masks_grow_in_pixels_of_the_height():
+    heat = np.zeros((40, 80))
+    heat[20, 10] = 0.5
+    assert mask_of(heat, 0.5, 0.1).sum() == 0, "above, not at, the threshold"
+    mask = mask_of(heat, 0.4, 0.1)
+    assert mask[16:25, 10].all() and mask[20, 6:15].all() and mask.sum() == 49 and not mask[15, 10]
+    assert (mask_of(heat, 0.4, 0.1, moved=True) == np.roll(mask, (20, 40), axis=(0, 1))).all()
+
+
+def test_a_try_does_not_depend_on_its_batch():
+    """Each picture draws from its own seed; nothing outside of its mask changes."""
+    denoiser = load_denoiser(Model("micro-generator", "r", shipped_folder("micro-generator")), "cpu", "float32")
+    schedule = denoiser.noise_schedule(6, "ddpm")
+    pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(3, 32, 32)
+    masks[:, 8:16, 4:20] = 1
+
+    def drawn(rows):
+        texts = {name: value[rows] for name, value in denoiser.encode(PROMPTS).items()}
+        seeds = [100 + 7 * row for row in rows]
+        return inpaint(denoiser, schedule, texts, pictures[rows], masks[rows], seeds, strength=0.7, guidance=1.0)
+
+    together, alone = drawn([0, 1, 2]), drawn([1])
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+    assert torch.equal(torch.where(masks[:, None] == 0, together, 0), torch.where(masks[:, None] == 0, pictures, 0))
+    assert float((together - pictures)[:, :, 8:16, 4:20].abs().mean()) > 0.05
+
+
 class TestMaps:
     def encoded(self, array):
-        import io
-
-        from PIL import Image
-
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, "PNG")
         return buffer.getvalue()
@@ -326,6 +357,38 @@ class TestStages:
         assert done["metrics"]["steps"] == 2
         told = rich.run("refl", "refl.reads.reward-model=train-rm", "refl.aspect=overall", "refl.steps=2", status=2).err
         assert "there is no score 'overall': the reward model has one score" in told
+
+    def test_what_is_implausible_is_drawn_anew(self, rich):
+        """Pixels outside of the mask stay as they were; what is kept is the more plausible; empty masks change nothing."""
+        some = ("inpaint-images.threshold=0.055", "inpaint-images.dilation=0.03")
+        done = rich.last("inpaint-images", *some)
+        folder = Path(done["path"])
+        rows = {row["original_id"]: row for row in pq.read_table(folder / "inpainted.parquet").to_pylist()}
+        masks = {row["original_id"]: array_of(row["image"]) for row in pq.read_table(folder / "masks.parquet").to_pylist()}
+        source = rich.store.open(rich.store.newest("micro", "generate-images").content_id)
+        before, after = (
+            {row["image_id"]: array_of(row["image"]) for row in pq.read_table(path).to_pylist()}
+            for path in (source.path / "images", folder / "images")
+        )
+        assert set(rows) == set(before) and len(after) == len(before)
+        drawn = [row for row in rows.values() if row["candidate"] is not None]
+        assert drawn and done["metrics"]["drawn_anew"] == len(drawn)
+        for original, row in rows.items():
+            old, new, mask = before[original], after[row["image_id"]], masks[original] > 0
+            assert (old[~mask] == new[~mask]).all() and row["masked"] == pytest.approx(mask.mean())
+            if row["candidate"] is None:
+                assert row["image_id"] == original and (old == new).all()
+            else:
+                assert row["plausibility"] > row["plausibility_before"] and (old[mask] != new[mask]).any()
+        moved = rich.last("inpaint-images", *some, "inpaint-images.moved=true")
+        elsewhere = {
+            row["original_id"]: array_of(row["image"]) for row in pq.read_table(Path(moved["path"]) / "masks.parquet").to_pylist()
+        }
+        assert all((np.roll(masks[key], (16, 16), axis=(0, 1)) == mask).all() for key, mask in elsewhere.items())
+        whole = rich.last("inpaint-images", "inpaint-images.threshold=0", "inpaint-images.keep_original=false")["metrics"]
+        assert whole["masked_share"] > 0.9 and whole["no_better_try"] == 0
+        nothing = rich.last("inpaint-images", "inpaint-images.threshold=0.99")["metrics"]
+        assert nothing["without_mask"] == len(rows) and nothing["drawn_anew"] == 0
 
     def test_faults(self, rich):
         for settings, told in (

@@ -1,0 +1,210 @@
+"""Drawing on the images of one shard."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from irpipe.models.inpainting import inpaint, mask_of
+from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.maps import decoded, encoded
+from irpipe.models.pictures import decode, squared
+from irpipe.models.reward.base import load_given, load_reward_model, of_aspect
+from irpipe.models.scorers.reward import squares
+from irpipe.models.tuning.denoiser import Denoiser, load_denoiser, rows_of
+from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.stage import Inputs, Model
+from irpipe.schemas.annotations import image_id
+from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, image_row
+from irpipe.schemas.inpainted import INPAINTED, MASKS
+from irpipe.schemas.rich_feedback import HEATMAPS
+from irpipe.schemas.splits import prompts_table
+from irpipe.stages.inpaint_images import InpaintImagesConfig
+
+REASONS, ROWS = "reasons.json", "images.parquet"  # of a shard: why each image could not be drawn on, or null; and the images
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image with something to draw anew."""
+
+    row: Mapping[str, Any]
+    prompt: str
+    picture: Picture
+    mask: NDArray[np.bool_]
+
+
+@dataclass
+class ShardInpainter:
+    """Writes the images of some row groups with their masked parts drawn anew."""
+
+    config: InpaintImagesConfig
+    inputs: Inputs
+    models: Mapping[str, tuple[Model, ...]]
+
+    def __call__(self, groups: list[RowGroup], draft: Path) -> None:
+        images = list(ImageReader(groups=groups).rows([column.name for column in IMAGES.columns]))
+        reasons: list[str | None] = [None] * len(images)
+        jobs: list[Job] = []
+        for number, row in enumerate(images):
+            try:
+                jobs.append(self._job(row))
+            except InputError as error:
+                reasons[number] = error.what
+        rows: list[dict[str, Any]] = []
+        told: list[dict[str, Any]] = []
+        for start in range(0, len(jobs), self.config.batch_size):
+            part = jobs[start : start + self.config.batch_size]
+            for job, (row, of_one) in zip(part, self._draw(part), strict=True):
+                rows.append(row)
+                told.append(of_one | {"masked": float(job.mask.mean()), "prompt_id": job.row["prompt_id"]})
+        draft.mkdir()
+        masks = [
+            {
+                "original_id": job.row["image_id"],
+                "image": {"bytes": encoded(job.mask.astype(float)), "path": job.row["image"]["path"]},
+            }
+            for job in jobs
+        ]
+        IMAGES.write(draft, {column.name: [row[column.name] for row in rows] for column in IMAGES.columns})
+        INPAINTED.write(draft, {column.name: [row[column.name] for row in told] for column in INPAINTED.columns})
+        MASKS.write(draft, {column.name: [row[column.name] for row in masks] for column in MASKS.columns})
+        (draft / REASONS).write_text(json.dumps(reasons), encoding="utf-8")
+
+    def _job(self, row: Mapping[str, Any]) -> Job:
+        """An image with its prompt and mask.
+
+        Raises:
+            InputError: it has no prompt or prediction, does not decode, or is of another size than the generator draws.
+        """
+        prompt, heatmap = self._prompts.get(row["prompt_id"]), self._heatmaps.get(show_row_id(row["image_id"]))
+        if row["fault"] is not None or prompt is None or heatmap is None:
+            raise InputError(row["fault"] or ("its prompt is not known" if prompt is None else "it has no prediction"))
+        picture = np.asarray(decode(row["image"]["bytes"]).convert("RGB"))
+        height, width = self._denoiser.height, self._denoiser.width
+        if picture.shape[:2] != (height, width):
+            raise InputError(f"{picture.shape[1]} x {picture.shape[0]} pixels, and the generator draws {width} x {height}")
+        share = decoded(heatmap)
+        if share.shape != (height, width):
+            share = np.asarray(Image.fromarray(np.float32(share), mode="F").resize((width, height)), dtype=np.float64)
+        mask = mask_of(share, self.config.threshold, self.config.dilation, moved=self.config.moved)
+        return Job(row, prompt, picture, mask)
+
+    def _draw(self, jobs: Sequence[Job]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """For each image its row of `images`, and of `inpainted`."""
+        marked = [number for number, job in enumerate(jobs) if job.mask.any()]
+        made: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        tries = (
+            [self._tries([jobs[number] for number in marked], candidate) for candidate in range(self.config.candidates)]
+            if marked
+            else []
+        )
+        scores = [self._plausibility([jobs[number] for number in marked], pictures) for pictures in tries]
+        before = self._plausibility([jobs[n] for n in marked], [jobs[n].picture for n in marked]) if marked else []
+        for place, number in enumerate(marked):
+            best = max(range(len(tries)), key=lambda candidate: scores[candidate][place])
+            better = not self.config.keep_original or scores[best][place] > before[place]
+            row = self._row(jobs[number], tries[best][place], best) if better else dict(jobs[number].row)
+            found = scores[best][place] if better else before[place]
+            made[number] = (row, _told(jobs[number], row, best if better else None, before[place], found))
+        return [
+            made[number] if number in made else (dict(job.row), _told(job, job.row, None, None, None))
+            for number, job in enumerate(jobs)
+        ]
+
+    def _tries(self, jobs: Sequence[Job], candidate: int) -> list[Picture]:
+        """One try for each image."""
+        config, denoiser = self.config, self._denoiser
+        seeds = [row_id("inpainting", config.seed, job.row["image_id"], candidate) >> 2 for job in jobs]
+        smaller = f"--set inpaint-images.batch_size={max(1, len(jobs) // 2)}"
+        with memory_errors(f"{len(jobs)} images drawn at a time", smaller):
+            texts = rows_of(denoiser.encode([job.prompt for job in jobs]), range(len(jobs)), denoiser.device)
+            schedule = denoiser.noise_schedule(config.num_steps, "ddpm")
+            pictures = _batch([job.picture for job in jobs]).to(denoiser.device)
+            masks = torch.from_numpy(np.stack([job.mask for job in jobs])).to(denoiser.device)
+            drawn = inpaint(
+                denoiser, schedule, texts, pictures, masks, seeds, strength=config.strength, guidance=config.guidance_scale
+            )
+        made = (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [np.where(job.mask[..., None], new, job.picture) for job, new in zip(jobs, made, strict=True)]
+
+    def _plausibility(self, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[float]:
+        """The RAHF's plausibility of pictures (h, w, 3)."""
+        model = self._judge
+        shown = [squared(Image.fromarray(picture), model.preprocess.image_size, "pad") for picture in pictures]
+        with torch.no_grad():
+            pixels = squares(shown, model.preprocess, model.device, torch.float32)
+            scores: list[float] = model(pixels, model.encode_texts([job.prompt for job in jobs])).tolist()
+        return scores
+
+    def _row(self, job: Job, picture: Picture, candidate: int) -> dict[str, Any]:
+        """A row of `images`. The path names everything that determines the image."""
+        buffer, config = io.BytesIO(), self.config
+        Image.fromarray(picture).save(buffer, "PNG")
+        data, model = buffer.getvalue(), self.models["model"][0]
+        settings = {
+            "inpainted": show_row_id(job.row["image_id"]),
+            "mask": hashlib.sha256(job.mask.tobytes()).hexdigest()[:16],
+            "steps": config.num_steps,
+            "guidance": config.guidance_scale,
+            "strength": config.strength,
+            "candidate": candidate,
+            "seed": config.seed,
+        }
+        name = show_row_id(row_id("inpainted", model.name, model.revision, json.dumps(settings, sort_keys=True)))
+        prompt, path = job.row["prompt_id"], f"{show_row_id(job.row['prompt_id'])}/{name}.png"
+        origin = {"generator": model.name, "revision": model.revision, "settings": json.dumps(settings, sort_keys=True)}
+        size = (picture.shape[1], picture.shape[0])
+        return image_row(image_id(prompt, path), prompt, data, path, hashlib.sha256(data).hexdigest(), size, "PNG", **origin)
+
+    @cached_property
+    def _prompts(self) -> dict[int, str]:
+        table = prompts_table(self.inputs)
+        return dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+
+    @cached_property
+    def _heatmaps(self) -> dict[str, bytes]:
+        """Encoded implausibility maps by uid."""
+        rows = HEATMAPS.read(self.inputs["rich-predictions"].table(HEATMAPS.name)).to_pylist()
+        return {row["uid"]: row["image"]["bytes"] for row in rows if row["kind"] == "implausibility"}
+
+    @cached_property
+    def _denoiser(self) -> Denoiser:
+        device = worker_device(self.config.device)
+        return load_denoiser(self.models["model"][0], device, self.config.dtype, guidance_scale=self.config.guidance_scale)
+
+    @cached_property
+    def _judge(self) -> Any:
+        """The RAHF's plausibility."""
+        given = self.models.get("reward_model")
+        model = load_given(given[0]) if given else load_reward_model(self.inputs["reward-model"].path)
+        return of_aspect(model, "plausibility").to(worker_device(self.config.device)).eval()
+
+
+def _batch(pictures: Sequence[Picture]) -> Tensor:
+    """(n, 3, h, w) from 0 to 1 of pictures (h, w, 3)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _told(job: Job, row: Mapping[str, Any], candidate: int | None, before: float | None, after: float | None) -> dict[str, Any]:
+    return {
+        "image_id": row["image_id"],
+        "original_id": job.row["image_id"],
+        "candidate": candidate,
+        "plausibility_before": before,
+        "plausibility": after,
+    }
