@@ -117,7 +117,7 @@ claims-refl: $(VENV)/demo ## what is claimed of ReFL (docs/claims.md), in claims
 claims-hps: $(VENV)/demo ## what is claimed of HPS (docs/claims.md), in claims-hps/: 75 minutes on two cores; goes on if interrupted
 	@mkdir -p $@
 	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
-	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-refl; do $(IRPIPE) run $$table || exit; done
+	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-refl compare-hacked; do $(IRPIPE) run $$table || exit; done
 
 clean:
 	rm -rf $(VENV) .typecheck demo demo-hps demo-rahf claims-rm claims-refl claims-hps site build dist *.egg-info
