@@ -25,6 +25,7 @@ NAMES = (
     "oracle",
     "reward_model",
     "choices",
+    "rahf",
     "refl",
     "report",
 )
