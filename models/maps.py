@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,19 @@ def encoded(heatmap: NDArray[np.float64]) -> bytes:
 def decoded(data: bytes) -> NDArray[np.float64]:
     """(h, w) from 0 to 1 of an encoded map."""
     return np.asarray(decode(data).convert("L"), dtype=np.float64) / 255
+
+
+@dataclass(frozen=True)
+class EncodedMaps(Sequence[NDArray[np.float64]]):
+    """Maps (h, w) from 0 to 1 that are decoded one by one, as they are asked for: memory holds them encoded."""
+
+    data: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: Any) -> Any:
+        return EncodedMaps(self.data[place]) if isinstance(place, slice) else decoded(self.data[place])
 
 
 def map_squares(maps: Sequence[Mapping[str, bytes]], size: int) -> NDArray[np.uint8]:

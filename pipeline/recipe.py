@@ -45,6 +45,7 @@ class Recipe:
         reads: the nodes that are meant by a kind, for every node that names none itself.
         searches: the searches by name. trials: the nodes of their trials in the order of drawing; two may be one node.
         pending: for each search that is not finished the node of its next trial.
+        source: the tables as they were read, with overrides, before grids and searches became nodes.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Recipe:
     searches: Mapping[str, Search] = field(default_factory=dict)
     trials: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pending: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:
@@ -278,8 +280,13 @@ def _explain(node: str, config: type[Config], error: Any) -> str:
     return f"{where} = {error['input']!r}: {message}"
 
 
-def nodes_by_kind(table: Any, where: str, tables: Mapping[str, Any], grids: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def nodes_by_kind(
+    table: Any, where: str, tables: Mapping[str, Any], grids: Mapping[str, Sequence[str]], *, needed: bool = True
+) -> dict[str, list[str]]:
     """The nodes in a table of kind = node or kind = [nodes]; a grid's name stands for its nodes.
+
+    Args:
+        needed: whether a search without trials is an error. Otherwise it is left out, as a recipe is before its trials are known.
 
     Raises:
         RecipeError: it is no such table, or names what is no node.
@@ -294,7 +301,7 @@ def nodes_by_kind(table: Any, where: str, tables: Mapping[str, Any], grids: Mapp
         for entry in names:
             if entry not in tables and entry not in grids:
                 raise RecipeError(f"[{where}] {kind}: there is no node {entry!r}{did_you_mean(entry, tables)}")
-            if entry not in tables and not grids[entry]:
+            if needed and entry not in tables and not grids[entry]:
                 raise _no_trials(entry)
         named[kind] = list(dict.fromkeys(node for entry in names for node in grids.get(entry, (entry,))))
     return named

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -27,11 +28,9 @@ def shipped_recipe(name: str) -> str:
     return files("irpipe.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
 
 
-def load_recipe(root: Path, overrides: Sequence[str] = (), points: Mapping[str, Sequence[Point]] | None = None) -> Recipe:
-    """Read irpipe.toml in a folder, with ``node.setting=value`` overrides applied.
-
-    Args:
-        points: the points of searches that are known (see `irpipe.pipeline.trials`).
+def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read irpipe.toml in a folder, with ``node.setting=value`` overrides applied. Its searches have no trials yet: see
+    `irpipe.pipeline.trials`.
 
     Raises:
         RecipeError: there is none, it is not TOML, or an override names nothing.
@@ -40,13 +39,23 @@ def load_recipe(root: Path, overrides: Sequence[str] = (), points: Mapping[str, 
     tables.setdefault(WIRING, {})
     for override in overrides:
         _override(tables, override)
-    meant = tables.pop(WIRING)
+    recipe = Recipe(name, root, (root / store).resolve(), tables, tuple(overrides), source=tables)
+    return with_points(recipe, {})
+
+
+def with_points(recipe: Recipe, points: Mapping[str, Sequence[Point]]) -> Recipe:
+    """The recipe as it was read, with a node for each point of its grids, and for the known points of its searches.
+
+    Raises:
+        RecipeError: a grid, a search or the recipe's wiring is wrong.
+    """
+    tables = {name: table for name, table in recipe.source.items() if name != WIRING}
     searches = {node: read_search(node, table[SEARCH]) for node, table in tables.items() if SEARCH in table}
-    expanded, nodes = _expand(tables, searches, points or {})
+    expanded, nodes = _expand(tables, searches, points)
     grids = {node: list(dict.fromkeys(names)) for node, names in nodes.items()}
-    reads = nodes_by_kind(meant, WIRING, expanded, grids)
+    reads = nodes_by_kind(recipe.source[WIRING], WIRING, expanded, grids, needed=False)
     trials = {node: nodes[node] for node in searches}
-    return Recipe(name, root, (root / store).resolve(), expanded, tuple(overrides), grids, reads, searches, trials)
+    return replace(recipe, tables=expanded, grids=grids, reads=reads, searches=searches, trials=trials)
 
 
 def _read(path: Path) -> tuple[str, str, dict[str, dict[str, Any]]]:
@@ -82,7 +91,7 @@ def _read(path: Path) -> tuple[str, str, dict[str, dict[str, Any]]]:
 
 
 def _expand(
-    tables: Mapping[str, dict[str, Any]], searches: Mapping[str, Search], known: Mapping[str, Sequence[Point]]
+    tables: Mapping[str, Mapping[str, Any]], searches: Mapping[str, Search], known: Mapping[str, Sequence[Point]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """Tables with a node for each point of every grid and search, in place of it; and the names of its nodes, point by point.
 
@@ -93,7 +102,7 @@ def _expand(
     nodes: dict[str, list[str]] = {}
     for name, table in tables.items():
         if GRID not in table and name not in searches:
-            expanded[name] = table
+            expanded[name] = dict(table)
             continue
         if GRID in table and name in searches:
             raise RecipeError(f"[{name}] has both {GRID} and {SEARCH}", fix="a node of its own for each")

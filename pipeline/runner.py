@@ -33,7 +33,7 @@ from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
 from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
-from irpipe.pipeline.trials import with_trials
+from irpipe.pipeline.trials import announced, naming_the_search, with_trials
 from irpipe.pipeline.wiring import Node, Wiring
 
 _POLL_SECONDS = 0.2
@@ -89,9 +89,11 @@ class Runner:
         Raises:
             RecipeError, InputError, StoreError, ...: see `irpipe.pipeline.errors`. Finished work is kept.
         """
-        runner = self
+        runner, last = self, None
         while not only and (trial := runner.recipe.next_trial(target)) is not None:
-            runner = runner._search(trial)
+            if trial == last:
+                raise StageError(f"the trial {trial} was made, and is not known after it", fix="report this, with irpipe.toml")
+            runner, last = runner._search(trial), trial
         return runner._run_known(target, only)
 
     def _run_known(self, target: str, only: bool) -> Record:
@@ -133,11 +135,10 @@ class Runner:
             RecipeError: several processes, which would each have to follow the search.
         """
         if count() > 1:
-            raise RecipeError("a search is followed by one process", fix=f"irpipe run {shlex.quote(trial)} first")
-        search = next(name for name, node in self.recipe.pending.items() if node == trial)
-        done = len(self.recipe.trials[search])
-        self.planner.watcher.say(f"{search}: trial {done} of {self.recipe.searches[search].trials}: {trial}")
-        replace(self, planner=replace(self.planner, force=None)).run(trial)
+            raise RecipeError("a search is followed by one process", fix="the same command without --processes first")
+        self.planner.watcher.say(announced(self.recipe, trial))
+        with naming_the_search(self.recipe, trial):
+            replace(self, planner=replace(self.planner, force=None)).run(trial)
         known = with_trials(self.recipe, self.store)
         return Runner(replace(self.planner, recipe=known, _by_stage={}))
 

@@ -94,3 +94,22 @@ CHOIR |= {
             return Report(Rows(1, 1, 0))
     """,
 }
+
+
+CHOIR |= {
+    "chorus/__init__.py": """
+        from irpipe.pipeline.stage import Config, Many, Stage, setting
+        class ChorusConfig(Config):
+            text: str = setting("and", meaning="What to say between them.")
+        STAGE = Stage(name="chorus", version=1, reads=(Many("word"),), writes="word", config=ChorusConfig,
+                      run="choir.chorus.run:run")
+    """,
+    "chorus/run.py": """
+        from irpipe.pipeline.stage import Report, Rows
+        def run(config, inputs, out, context):
+            words = [word.file("word.txt").read_text() for word in inputs.all("word").values()]
+            text = config.text.join(words)
+            (out / "word.txt").write_text(text)
+            return Report(Rows(1, 1, 0), {"letters": len(text)})
+    """,
+}

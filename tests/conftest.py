@@ -171,7 +171,7 @@ def choir(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ins
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder.parent))
-    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song", "rhyme", "drum", "band")})
+    install({name: f"choir.{name}:STAGE" for name in ("word", "echo", "song", "rhyme", "drum", "band", "chorus")})
     yield project
     for name in [name for name in sys.modules if name.partition(".")[0] == "choir"]:
         del sys.modules[name]

@@ -76,7 +76,9 @@ def examples(count: int = 10) -> Examples:
     scores[1, 2] = np.nan
     maps = [{kind: encoded(rng.random((32, 32))) for kind in KINDS} for _ in range(count)]
     labels = [(rng.random(len(prompt_tokens(prompt))) < 0.3).tolist() for prompt in prompts]
-    return Examples(np.arange(count, dtype=np.uint64), prompts, scores, labels, maps, np.array(["train"] * count))
+    return Examples(
+        np.arange(count), np.arange(count, dtype=np.uint64), prompts, scores, labels, maps, np.array(["train"] * count)
+    )
 
 
 def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head") -> Any:

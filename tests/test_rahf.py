@@ -24,6 +24,8 @@ from irpipe.models.tuning.denoiser import load_denoiser
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
+from irpipe.stages.evaluate_rahf import EvaluateRahfConfig
+from irpipe.stages.evaluate_rahf.run import common_rows, key_of
 from tests.rahfs import HEADS, RICH_RECIPE, T5
 
 BLIP = Model("micro-blip", "r", shipped_folder("micro-blip"))
@@ -325,6 +327,19 @@ class TestStages:
         report = (Path(evaluated["path"]) / "report.txt").read_text()
         assert all(f"Table {number}" in report for number in (1, 2, 3, 4))
 
+    def test_feedback_whose_uids_are_no_image_ids(self, rich):
+        """As RichHF-18K's are: predictions are found by the image's id."""
+        rich.run("load-rich-feedback")
+        folder = rich.store.open(rich.store.newest("micro", "load-rich-feedback").content_id).path
+        feedback, maps = (pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("rich_feedback", "heatmaps"))
+        people = {row["uid"]: row | {"maps": {}} for row in feedback}
+        for one in maps:
+            people[one["uid"]]["maps"][one["kind"]] = one["image"]["bytes"]
+        renamed = {f"uuid-{place}": row | {"uid": f"uuid-{place}"} for place, row in enumerate(people.values())}
+        rows, rejected = common_rows(EvaluateRahfConfig(), renamed, {"node": people})
+        assert len(rows) == len(people) and not rejected
+        assert [key_of(renamed[uid], people) for uid in rows] == list(people)
+
     def test_predictions_have_the_tables_of_annotations(self, rich):
         rich.run("predict-rich-feedback")
         predicted, annotated = (
@@ -391,14 +406,17 @@ class TestStages:
         assert nothing["without_mask"] == len(rows) and nothing["drawn_anew"] == 0
 
     def test_faults(self, rich):
+        rahf = rich.last("train-rahf", "train-rahf.steps=2")["path"]
         for settings, told in (
             (("train-rahf.heads.map_deconvs=[8]",), "1 deconvolutions make heatmaps of 16 pixels, and pictures have 32"),
             (("train-rahf.vision=micro-clip",), "model is given"),
             (("train-rahf.model=micro-clip",), "train-rahf.model"),
             (("train-rahf.heatmap_weight=0", "train-rahf.score_weight=0", "train-rahf.word_weight=0"), "all weights are 0"),
+            (("train-rahf.model={rahf}", "train-rahf.t5_sizes.d_ff=64"), "the RAHF has other sizes: t5_sizes.d_ff is 32"),
             (("train-rahf.captions.replaced=0.2",), "captions.weight is 0"),
             (("split-prompts.validation_share=0",), "no images of the validation split"),
         ):
-            assert told in rich.run("train-rahf", *settings, status=2).err, settings
+            given = [setting.format(rahf=rahf) for setting in settings]
+            assert told in rich.run("train-rahf", *given, status=2).err, settings
         told = rich.run("predict-rich-feedback", "predict-rich-feedback.reads.reward-model=train-rm", status=2).err
         assert "gives a score alone" in told

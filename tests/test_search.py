@@ -161,5 +161,50 @@ class TestRecipe:
         assert "tries is a search" in error and "pip install 'irpipe[search]'" in error
         assert tries("status", "--json").json["missing"]
 
+    def test_the_recipes_own_reads_may_name_a_search(self, tries, monkeypatch):
+        text = textwrap.dedent(self.RECIPE).replace('reads.word = "tries"', "") + '[reads]\nword = "tries"\n'
+        tries.recipe(text)
+        assert tries.run("song").err.count("trial ") == 4 and len(self.words(tries)) == 4
+        monkeypatch.setattr("irpipe.pipeline.trials.missing_packages", lambda extra: ("optuna",))
+        assert "pip install 'irpipe[search]'" in tries("status", status=2).err
+
+    def test_a_search_that_reads_another_one_below_it(self, tries):
+        """All trials of the one that is read are made first, wherever it stands."""
+        tries.recipe(
+            textwrap.dedent("""
+            recipe = "choir"
+            [above]
+            stage = "chorus"
+            search = { trials = 2, figure = "letters", space = { text = ["x", "yy"] } }
+            reads.word = "below"
+            [below]
+            stage = "word"
+            search = { trials = 2, figure = "length.letters", space = { text = ["hi", "hello"] } }
+            [song]
+            reads.word = ["above", "below"]
+            """)
+        )
+        told = tries.run("song").err
+        assert [told.count(f"{name}: trial {number} of 2") for name in ("above", "below") for number in (1, 2)] == [1, 1, 1, 1]
+        made = [line.split(": kept")[0] for line in told.splitlines() if ": kept" in line]
+        assert [name.partition("[")[0] for name in made] == ["below", "below", "above", "above", "song"]
+        assert all(step["state"] == "reuse" for step in tries("plan", "song", "--json").json)
+
+    def test_an_edit_of_the_recipe_during_a_run_changes_nothing_of_it(self, tries, monkeypatch):
+        from irpipe.pipeline.runner import Runner
+
+        real, file = Runner._search, tries.root / "irpipe.toml"
+        text = file.read_text()
+
+        def edited(self, trial):
+            file.write_text("broken [")
+            return real(self, trial)
+
+        monkeypatch.setattr(Runner, "_search", edited)
+        tries.run("song")
+        file.write_text(text)
+        monkeypatch.setattr(Runner, "_search", real)
+        assert all(step["state"] == "reuse" for step in tries("plan", "song", "--json").json)
+
     def test_only_the_target_with_trials_missing(self, tries):
         assert "which does not exist yet" in tries("run", "song", "--only", status=2).err

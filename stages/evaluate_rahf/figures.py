@@ -124,8 +124,10 @@ def map_rows(name: str, mine: Feedback, people: Feedback, bootstrap: Bootstrap, 
         if kind not in mine.maps:
             continue
         pairs = zip(people.maps[kind], mine.maps[kind], strict=True)
-        measured = [heatmap_metrics(true, found, fixation) for true, found in pairs]
-        empty = np.array([not true.any() for true in people.maps[kind]])
+        measured, empty = [], np.zeros(len(mine.maps[kind]), dtype=np.bool_)
+        for place, (true, one) in enumerate(pairs):
+            measured.append(heatmap_metrics(true, one, fixation))
+            empty[place] = not true.any()
         mse = np.array([one["mse"] for one in measured])
         columns = {"mse": mse, "mse_empty": np.where(empty, mse, np.nan)}
         columns |= {figure: np.array([one[figure] for one in measured]) for figure in _MAP_FIGURES}
@@ -177,8 +179,12 @@ def _row(
 def constant(people: Feedback) -> Feedback:
     """What says the same of every image: the mean score and map of the evaluated images themselves, which no constant betters."""
     scores = {aspect: np.full(len(values), np.nanmean(values)) for aspect, values in people.scores.items()}
-    maps = {}
+    maps: dict[str, Sequence[NDArray[np.float64]]] = {}
     for kind, truth in people.maps.items():
-        if len({one.shape for one in truth}) == 1:
-            maps[kind] = [np.mean(truth, axis=0)] * len(truth)
+        total, shapes = np.zeros(truth[0].shape), set()
+        for one in truth:
+            shapes.add(one.shape)
+            total = total + one if one.shape == total.shape else total
+        if len(shapes) == 1:
+            maps[kind] = [total / len(truth)] * len(truth)
     return Feedback(scores, maps)

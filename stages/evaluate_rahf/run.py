@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from irpipe.models.maps import decoded
+from irpipe.models.maps import EncodedMaps
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -32,7 +32,8 @@ def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context)
     truth, prompts = feedback_of(people, rows), [people[uid]["prompt_id"] for uid in rows]
     bootstrap = Bootstrap.of(prompts, config.bootstrap, config.seed)
     found = {CONSTANT: constant(truth)}
-    found |= {node: feedback_of(of_node, rows) for node, of_node in predictions.items()}
+    for node, of_node in predictions.items():
+        found[node] = feedback_of(of_node, [str(key_of(people[uid], of_node)) for uid in rows])
     for name, mine in found.items():
         check_shapes(name, mine, truth)
     figures = [row for name, mine in found.items() for row in all_rows(name, mine, truth, bootstrap, config)]
@@ -89,7 +90,7 @@ def feedback_of(rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str]) -> F
     chosen = [rows[uid] for uid in uids]
     return Feedback(
         {aspect: np.array([np.nan if row[aspect] is None else row[aspect] for row in chosen]) for aspect in ASPECTS},
-        {kind: [decoded(row["maps"][kind]) for row in chosen] for kind in KINDS},
+        {kind: EncodedMaps([row["maps"][kind] for row in chosen]) for kind in KINDS},
         [[word["misaligned"] for word in row["words"]] for row in chosen],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from irpipe.pipeline.hashing import show_row_id
 from irpipe.schemas.annotations import image_id
 from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rich_feedback import prompt_tokens
+
+_IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class BadRecordError(Exception):
@@ -74,7 +77,8 @@ class Answer:
     """What one person said of one image.
 
     Attributes:
-        path: of the image, from which and the prompt its id follows; uid: where the source names the image otherwise.
+        path: of the image, from which and the prompt its id follows; uid: where the source names the image otherwise. One of 16
+            hex digits is the image's id.
         places: of misaligned tokens; scores: by aspect, 1 to 5, None where not given.
     """
 
@@ -95,3 +99,5 @@ class Answer:
         if self.path is not None:
             self.image_id = image_id(prompt_id(self.prompt), self.path)
             self.uid = show_row_id(self.image_id)
+        elif _IMAGE_ID.fullmatch(self.uid):
+            self.image_id = int(self.uid, 16)

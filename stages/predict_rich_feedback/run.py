@@ -19,7 +19,7 @@ from irpipe.models.pictures import decode_stream
 from irpipe.models.reward.base import load_given, load_reward_model
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
-from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
 from irpipe.schemas.files import read_json
@@ -130,6 +130,9 @@ class ShardPredictor:
             scores = {aspect: model.score(image, texts, aspect, states).float().tolist() for aspect in ASPECTS}
             heat = {kind: model.heatmap(pixels, image, texts, kind, states).float().cpu().numpy() for kind in KINDS}
             shares = model.word_probabilities(image, texts, prompts)
+        numbers = [*scores.values(), *shares, *(found.ravel() for found in heat.values())]
+        if not all(np.isfinite(values).all() for values in numbers):
+            raise StageError("a prediction is not finite", fix="--set predict-rich-feedback.dtype=float32, or bfloat16 on a GPU")
         rows, maps = [], []
         for place, (prompt, one) in enumerate(zip(prompts, images, strict=True)):
             uid, wrong = show_row_id(one["image_id"]), [share > model.config.word_cut for share in shares[place]]

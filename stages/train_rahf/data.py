@@ -23,10 +23,12 @@ class Examples:
     """Images with their prompts and feedback, all in one order.
 
     Attributes:
-        image_ids, splits: (n,); scores: (n, 4) by aspect, NaN where nobody said; labels: of each prompt's words.
+        rows: (n,) in the table of feedback; image_ids, splits: (n,).
+        scores: (n, 4) by aspect, NaN where nobody said; labels: of each prompt's words.
         maps: (n, 2) encoded heatmaps by kind, each with the image's own shape.
     """
 
+    rows: NDArray[np.int64]
     image_ids: NDArray[np.uint64]
     prompts: Sequence[str]
     scores: NDArray[np.float32]
@@ -41,6 +43,7 @@ class Examples:
         """Those of some rows (m,)."""
         rows = np.asarray(keep, dtype=np.int64)
         return Examples(
+            self.rows[rows],
             self.image_ids[rows],
             [self.prompts[row] for row in rows],
             self.scores[rows],
@@ -62,7 +65,7 @@ def read_examples(inputs: Mapping[str, Artifact], rejections: Rejections, *, own
     for one in HEATMAPS.read(feedback.table(HEATMAPS.name)).to_pylist():
         maps.setdefault(one["uid"], {})[one["kind"]] = one["image"]["bytes"]
     split_of = {} if own_splits else {prompt: name for name, texts in read_splits(inputs["splits"]).items() for prompt in texts}
-    kept, splits = [], []
+    kept, splits, places = [], [], []
     for number, row in enumerate(rows):
         split = row["split"] if own_splits else split_of.get(row["prompt_id"])
         reason = _unusable(row, maps, split)
@@ -70,8 +73,10 @@ def read_examples(inputs: Mapping[str, Artifact], rejections: Rejections, *, own
             rejections.refuse(number, reason, row["uid"])
             continue
         kept.append(row)
+        places.append(number)
         splits.append(split)
     return Examples(
+        np.array(places, dtype=np.int64),
         np.array([row["image_id"] for row in kept], dtype=np.uint64),
         [row["prompt"] for row in kept],
         np.array([[np.nan if row[name] is None else row[name] for name in ASPECTS] for row in kept], dtype=np.float32).reshape(

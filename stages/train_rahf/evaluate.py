@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 
 from irpipe.models.metrics.words import best_cut
 from irpipe.models.reward.rahf import Rahf
-from irpipe.models.training.objective import Evaluator, Verdict, not_finite, own_share
+from irpipe.models.training.objective import Evaluator, Verdict, micro_batches, not_finite, own_share
 from irpipe.schemas.reward_model import ScoreCard
 from irpipe.schemas.rich_feedback import ASPECTS
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.objective import RahfObjective
-
-_IMAGES = 64  # at a time
 
 
 @dataclass
@@ -69,12 +67,12 @@ class RahfEvaluator(Evaluator):
         model.eval()
         mine, own = list(own_share(len(objective.examples), self.accelerator)), []
         with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(mine), _IMAGES):
-                part = objective.batch(mine[start : start + _IMAGES])
+            for part in map(objective.batch, micro_batches(mine, self.config.training.micro_batch_size)):
                 device = self.accelerator.device
-                pictures = part.pictures.to(device).permute(0, 3, 1, 2).float() / 255
-                losses = objective.losses(part.rows, pictures, part.maps.to(device).float() / 255)
-                found = self.scores_of(part.rows, pictures)
+                with objective.around(0, part):
+                    pictures = part.pictures.to(device).permute(0, 3, 1, 2).float() / 255
+                    losses = objective.losses(part.rows, pictures, part.maps.to(device).float() / 255)
+                    found = self.scores_of(part.rows, pictures)
                 for place, row in enumerate(part.rows):
                     figures = {name: float(values[place]) for name, values in losses.items()}
                     true = objective.examples.scores[row]
@@ -121,9 +119,9 @@ def fitted_cut(model: Rahf, evaluator: RahfEvaluator) -> tuple[float, float]:
     """The probability above which a word is misaligned, of the highest F1 on the validation images; and that F1."""
     examples, shares, labels = evaluator.objective.examples, [], []
     model.eval()
-    with torch.no_grad():
-        for start in range(0, len(examples), _IMAGES):
-            part = evaluator.objective.batch(range(start, min(start + _IMAGES, len(examples))))
+    size = evaluator.config.training.micro_batch_size
+    with torch.no_grad(), evaluator.accelerator.autocast():
+        for part in map(evaluator.objective.batch, micro_batches(range(len(examples)), size)):
             pictures = part.pictures.to(model.device).permute(0, 3, 1, 2).float() / 255
             prompts = [examples.prompts[row] for row in part.rows]
             image = model.look(model.preprocess.normalised(pictures))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def run(config: TrainRahfConfig, inputs: Mapping[str, Artifact], out: Path, cont
         model.checkpoint_activations()
     trainer = Trainer(config.training_config(), dict(model.named_parameters()), objectives, evaluator, accelerator, context)
     trainer.run()
-    metrics = figures(trainer, objectives[0], evaluator) | write_model(trainer, model, evaluator, inputs, out)
+    metrics = figures(trainer, objectives[0], evaluator)
+    metrics |= write_model(trainer, model, evaluator, inputs, metrics, out)
     if accelerator.is_main_process:
         write_curves(trainer.state.rows, out)
         draw_curves(trainer.state.rows, trainer.state.best_step, out / "curves.png")
@@ -76,6 +77,7 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
         known: Rahf = load_given(context.models["model"][0])
         if known.config.variant != config.variant:
             raise ModelError(f"the RAHF is {known.config.variant}", fix=f"--set train-rahf.variant={known.config.variant}")
+        check_sizes(config, known)
         return known
     else:
         given = context.models["model"][0]
@@ -88,6 +90,27 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
             fix="--set train-rahf.heads.map_deconvs=[...], one for each doubling from patches to pixels",
         )
     return model
+
+
+def check_sizes(config: TrainRahfConfig, known: Rahf) -> None:
+    """A RAHF that goes on has its own sizes: settings that say others would have no effect.
+
+    Raises:
+        ModelError: they do.
+    """
+    own, asked = asdict(known.config.heads), config.heads.model_dump()
+    other = [f"heads.{name} is {own[name]}" for name, value in asked.items() if _plain(own[name]) != _plain(value)]
+    if known.config.text_tower is not None:
+        sizes = config.t5_sizes.model_dump()
+        other += [
+            f"t5_sizes.{name} is {known.config.t5[name]}" for name, value in sizes.items() if known.config.t5[name] != value
+        ]
+    if other:
+        raise ModelError(f"the RAHF has other sizes: {'; '.join(other)}", fix="give the same: --set train-rahf.heads...")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 class Reader:
@@ -128,7 +151,7 @@ def with_pictures(
     good = [row for row, identity in enumerate(examples.image_ids.tolist()) if identity not in faults]
     for row, identity in enumerate(examples.image_ids.tolist()):
         if identity in faults:
-            rejections.refuse(row, faults[identity], f"{identity:016x}")
+            rejections.refuse(int(examples.rows[row]), faults[identity], f"{identity:016x}")
     return examples.of(good), Reader(pictures, np.array(good, dtype=np.int64))
 
 
@@ -168,6 +191,7 @@ def make_captions(
     prompts = [texts[images[row]["prompt_id"]] for row in good]
     words = model.words_of(prompts)
     examples = Examples(
+        np.array(good, dtype=np.int64),
         ids[good],
         prompts,
         np.full((len(good), len(ASPECTS)), np.nan, dtype=np.float32),
@@ -199,12 +223,18 @@ def figures(trainer: Trainer, objective: Any, evaluator: RahfEvaluator) -> dict[
 
 
 def write_model(
-    trainer: Trainer, model: Rahf, evaluator: RahfEvaluator, inputs: Mapping[str, Artifact], out: Path
+    trainer: Trainer,
+    model: Rahf,
+    evaluator: RahfEvaluator,
+    inputs: Mapping[str, Artifact],
+    metrics: Mapping[str, Any],
+    out: Path,
 ) -> dict[str, Any]:
     """Write the best model, with the normalisers of its scores and the cut for words. Every process takes part."""
     trainer.weights.load(trainer.best_weights())
     trained_on: dict[str, Any] = {kind: artifact.content_id for kind, artifact in sorted(inputs.items())}
-    model.cards = fitted_cards(evaluator, {"trained_on": trained_on})
+    on_card = {"steps": metrics["steps"], "best_step": metrics["best_step"], **metrics["images"], **metrics["validation"]}
+    model.cards = fitted_cards(evaluator, {"trained_on": trained_on, "metrics": on_card})
     cut, f1 = fitted_cut(model, evaluator)
     model.config = replace(model.config, word_cut=cut)
     if trainer.accelerator.is_main_process:
