@@ -479,7 +479,7 @@ class TestRewardModel:
     def test_another_kind_is_refused(self, rm, tmp_path):
         told = rm("export", "generate-images", str(tmp_path / "x"), "--to", "reward-model", status=2).err
         assert "generate-images writes 'images', which cannot be exported to reward-model" in told
-        assert "an artifact of train-rm" in told and "--to files or --to hf-dataset" in told
+        assert "an artifact of train-rahf, train-rm" in told and "--to files or --to hf-dataset" in told
 
 
 class TestWholeOrNotAtAll:

@@ -203,6 +203,25 @@ class TestStarts:
         assert torch.equal(first, second)
         assert model.words_of(["a red circle"]).pieces[0][1] == [model.tokenizer.convert_tokens_to_ids("red")]
 
+    def test_a_vit_under_a_classifier_and_the_tower_of_a_clip(self, vit, t5):
+        """As the default is saved: what stands beside the vision tower is left out, and all of the tower comes in."""
+        from transformers import CLIPModel, ViTConfig, ViTForImageClassification
+
+        whole = ViTForImageClassification(ViTConfig.from_pretrained(vit, num_labels=3))
+        whole.save_pretrained(vit)
+        model = self.start(vit, t5)
+        for name, value in whole.vit.state_dict().items():
+            assert torch.equal(model.vision.state_dict()[name], value), name
+        clip = shipped_folder("micro-clip")
+        heads = HeadSizes((8,), (8, 8), 1, 0, (8,), (8,))
+        of_clip = start_from_vit(Model("clip", "r", clip), Model("t5", "r", t5), "multi-head", heads, 0)
+        theirs = {
+            key.removeprefix("vision_model."): value
+            for key, value in CLIPModel.from_pretrained(clip).vision_model.state_dict().items()
+        }
+        ours = {key.removeprefix("vision_model."): value for key, value in of_clip.vision.state_dict().items()}
+        assert theirs.keys() == ours.keys() and all(torch.equal(ours[key], value) for key, value in theirs.items())
+
     def test_a_t5_without_its_tokenizer(self, vit, t5):
         for file in t5.glob("*token*"):
             file.unlink()

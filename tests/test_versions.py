@@ -32,7 +32,7 @@ EXPECTED = FIXTURES / "stage_outputs.json"
 RECIPE = FIXTURES / "recipe.toml"
 # What a generator makes differs in the last bits from machine to machine.
 COMPARABLE = sorted(name for name in registered() if find_stage(name).determinism != "numeric")
-TARGETS = ("build-pairs", "evaluate-rm", "simulate-captions", "choose-images")
+TARGETS = ("build-pairs", "evaluate-rm", "simulate-captions", "choose-images", "load-rich-feedback")
 
 
 def outputs(folder: Path) -> dict[str, dict[str, Any]]:

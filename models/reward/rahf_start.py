@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
+# Of a ViT that classifies, or of a model of two towers: what stands beside the vision tower.
+_NOT_VISION = r"classifier|(vit\.)?pooler|text_model|text_projection|visual_projection|logit_scale|logit_bias"
 _T5_FLAG = "<extra_id_0>"  # a token that T5 has and no prompt
 
 
@@ -45,9 +48,8 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
     if flag is None or flag == tokenizer.unk_token_id:
         raise ModelError(f"the tokenizer of {t5.shown} has no {_T5_FLAG}", expected="a T5's")
     folder = files_of(vision)
-    with load_errors(vision, "the vision tower", "a ViT, SigLIP, CLIP or BLIP of transformers with its preprocessing"):
-        tower_config, tower = _vision_of(folder)
-        preprocessing = replace(read_preprocessing(folder, int(tower_config["image_size"]), colours_only=True), fit="pad")
+    tower_config, tower = _vision_of(vision, folder)
+    preprocessing = replace(read_preprocessing(folder, int(tower_config["image_size"]), colours_only=True), fit="pad")
     config = RahfConfig(
         variant=variant,
         vision=tower_config,
@@ -65,19 +67,23 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
     return model
 
 
-def _vision_of(folder: Any) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Config and weights of the vision tower in a folder, which may be part of a model of two towers."""
-    known = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+def _vision_of(vision: Model, folder: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Config and weights of the vision tower in a folder, which may be one of two towers, or stand under a classifier.
+
+    Raises:
+        ModelError: it is of another class, or its weights are not whole.
+    """
     classes = {"siglip": "SiglipVisionModel", "clip": "CLIPVisionModel", "blip": "BlipVisionModel", "vit": "ViTModel"}
-    name = classes.get(known.model_type.removesuffix("_vision_model"))
-    if name is None:
-        raise ModelError(f"the vision tower is a {known.model_type}", expected=", ".join(classes))
-    more = {"add_pooling_layer": False} if name == "ViTModel" else {}
-    tower, told = getattr(transformers, name).from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, **more
-    )
-    if told["missing_keys"] or told.get("mismatched_keys"):
-        raise ModelError(f"weights of the vision tower are missing: {', '.join(sorted(told['missing_keys'])[:3])}")
+    expected = "a ViT, SigLIP, CLIP or BLIP of transformers with its preprocessing"
+    with load_errors(vision, "the vision tower", expected, unused=_NOT_VISION):
+        known = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        name = classes.get(known.model_type.removesuffix("_vision_model"))
+        if name is None:
+            raise ModelError(f"the vision tower is a {known.model_type}", expected=", ".join(classes))
+        more = {"add_pooling_layer": False} if name == "ViTModel" else {}
+        tower = getattr(transformers, name).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **more
+        )
     return _without_dropout(tower.config.to_dict()), tower.state_dict()
 
 
