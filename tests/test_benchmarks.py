@@ -20,6 +20,7 @@ ROWS = {
     "graph": ["exact, one set of 200", "inverted file, 300", "inverted file, 600", "law: n^1.5"],
     "generate": ["micro generator, CPU, float32"],
     "choices": ["plain step", "ours, 1 choices per group", "ours, 8 choices per group"],
+    "rahf": [f"{variant}: {what}" for variant in ("multi-head", "augmented-prompt") for what in ("scores and maps", "words")],
     "threads": ["idle", "beside two busy processes", "one core by affinity"],
     "images": ["written", "plain copy of the shards", "read by id, all", "read by id, 1 of 100"],
     "oracle": ["oracle, clean images", "oracle, damaged images", "annotators, 7 images a record"],
