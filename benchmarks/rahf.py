@@ -53,11 +53,11 @@ def least(size: Size, work: Any, *arguments: Any) -> float:
 def outputs(model: Rahf, pixels: Tensor, prompts: list[str], looks_again: bool) -> None:
     """All scores and maps of pictures (n, 3, size, size), with a vision pass for each or one for all."""
     texts, image = model.encode_texts(prompts), model.look(pixels)
-    states = None if looks_again else model.shared_states(image, texts)
+    shared = None if looks_again else model.shared(image, texts)
     for aspect in ASPECTS:
-        model.score(model.look(pixels) if looks_again else image, texts, aspect, states)
+        model.score(model.look(pixels) if looks_again else image, texts, aspect, shared)
     for kind in KINDS:
-        model.heatmap(pixels, model.look(pixels) if looks_again else image, texts, kind, states)
+        model.heatmap(pixels, model.look(pixels) if looks_again else image, texts, kind, shared)
 
 
 def words(model: Rahf, pixels: Tensor, prompts: list[str], by_word: bool) -> None:

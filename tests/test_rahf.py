@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +81,14 @@ class TestModel:
             image, texts = model.look(PIXELS), model.encode_texts(PROMPTS)
             plausibility, overall = (model.score(image, texts, aspect) for aspect in ("plausibility", "overall"))
         assert not torch.allclose(plausibility, overall, atol=1e-6)
-        assert model.shared_states(image, texts) is None and small().shared_states(image, texts) is not None
+        assert model.shared(image, texts) is None and small().shared(image, texts) is not None
 
     def test_words_are_decoded_as_one_after_another_would_be(self, model):
         """Decoding all at once until nothing changes is the greedy decoding, flag by flag."""
         with torch.no_grad():
             image, texts = model.look(PIXELS), model.encode_texts(PROMPTS)
             for cut in (0.3, 0.5, 0.7):
-                found = model.word_probabilities(image, texts, PROMPTS, cut)
+                found = model.word_probabilities(image, texts, PROMPTS, cut=cut)
                 states, mask = model.fuse(image, texts, "words")
                 for number, pieces in enumerate(model.words_of(PROMPTS).pieces):
                     flags: list[bool] = []
@@ -100,6 +100,15 @@ class TestModel:
                         share = float(torch.sigmoid(logits[model.config.flag] - logits[following]))
                         assert found[number][place] == pytest.approx(share, abs=1e-5), (cut, word)
                         flags.append(share > cut)
+
+    def test_the_cut_labels_words_and_does_not_change_their_probabilities(self):
+        """The cut is fitted on probabilities; they are the same ones when it is used."""
+        model = small()
+        with torch.no_grad():
+            image, texts = model.look(PIXELS), model.encode_texts(PROMPTS)
+            found = model.word_probabilities(image, texts, PROMPTS)
+            model.config = replace(model.config, word_cut=min(map(min, found)) / 2)
+            assert model.word_probabilities(image, texts, PROMPTS) == found
 
     def test_saved_and_loaded(self, model, tmp_path):
         model.save_pretrained(tmp_path / "rahf")
@@ -176,7 +185,7 @@ class TestStarts:
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
         fast.save_pretrained(tmp_path / "t5")
         torch.manual_seed(2)
-        config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
         T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
         return tmp_path / "t5"
 
@@ -225,7 +234,7 @@ class TestStarts:
     def test_a_t5_without_its_tokenizer(self, vit, t5):
         for file in t5.glob("*token*"):
             file.unlink()
-        with pytest.raises(ModelError, match="without a tokenizer"):
+        with pytest.raises(ModelError, match="the tokenizer of t5 has 4 tokens, and its text encoder embeddings for 32"):
             self.start(vit, t5)
 
     def test_a_vision_tower_of_another_kind(self, t5):

@@ -29,6 +29,7 @@ from irpipe.models.noise import Noise
 from irpipe.models.reward.preprocessing import Preprocessing
 from irpipe.models.reward.rahf_heads import HeadSizes, HeatmapHead, ScoreHead
 from irpipe.models.weights import fill, load_tokenizer, read_config
+from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.reward_model import CARD, CONFIG, WEIGHTS, ScoreCard
@@ -62,8 +63,7 @@ class RahfConfig:
         flag: the token behind a misaligned word; tasks: tokens before the prompt by output (augmented-prompt).
         end: the token behind the prompt; start: the token before it for the text tower.
         max_length: tokens of a prompt that are read.
-        aspect: which score a plain call returns.
-        word_cut: a word is misaligned if its probability is above; chosen on validation data.
+        word_cut: a word is called misaligned if its probability is above; chosen on validation data.
     """
 
     variant: Variant
@@ -76,8 +76,11 @@ class RahfConfig:
     start: int = 0
     heads: HeadSizes = field(default_factory=HeadSizes)
     max_length: int = 128
-    aspect: str = "plausibility"
     word_cut: float = 0.5
+
+
+Fused = tuple[Tensor, Tensor]
+"""Encoder states (n, l, d) of an image and a prompt together, and their mask (n, l)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Rahf(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.preprocess, self.tokenizer = config, preprocessing, tokenizer
-        self.aspect = config.aspect
+        self.aspect = ASPECTS[0]  # which score a plain call returns
         self.cards = dict(cards or {})
         self.vision = _make_vision(config.vision)
         self.t5 = T5ForConditionalGeneration(T5Config(**config.t5))
@@ -141,10 +144,14 @@ class Rahf(nn.Module):
                 raise ModelError(f"{folder} holds no RAHF", expected=f"{CONFIG} with the format {FORMAT!r}")
             preprocessing = document["preprocessing"]
             preprocessing |= {name: tuple(preprocessing[name]) for name in ("mean", "std")}
-            config = document["rahf"] | {"heads": HeadSizes(**document["rahf"]["heads"])}
+            heads: dict[str, Any] = {
+                name: tuple(size) if isinstance(size, list) else size for name, size in document["rahf"]["heads"].items()
+            }
+            config = document["rahf"] | {"heads": HeadSizes(**heads)}
             cards = {aspect: ScoreCard(**card) for aspect, card in document["cards"].items()}
             model = cls(RahfConfig(**config), Preprocessing(**preprocessing), load_tokenizer(folder), cards)
             fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+            check_vocabulary(model.tokenizer, model.t5, str(folder))
             return model
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -224,7 +231,7 @@ class Rahf(nn.Module):
         states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
         return states
 
-    def fuse(self, image: Tensor, texts: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
+    def fuse(self, image: Tensor, texts: Mapping[str, Tensor], output: str) -> Fused:
         """Encoder states (n, t + l, d) of image states (n, t, d') and texts, and their mask.
 
         Args:
@@ -260,25 +267,25 @@ class Rahf(nn.Module):
         first = image.shape[1] - self.side**2
         return states[:, first : first + self.side**2].transpose(1, 2).unflatten(2, (self.side, self.side))
 
-    def score(self, image: Tensor, texts: Mapping[str, Tensor], aspect: str, states: Tensor | None = None) -> Tensor:
-        """One score (n,) of image states; `states` of `fuse`, where they are at hand."""
-        states = self.fuse(image, texts, aspect)[0] if states is None else states
+    def shared(self, image: Tensor, texts: Mapping[str, Tensor]) -> Fused | None:
+        """The encoder states that all outputs share (multi-head), to be given to each; None where each has its own."""
+        return self.fuse(image, texts, "words") if self.config.variant == "multi-head" else None
+
+    def score(self, image: Tensor, texts: Mapping[str, Tensor], aspect: str, shared: Fused | None = None) -> Tensor:
+        """One score (n,) of image states."""
+        states, _ = shared or self.fuse(image, texts, aspect)
         head = self.scores[aspect if aspect in self.scores else "any"]
         found: Tensor = head(self.grid(states, image))
         return found
 
     def heatmap(
-        self, pixels: Tensor, image: Tensor, texts: Mapping[str, Tensor], kind: str, states: Tensor | None = None
+        self, pixels: Tensor, image: Tensor, texts: Mapping[str, Tensor], kind: str, shared: Fused | None = None
     ) -> Tensor:
         """One map (n, size, size) of preprocessed pixels and their image states."""
-        states = self.fuse(image, texts, kind)[0] if states is None else states
+        states, _ = shared or self.fuse(image, texts, kind)
         head = self.heatmaps[kind if kind in self.heatmaps else "any"]
         found: Tensor = head(self.grid(states, image), pixels)
         return found
-
-    def shared_states(self, image: Tensor, texts: Mapping[str, Tensor]) -> Tensor | None:
-        """The encoder states that all outputs share (multi-head); None where each has its own."""
-        return self.fuse(image, texts, "words")[0] if self.config.variant == "multi-head" else None
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -314,17 +321,21 @@ class Rahf(nn.Module):
         return logits
 
     def word_probabilities(
-        self, image: Tensor, texts: Mapping[str, Tensor], prompts: Sequence[str], cut: float | None = None
+        self,
+        image: Tensor,
+        texts: Mapping[str, Tensor],
+        prompts: Sequence[str],
+        shared: Fused | None = None,
+        cut: float = 0.5,
     ) -> list[list[float]]:
         """How probable it is that each word of the prompts is misaligned; 0 for words beyond `max_length`.
 
-        The flag or the prompt's next word must follow each word: of the two the flag's share counts. Flags above the cut stand in
-        what is decoded after them. All words are decoded at once, again until no flag changes: that is what decoding one word
-        after another gives, and it takes a few passes instead of one per word.
+        The flag or the prompt's next word must follow each word: of the two the flag's share counts. Flags above `cut` stand in
+        what is decoded after them (by default the likelier of the two does, whatever `word_cut` makes of the share). All words
+        are decoded at once, again until no flag changes: that is what decoding one word after another gives.
         """
-        cut = self.config.word_cut if cut is None else cut
         words = self.words_of(prompts)
-        states, mask = self.fuse(image, texts, "words")
+        states, mask = shared or self.fuse(image, texts, "words")
         flags = [[False] * len(pieces) for pieces in words.pieces]
         probabilities: list[list[float]] = []
         for _ in range(1 + max(map(len, flags), default=0)):

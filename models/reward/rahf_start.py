@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from irpipe.models.reward.preprocessing import read_preprocessing
 from irpipe.models.reward.rahf import FORMAT, TASKS, Rahf, RahfConfig, Variant
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.start import init_reward_model
-from irpipe.models.weights import load_tokenizer, read_config
+from irpipe.models.weights import load_tokenizer
+from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 
-_TOKENIZERS = ("tokenizer.json", "spiece.model")
 # Of a ViT that classifies, or of a model of two towers: what stands beside the vision tower.
 _NOT_VISION = r"classifier|(vit\.)?pooler|text_model|text_projection|visual_projection|logit_scale|logit_bias"
 _T5_FLAG = "<extra_id_0>"  # a token that T5 has and no prompt
@@ -38,12 +38,8 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
         language = transformers.T5ForConditionalGeneration.from_pretrained(
             text_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-        # Without its files transformers makes up a tokenizer of a few tokens.
-        if not any((text_folder / name).is_file() for name in _TOKENIZERS):
-            raise ModelError(f"{t5.shown} comes without a tokenizer", expected=" or ".join(_TOKENIZERS))
         tokenizer = load_tokenizer(text_folder)
-    if len(tokenizer) > language.config.vocab_size:
-        raise ModelError(f"{t5.shown} has {language.config.vocab_size:,} embeddings and a tokenizer of {len(tokenizer):,} tokens")
+        check_vocabulary(tokenizer, language, t5.shown)
     flag = tokenizer.convert_tokens_to_ids(_T5_FLAG)
     if flag is None or flag == tokenizer.unk_token_id:
         raise ModelError(f"the tokenizer of {t5.shown} has no {_T5_FLAG}", expected="a T5's")
@@ -148,11 +144,3 @@ def _without_dropout(config: dict[str, Any]) -> dict[str, Any]:
 def is_rahf(model: Model) -> bool:
     """Whether a model is a RAHF already."""
     return format_of(files_of(model)) == FORMAT
-
-
-def is_blip(model: Model) -> bool:
-    """Whether a model is a BLIP of transformers."""
-    return str(read_config(model).get("model_type", "")).startswith("blip")
-
-
-__all__: Sequence[str] = ("is_blip", "is_rahf", "start_from_blip", "start_from_vit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -125,11 +125,15 @@ def noise_seed(seed: int, what: str, step: int, index: int) -> int:
     return row_id("tuning noise", seed, what, step, index) >> 1
 
 
-def shuffled(count: int, seed: int, what: str, number: int) -> int:
-    """Entry of an endless shuffle of `range(count)`: every index once, in a new order each time round."""
-    turn, position = divmod(number, count)
-    order: NDArray[np.int64] = np.random.default_rng([seed, turn, row_id("shuffle", what)]).permutation(count)
-    return int(order[position])
+def shuffled(count: int, seed: int, what: str, numbers: Iterable[int]) -> list[int]:
+    """Entries of an endless shuffle of `range(count)`, by their numbers: every index once, in a new order each time round."""
+    orders: dict[int, NDArray[np.int64]] = {}
+    entries = []
+    for turn, position in (divmod(number, count) for number in numbers):
+        if turn not in orders:
+            orders[turn] = np.random.default_rng([seed, turn, row_id("shuffle", what)]).permutation(count)
+        entries.append(int(orders[turn][position]))
+    return entries
 
 
 def own_share(count: int, accelerator: Accelerator) -> range:

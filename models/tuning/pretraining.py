@@ -82,8 +82,8 @@ class Pretraining(SampleObjective):
 
     def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
         """Losses (n,) of captioned images."""
-        count = len(self._rows)
-        rows = [self._rows[shuffled(count, self._seed, self.name, step * self.batch_size + index)] for index in indices]
+        numbers = [step * self.batch_size + index for index in indices]
+        rows = [self._rows[entry] for entry in shuffled(len(self._rows), self._seed, self.name, numbers)]
         seeds = [noise_seed(self._seed, self.name, step, index) for index in indices]
         losses = denoising_losses(self._denoiser, self._schedule, self._captioned, rows, seeds)
         return losses, {self.name: Samples(losses)}

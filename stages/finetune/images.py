@@ -51,8 +51,7 @@ class ImagesObjective(SampleObjective):
 
     def losses(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Figures]:
         """See `SampleObjective`."""
-        count = len(self._encoded)
-        rows = [shuffled(count, self._seed, "chosen", step * self.batch_size + index) for index in indices]
+        rows = shuffled(len(self._encoded), self._seed, "chosen", [step * self.batch_size + index for index in indices])
         seeds = [noise_seed(self._seed, "chosen", step, index) for index in indices]
         losses = denoising_losses(self._session.denoiser, self._session.schedule, self._encoded, rows, seeds)
         return losses, {self.name: Samples(losses)}

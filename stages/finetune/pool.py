@@ -70,7 +70,7 @@ class PoolObjective(SampleObjective):
         config = self._config
         count, each = min(config.pool_prompts, len(self._texts)), config.images_per_prompt
         turn = step // (config.pool_every or config.steps)
-        prompts = [shuffled(len(self._texts), config.training.seed, "pool", turn * count + number) for number in range(count)]
+        prompts = shuffled(len(self._texts), config.training.seed, "pool", range(turn * count, (turn + 1) * count))
         latents, scores = self._sample(step, prompts)
         chosen = choose(config, scores)
         if not chosen:
@@ -131,7 +131,7 @@ class PoolObjective(SampleObjective):
         """See `SampleObjective`."""
         assert self._pool is not None, "prepared"
         pool, session, seed = self._pool, self._session, self._config.training.seed
-        rows = [shuffled(len(pool["weights"]), seed, "chosen", step * self.batch_size + index) for index in indices]
+        rows = shuffled(len(pool["weights"]), seed, "chosen", [step * self.batch_size + index for index in indices])
         seeds = [noise_seed(seed, "chosen", step, index) for index in indices]
         kinds = [(self._marked if pool["bad"][row] else self._conditions, pool["prompts"][row]) for row in rows]
         conditions = {name: torch.stack([kind[name][prompt] for kind, prompt in kinds]).numpy() for name in self._conditions}

@@ -47,7 +47,7 @@ def _reads(config: PredictRichFeedbackConfig) -> Sequence[str | First]:
 
 STAGE = Stage(
     name="predict-rich-feedback",
-    version=1,
+    version=2,
     reads=_reads,
     writes="rich-predictions",
     determinism="numeric",

@@ -126,10 +126,10 @@ class ShardPredictor:
         with torch.no_grad(), memory_errors(f"{len(pictures)} images per forward pass", smaller):
             pixels = squares(pictures, model.preprocess, model.device, getattr(torch, self.config.dtype))
             image, texts = model.look(pixels), model.encode_texts(prompts)
-            states = model.shared_states(image, texts)
-            scores = {aspect: model.score(image, texts, aspect, states).float().tolist() for aspect in ASPECTS}
-            heat = {kind: model.heatmap(pixels, image, texts, kind, states).float().cpu().numpy() for kind in KINDS}
-            shares = model.word_probabilities(image, texts, prompts)
+            shared = model.shared(image, texts)
+            scores = {aspect: model.score(image, texts, aspect, shared).float().tolist() for aspect in ASPECTS}
+            heat = {kind: model.heatmap(pixels, image, texts, kind, shared).float().cpu().numpy() for kind in KINDS}
+            shares = model.word_probabilities(image, texts, prompts, shared)
         numbers = [*scores.values(), *shares, *(found.ravel() for found in heat.values())]
         if not all(np.isfinite(values).all() for values in numbers):
             raise StageError("a prediction is not finite", fix="--set predict-rich-feedback.dtype=float32, or bfloat16 on a GPU")

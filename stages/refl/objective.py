@@ -97,7 +97,7 @@ class ReflObjective(SampleObjective):
     def _prompts(self, step: int, numbers: Sequence[int]) -> list[int]:
         """The prompts of rollouts by their numbers among those of the step."""
         first = step // self.config.refresh_every * self.config.rollouts_at_a_time
-        return [shuffled(self._count, self.config.training.seed, "prompts", first + number) for number in numbers]
+        return shuffled(self._count, self.config.training.seed, "prompts", [first + number for number in numbers])
 
     def _sample(self, step: int, numbers: Sequence[int]) -> Tensor:
         """Rollouts (n, late steps, c, h, w) by their numbers among those of the step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,23 +70,14 @@ class RahfEvaluator(Evaluator):
                 device = self.accelerator.device
                 with objective.around(0, part):
                     pictures = part.pictures.to(device).permute(0, 3, 1, 2).float() / 255
-                    losses = objective.losses(part.rows, pictures, part.maps.to(device).float() / 255)
-                    found = self.scores_of(part.rows, pictures)
+                    losses, scores = objective.losses(part.rows, pictures, part.maps.to(device).float() / 255)
+                found = scores.double().cpu().numpy()
                 for place, row in enumerate(part.rows):
                     figures = {name: float(values[place]) for name, values in losses.items()}
                     true = objective.examples.scores[row]
                     own.append({"row": row, **figures, "tokens": objective.tokens[row], "found": found[place], "true": true})
         gathered = gather_object(own) if self.accelerator.num_processes > 1 else own
         return sorted(gathered, key=lambda row: int(row["row"]))
-
-    def scores_of(self, rows: Sequence[int], pictures: torch.Tensor) -> NDArray[np.float64]:
-        """(n, 4) predicted scores of pictures (n, 3, size, size) from 0 to 1."""
-        model = self.objective.model
-        image = model.look(model.preprocess.normalised(pictures))
-        texts = model.encode_texts([self.objective.examples.prompts[row] for row in rows])
-        states = model.shared_states(image, texts)
-        scores = torch.stack([model.score(image, texts, aspect, states) for aspect in ASPECTS], dim=1)
-        return np.asarray(scores.float().cpu().numpy(), dtype=np.float64)
 
 
 def correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
@@ -125,6 +115,6 @@ def fitted_cut(model: Rahf, evaluator: RahfEvaluator) -> tuple[float, float]:
             pictures = part.pictures.to(model.device).permute(0, 3, 1, 2).float() / 255
             prompts = [examples.prompts[row] for row in part.rows]
             image = model.look(model.preprocess.normalised(pictures))
-            shares += model.word_probabilities(image, model.encode_texts(prompts), prompts, cut=0.5)
+            shares += model.word_probabilities(image, model.encode_texts(prompts), prompts)
             labels += [examples.labels[row] for row in part.rows]
     return best_cut(shares, labels)

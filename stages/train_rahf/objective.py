@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from irpipe.models.loading import memory_errors
 from irpipe.models.maps import map_squares, through_jpeg
-from irpipe.models.reward.rahf import Rahf, padded
+from irpipe.models.reward.rahf import Fused, Rahf, padded
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.train_rahf import TrainRahfConfig
@@ -27,6 +27,9 @@ from irpipe.stages.train_rahf.data import Examples
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _IGNORED = -100
 
+FlaggedWords = tuple[Sequence[Sequence[int]], Sequence[bool]]
+"""The words of a prompt as token ids, and which are misaligned."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,11 +37,13 @@ class Batch:
 
     Attributes:
         rows: their rows; pictures: (n, size, size, 3) uint8; maps: (n, 2, size, size) uint8.
+        step_tokens: decoder tokens of the whole step, on all processes; the words' loss is a mean over them.
     """
 
     rows: list[int]
     pictures: Tensor
     maps: Tensor
+    step_tokens: int = 0
 
 
 class RahfObjective(Objective):
@@ -49,7 +54,7 @@ class RahfObjective(Objective):
         examples: the training images.
     """
 
-    name, weight = "loss", 1.0
+    name, weight, order = "loss", 1.0, "rahf"
 
     def __init__(
         self,
@@ -73,13 +78,19 @@ class RahfObjective(Objective):
     def step_rows(self, step: int) -> list[int]:
         """The images of a step: every one once before any comes again."""
         size, count = self.config.batch_size, len(self.examples)
-        return [shuffled(count, self.config.training.seed, "rahf", step * size + place) for place in range(size)]
+        return shuffled(count, self.config.training.seed, self.order, range(step * size, (step + 1) * size))
 
     def parts(self, step: int) -> Sequence[Batch]:
         """See `Objective`."""
         rows = self.step_rows(step)
         mine = [rows[place] for place in own_share(len(rows), self.accelerator)]
-        return [self.batch(part, step) for part in micro_batches(mine, self.config.training.micro_batch_size)]
+        tokens = self.step_tokens(step, rows)
+        parts = micro_batches(mine, self.config.training.micro_batch_size)
+        return [replace(self.batch(part, step), step_tokens=tokens) for part in parts]
+
+    def step_tokens(self, step: int, rows: Sequence[int]) -> int:  # noqa: ARG002 # of captions, which words are replaced
+        """Decoder tokens of the images of a step."""
+        return sum(self.tokens[row] for row in rows)
 
     def batch(self, rows: Sequence[int], step: int | None = None) -> Batch:
         """Images by row; of a step with its JPEG."""
@@ -105,49 +116,52 @@ class RahfObjective(Objective):
         together = self.config.variant == "multi-head"
         kinds = KINDS if together else (KINDS[step % len(KINDS)],)
         aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
-        losses = self.losses(part.rows, pictures, maps, kinds, aspects)
-        tokens = sum(self.tokens[row] for row in self.step_rows(step))
+        losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects)
         heat, scores = (losses[name].sum() / self.config.batch_size for name in ("heatmaps", "scores"))
         loss = self.config.heatmap_weight * heat + self.config.score_weight * scores
-        loss = loss + self.config.word_weight * losses["words"].sum() / tokens
+        loss = loss + self.config.word_weight * losses["words"].sum() / part.step_tokens
         counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
         figures = {name: Samples(losses[name].detach()) for name in ("heatmaps", "scores")}
         return loss, figures | {"words": Samples(losses["words"].detach().double().cpu() / counts, counts)}
 
     def losses(
         self, rows: Sequence[int], pictures: Tensor, maps: Tensor, kinds: Sequence[str] = KINDS, aspects: Sequence[str] = ASPECTS
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Of each image: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
 
         Args:
             pictures: (n, 3, size, size) from 0 to 1; maps: (n, 2, size, size).
             kinds, aspects: those that are asked; they stand for all.
+
+        Returns:
+            The losses, each (n,), and the predicted scores (n, aspects).
         """
         model = self.model
         pixels = model.preprocess.normalised(pictures)
         image = model.look(pixels)
         texts = model.encode_texts([self.examples.prompts[row] for row in rows])
-        states = model.shared_states(image, texts)
+        shared = model.shared(image, texts)
         heat = [
-            ((model.heatmap(pixels, image, texts, kind, states) - maps[:, KINDS.index(kind)]) ** 2).mean(dim=(1, 2))
+            ((model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)]) ** 2).mean(dim=(1, 2))
             for kind in kinds
         ]
         truth = torch.from_numpy(self.examples.scores[list(rows)]).to(pictures.device)
         wanted = truth[:, [ASPECTS.index(aspect) for aspect in aspects]]
-        found = torch.stack([model.score(image, texts, aspect, states) for aspect in aspects], dim=1)
+        found = torch.stack([model.score(image, texts, aspect, shared) for aspect in aspects], dim=1)
         errors = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
-        return {
+        words = [(self.words[row], self.examples.labels[row]) for row in rows]
+        losses = {
             "heatmaps": torch.stack(heat).sum(dim=0) * (len(KINDS) / len(kinds)),
             "scores": errors.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1),
-            "words": self.word_losses(image, texts, states, [(self.words[row], self.examples.labels[row]) for row in rows]),
+            "words": self.word_losses(shared or model.fuse(image, texts, "words"), words),
         }
+        return losses, found
 
-    def word_losses(self, image: Tensor, texts: Mapping[str, Tensor], states: Tensor | None, words: Sequence[Any]) -> Tensor:
+    def word_losses(self, fused: Fused, words: Sequence[FlaggedWords]) -> Tensor:
         """(n,) cross-entropy of the flagged prompts, a sum over tokens; padding is left out."""
-        model = self.model
-        encoded, mask = model.fuse(image, texts, "words") if states is None else (states, _mask(image, texts))
-        sequences = padded([model.sequence(*pair) for pair in words], _IGNORED, image.device)
-        logits = model.sequence_logits(encoded, mask, sequences.clamp(min=0))
+        states, mask = fused
+        sequences = padded([self.model.sequence(*pair) for pair in words], _IGNORED, states.device)
+        logits = self.model.sequence_logits(states, mask, sequences.clamp(min=0))
         losses = F.cross_entropy(logits.float().transpose(1, 2), sequences, ignore_index=_IGNORED, reduction="none")
         return losses.sum(dim=1)
 
@@ -157,50 +171,37 @@ class RahfObjective(Objective):
         return memory_errors(f"{len(part.rows)} images per forward and backward pass", smaller)
 
 
-def _mask(image: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-    """(n, t + l) the mask of states that all outputs share."""
-    mask = texts["attention_mask"]
-    return torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
-
-
 class CaptionObjective(RahfObjective):
     """Which words of a caption were replaced by another caption's words, of clean captioned images.
 
     The replaced words stand in the prompt as well: the image alone tells them. RichHF's pre-training mixture has captions.
     """
 
-    name = "captions"
+    name = order = "captions"
 
-    def step_rows(self, step: int) -> list[int]:
-        """See `RahfObjective`; an order of its own."""
-        size, count = self.config.batch_size, len(self.examples)
-        return [shuffled(count, self.config.training.seed, "captions", step * size + place) for place in range(size)]
+    def batch(self, rows: Sequence[int], step: int | None = None) -> Batch:  # noqa: ARG002 # captioned images stay as they are
+        """Images by row; they have no maps."""
+        return Batch(list(rows), torch.from_numpy(self.read(rows)), torch.empty(0))
 
-    def parts(self, step: int) -> Sequence[Batch]:
-        """See `Objective`."""
-        rows = self.step_rows(step)
-        mine = [rows[place] for place in own_share(len(rows), self.accelerator)]
-        empty = torch.empty(0)
-        return [
-            Batch(list(part), torch.from_numpy(self.read(part)), empty)
-            for part in micro_batches(mine, self.config.training.micro_batch_size)
-        ]
+    def step_tokens(self, step: int, rows: Sequence[int]) -> int:
+        """See `RahfObjective`."""
+        captions = [self.corrupted(step, row) for row in rows]
+        return sum(len(self.model.sequence(*pair)) for pair in self.sequences(captions))
+
+    def sequences(self, captions: Sequence[tuple[list[str], list[bool]]]) -> list[FlaggedWords]:
+        """Captions with their words as token ids."""
+        pieces = self.model.words_of([" ".join(words) for words, _ in captions]).pieces
+        return list(zip(pieces, [wrong for _, wrong in captions], strict=True))
 
     def loss(self, step: int, part: Batch) -> tuple[Tensor, Figures]:
         """See `Objective`."""
         model, device = self.model, self.accelerator.device
         image = model.look(model.preprocess.normalised(part.pictures.to(device).permute(0, 3, 1, 2).float() / 255))
-        told = {row: self.corrupted(step, row) for row in self.step_rows(step)}
-        prompts = [" ".join(told[row][0]) for row in part.rows]
-        pieces = dict(zip(part.rows, model.words_of(prompts).pieces, strict=True))
-        texts = model.encode_texts(prompts)
-        states = model.shared_states(image, texts)
-        losses = self.word_losses(image, texts, states, [(pieces[row], told[row][1]) for row in part.rows])
-        whole = model.words_of([" ".join(words) for words, _ in told.values()]).pieces
-        tokens = [len(model.sequence(words, wrong)) for words, (_, wrong) in zip(whole, told.values(), strict=True)]
-        counts = torch.tensor([len(model.sequence(pieces[row], told[row][1])) for row in part.rows], dtype=torch.float64)
-        per_step = sum(dict(zip(told, tokens, strict=True))[row] for row in self.step_rows(step))
-        return losses.sum() / per_step, {"captions": Samples(losses.detach().double().cpu() / counts, counts)}
+        captions = [self.corrupted(step, row) for row in part.rows]
+        texts, words = model.encode_texts([" ".join(words) for words, _ in captions]), self.sequences(captions)
+        losses = self.word_losses(model.fuse(image, texts, "words"), words)
+        counts = torch.tensor([len(model.sequence(*pair)) for pair in words], dtype=torch.float64)
+        return losses.sum() / part.step_tokens, {"captions": Samples(losses.detach().double().cpu() / counts, counts)}
 
     def corrupted(self, step: int, row: int) -> tuple[list[str], list[bool]]:
         """A caption's words, some of them another caption's, and which."""

@@ -98,8 +98,8 @@ def check_sizes(config: TrainRahfConfig, known: Rahf) -> None:
     Raises:
         ModelError: they do.
     """
-    own, asked = asdict(known.config.heads), config.heads.model_dump()
-    other = [f"heads.{name} is {own[name]}" for name, value in asked.items() if _plain(own[name]) != _plain(value)]
+    own, asked = asdict(known.config.heads), asdict(HeadSizes(**config.heads.model_dump()))
+    other = [f"heads.{name} is {own[name]}" for name, value in asked.items() if own[name] != value]
     if known.config.text_tower is not None:
         sizes = config.t5_sizes.model_dump()
         other += [
@@ -107,10 +107,6 @@ def check_sizes(config: TrainRahfConfig, known: Rahf) -> None:
         ]
     if other:
         raise ModelError(f"the RAHF has other sizes: {'; '.join(other)}", fix="give the same: --set train-rahf.heads...")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 class Reader:
