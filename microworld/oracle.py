@@ -126,7 +126,12 @@ def judge(prompt: str, image: Image) -> Verdict:
     wrong = sorted(
         word for requirement, good in zip(requirements, reading, strict=True) if not good for word in requirement.words
     )
-    return Verdict(sum(reading) / len(reading) * _EXTRA_THING**extra, view.fidelity, view.defects, tuple(wrong), extra, blobs)
+    return Verdict(alignment_of(reading, extra), view.fidelity, view.defects, tuple(wrong), extra, blobs)
+
+
+def alignment_of(reading: Sequence[bool], extra: int) -> float:
+    """Alignment of an image by which requirements it meets and how many things it shows that nobody asked for."""
+    return sum(reading) / len(reading) * _EXTRA_THING**extra
 
 
 def look(image: Image) -> View:

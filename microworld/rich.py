@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irpipe.microworld.grammar import OPPOSITE, Requirement, Scene, parse
-from irpipe.microworld.oracle import Seen, View, best_match, look, utility
+from irpipe.microworld.oracle import Seen, View, alignment_of, best_match, look, utility
 from irpipe.microworld.render import RGB, SIDE, Image
+from irpipe.schemas.rich_feedback import ASPECTS
 
-ASPECTS = ("plausibility", "alignment", "aesthetics", "overall")
 RADIUS = SIDE / 20  # of the disc that a point covers, in pixels
-_EXTRA_THING = 0.85  # factor of alignment per thing that nobody asked for
 _DULL, _BRIGHT = 0.40, 0.90  # aesthetics lie between these; people use their whole scale for them
 _LOOKS = 60
 _DOWN, _RIGHT = np.mgrid[0:SIDE, 0:SIDE] + 0.5
@@ -108,7 +107,7 @@ def rich_truth(prompt: str, image: Image) -> RichTruth:
     scene, requirements = parse(prompt)
     reading, standing = best_match(scene, requirements, view)
     wrong = sorted({word for r, good in zip(requirements, reading, strict=True) if not good for word in r.words})
-    alignment = sum(reading) / len(reading) * _EXTRA_THING ** max(0, len(view.things) - len(scene.things))
+    alignment = alignment_of(reading, max(0, len(view.things) - len(scene.things)))
     beauty = float(np.clip((aesthetics(image, view) - _DULL) / (_BRIGHT - _DULL), 0, 1))
     scores = np.array([view.fidelity, alignment, beauty, utility(alignment, view.fidelity)])
     content = sorted({word for r in requirements for word in r.words})
@@ -197,7 +196,8 @@ def under_disc(defects: NDArray[np.float64]) -> NDArray[np.float64]:
     """(32, 32) the sum of a map under a disc around each pixel."""
     wide = np.pad(defects, _REACH)
     parts = (wide[_REACH + y : _REACH + y + SIDE, _REACH + x : _REACH + x + SIDE] for y, x in _OFFSETS)
-    return np.sum(list(parts), axis=0)  # type: ignore[no-any-return]
+    total: NDArray[np.float64] = np.sum(list(parts), axis=0)
+    return total
 
 
 def answer(truth: RichTruth, slips: Slips, rng: np.random.Generator) -> RichAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,21 @@ def map_shape(width: int, height: int, longest: int) -> tuple[int, int]:
     """Height and width of an image's heatmaps: its own, or scaled down to the longest side that is allowed."""
     scale = min(1.0, longest / max(width, height))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def discs(points: Iterable[tuple[float, float]], shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
+    """(h, w) the pixels whose centre lies within a radius of a point, and the pixel of each point itself.
+
+    Args:
+        points: x, y in pixels; radius: in pixels.
+    """
+    height, width = shape
+    marked = np.zeros(shape, dtype=np.bool_)
+    down, right = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+    for x, y in points:
+        marked |= np.hypot(right - x, down - y) <= radius
+        marked[min(int(y), height - 1), min(int(x), width - 1)] = True
+    return marked
 
 
 def encoded(heatmap: NDArray[np.float64]) -> bytes:

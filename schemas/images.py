@@ -87,13 +87,13 @@ def image_row(
     return row | dict.fromkeys(_MAYBE) | origin
 
 
-def encoded_row(picture: NDArray[np.uint8], prompt_id: int, path: str, generator: str | None = None) -> dict[str, Any]:
-    """A row of the table `images` from a picture (height, width, 3), encoded as PNG."""
+def encoded_row(picture: NDArray[np.uint8], prompt_id: int, path: str, **origin: Any) -> dict[str, Any]:
+    """A row of the table `images` from a picture (height, width, 3), encoded as PNG; `origin` as of `image_row`."""
     buffer, image = io.BytesIO(), Image.fromarray(picture)
     image.save(buffer, "PNG")
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    return image_row(image_id(prompt_id, path), prompt_id, data, path, digest, image.size, "PNG", generator=generator)
+    return image_row(image_id(prompt_id, path), prompt_id, data, path, digest, image.size, "PNG", **origin)
 
 
 class ImageShards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from irpipe.schemas.rich_feedback import HeatmapTable
+from irpipe.schemas.images import ImageTable
 from irpipe.schemas.table import Column, Table
 
 INPAINTED = Table(
@@ -20,7 +20,7 @@ INPAINTED = Table(
         Column("plausibility", pa.float32(), "Predicted for the image.", nullable=True),
     ),
 )
-MASKS = HeatmapTable(
+MASKS = ImageTable(
     "masks",
     "Where images were drawn anew.",
     (

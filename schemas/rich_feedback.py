@@ -5,14 +5,12 @@ Raw, as each annotator gave it, and aggregated over the annotators of an image.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
+from irpipe.schemas.images import ImageTable
 from irpipe.schemas.table import Column, Table
 
 ASPECTS = ("plausibility", "alignment", "aesthetics", "overall")
@@ -61,17 +59,7 @@ RICH_FEEDBACK = Table(
 )
 
 
-@dataclass(frozen=True)
-class HeatmapTable(Table):
-    """A table whose column `image` `datasets` reads as images."""
-
-    @property
-    def schema(self) -> Any:
-        features = {column.name: {"_type": "Value", "dtype": "string"} for column in self.columns} | {"image": {"_type": "Image"}}
-        return super().schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)})
-
-
-HEATMAPS = HeatmapTable(
+HEATMAPS = ImageTable(
     "heatmaps",
     "Where an image is implausible, and where it does not fit its prompt.",
     (

@@ -34,7 +34,11 @@ def thumbnail(data: bytes) -> bytes:
     Raises:
         InputError: it is none.
     """
-    image = decode(data).convert("RGB")
+    return shrunk(decode(data).convert("RGB"))
+
+
+def shrunk(image: Image.Image) -> bytes:
+    """See `thumbnail`; of a decoded picture."""
     longest = max(image.size)
     if longest <= SIDE // 2:
         image = image.resize((image.width * (SIDE // longest), image.height * (SIDE // longest)), Image.Resampling.NEAREST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.view import Block, Card, Chart, Gallery, Grid, Subject, Text, Thumbnail
 from irpipe.schemas.images import ImageReader
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS
-from irpipe.views.pictures import SIDE
+from irpipe.views.pictures import SIDE, shrunk
 
 _SHOWN = 40
 # From nothing to all annotators: dark grey to yellow, which people without red, green or blue cones tell apart by brightness.
@@ -78,8 +77,8 @@ def _card(row: Mapping[str, Any], data: bytes, maps: Mapping[str, bytes]) -> Car
         picture = decode(data).convert("RGB")
     except InputError:
         picture = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
-    shown = [Thumbnail(_webp(picture), "the image", row["plausibility"])]
-    shown += [Thumbnail(_webp(overlay(picture, maps[kind])), kind, None) for kind in KINDS if kind in maps]
+    shown = [Thumbnail(shrunk(picture), "the image", row["plausibility"])]
+    shown += [Thumbnail(shrunk(overlay(picture, maps[kind])), kind, None) for kind in KINDS if kind in maps]
     return Card(f"{words or row['prompt'] or row['uid']} ({scores})", shown)
 
 
@@ -92,17 +91,6 @@ def overlay(picture: Image.Image, heatmap: bytes) -> Image.Image:
         share = np.asarray(resized, dtype=np.float64)
     mixed = grey * (1 - share[..., None]) + _COLOUR * share[..., None]
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
-
-
-def _webp(picture: Image.Image) -> bytes:
-    longest = max(picture.size)
-    if longest <= SIDE // 2:
-        factor = SIDE // longest
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
-    return buffer.getvalue()
 
 
 def evaluation(subject: Subject) -> Sequence[Block]:

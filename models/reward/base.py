@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from irpipe.models.noise import Noise
+    from irpipe.pipeline.store import Artifact
 
 # The formats that read what names none: a published ImageReward.pt, and a CLIP (of transformers, or with OpenAI's names).
 PUBLISHED, CLIP = "irpipe-imagereward", "hps"
@@ -114,6 +115,16 @@ def load_given(model: Model) -> Any:
     path = files_of(model)
     refuse_uncounted(model, path)
     return load_reward_model(path)
+
+
+def load_chosen(models: Mapping[str, Sequence[Model]], inputs: Mapping[str, Artifact]) -> Any:
+    """The reward model that the setting `reward_model` names, or the recipe's where it names none.
+
+    Raises:
+        ModelError: as `load_given`.
+    """
+    given = models.get("reward_model")
+    return load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
 
 
 def refuse_uncounted(model: Model, path: Path) -> None:

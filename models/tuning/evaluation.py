@@ -318,4 +318,4 @@ def write_evaluated(evaluations: Sequence[Evaluation], prompts: Sequence[tuple[i
             for (identity, _), pictures in zip(prompts, evaluation.pictures, strict=False):
                 for turn, picture in enumerate(pictures):
                     name = f"{show_row_id(identity)}/{evaluation.step}-{turn}.png"
-                    shards.append(encoded_row(picture, identity, name, f"{stage} step {evaluation.step}"))
+                    shards.append(encoded_row(picture, identity, name, generator=f"{stage} step {evaluation.step}"))

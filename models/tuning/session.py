@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from irpipe.models.loading import quiet
-from irpipe.models.reward.base import load_given, load_reward_model, of_aspect
+from irpipe.models.reward.base import load_chosen, of_aspect
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.base import Scorer
@@ -186,9 +186,7 @@ class Session:
 
 def open_reward_model(inputs: Mapping[str, Artifact], context: Context, aspect: str | None) -> Any:
     """The reward model that is tuned for: the one that `reward_model` names, or the recipe's; of a RAHF one of its scores."""
-    given = context.models.get("reward_model")
-    model = load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
-    return of_aspect(model, aspect)
+    return of_aspect(load_chosen(context.models, inputs), aspect)
 
 
 def checkpoint_activations(denoiser: Denoiser, reward: Any) -> None:

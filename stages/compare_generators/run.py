@@ -219,7 +219,7 @@ def write_images(worths: Worths, kept: Mapping[int, tuple[int, str]], made: Mapp
             for place, (identity, _) in kept.items():
                 for turn in range(each):
                     path = f"{show_row_id(identity)}/{generator}-{turn}.png"
-                    row = encoded_row(of.pictures[place * each + turn], identity, path, generator)
+                    row = encoded_row(of.pictures[place * each + turn], identity, path, generator=generator)
                     ids.setdefault(generator, []).append(row["image_id"])
                     shards.append(row)
     columns: dict[str, list[Any]] = {column.name: [] for column in WORTHS.columns}

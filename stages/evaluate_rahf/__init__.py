@@ -11,12 +11,13 @@ Cost: O(images * pixels log pixels), and `bootstrap` resamplings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from irpipe.pipeline.stage import Config, Many, Stage, setting
 
 
 class EvaluateRahfConfig(Config):
-    split: str = setting("all", meaning="Images whose feedback is of this split: train, validation or test. all: every image.")
+    split: Literal["all", "train", "validation", "test"] = setting("all", meaning="Images whose feedback is of this split.")
     fixation: float = setting(
         0.0,
         ge=0,

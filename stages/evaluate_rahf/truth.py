@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from irpipe.microworld.pictures import rich_truth_of
 from irpipe.microworld.render import SIDE
-from irpipe.microworld.rich import ASPECTS, RADIUS, Region, RichAnswer, RichTruth, Slips, answer
+from irpipe.microworld.rich import RADIUS, Region, RichTruth, Slips, answer
+from irpipe.models.maps import discs
 from irpipe.pipeline.hashing import row_id
-from irpipe.schemas.rich_feedback import KINDS
+from irpipe.schemas.rich_feedback import ASPECTS, KINDS
 from irpipe.stages.evaluate_rahf.figures import Bootstrap, Feedback, Row, weighted_mean
 
 _DOWN, _RIGHT = np.mgrid[0:SIDE, 0:SIDE] + 0.5
@@ -47,8 +48,9 @@ class Known:
             rng = np.random.default_rng([seed, row_id("panel", count, int(image_ids[number]))])
             answers = [answer(truth, self.slips, rng) for _ in range(count)]
             scores[number] = (np.mean([one.scores for one in answers], axis=0) - 1) / 4
-            for kind in KINDS:
-                maps[kind].append(np.mean([_marked(one, kind) for one in answers], axis=0))
+            points = {"implausibility": [one.implausible for one in answers], "misalignment": [one.misaligned for one in answers]}
+            for kind, of_each in points.items():
+                maps[kind].append(np.mean([discs(of_one, (SIDE, SIDE), RADIUS) for of_one in of_each], axis=0))
             votes = np.zeros(self.words[number])
             for one in answers:
                 votes[list(one.words)] += 1
@@ -57,10 +59,8 @@ class Known:
 
     def every_content_word(self) -> Feedback:
         """Every word that asks for something is called misaligned."""
-        return Feedback(labels=[[place in truth.content for place in range(count)] for truth, count in self._with_words()])
-
-    def _with_words(self) -> list[tuple[RichTruth, int]]:
-        return list(zip(self.truths, self.words, strict=True))
+        pairs = zip(self.truths, self.words, strict=True)
+        return Feedback(labels=[[place in truth.content for place in range(count)] for truth, count in pairs])
 
     def pointing(self, name: str, mine: Feedback, things: Sequence[Sequence[Region]], bootstrap: Bootstrap) -> list[Row]:
         """Whether a misalignment map is higher on the wrong one of two things, of which one is right: .5 is chance.
@@ -78,15 +78,6 @@ class Known:
         value = of(np.ones(len(values)))
         row = {"predictor": name, "output": "misalignment", "figure": "pointing", "value": value if np.isfinite(value) else None}
         return [row | {"low": low, "high": high, "count": int(np.isfinite(values).sum())}]
-
-
-def _marked(one: RichAnswer, kind: str) -> NDArray[np.float64]:
-    """(32, 32) the discs of an annotator's points, as `load-rich-feedback` has them."""
-    marked = np.zeros((SIDE, SIDE))
-    for x, y in one.implausible if kind == "implausibility" else one.misaligned:
-        marked[np.hypot(_RIGHT - x, _DOWN - y) <= RADIUS] = 1
-        marked[min(int(y), SIDE - 1), min(int(x), SIDE - 1)] = 1
-    return marked
 
 
 def _points(found: NDArray[np.float64], pair: Sequence[Region]) -> float:

@@ -1,8 +1,8 @@
 """Compare scorers with human preferences, with each other, and in the micro world with the truth.
 
-Reads: the pairs and the scores; with `truth`, also the oracle's verdicts and the simulated annotators.
+Reads: the pairs, the annotations and the scores; with `truth`, also the oracle's verdicts and the simulated annotators.
 Writes: the tables `scorers` (table 3 of the paper, and HPS's table 2), `groups`, `calibration`, `generators` (table 1),
-    `best_of`, `correlations` (HPS's figure 6) and `rejected`, `report.txt` and plots.
+    `best_of`, `agreement` and `votes` (HPS's figure 3), `correlations` (HPS's figure 6) and `rejected`, `report.txt` and plots.
 Paper: ImageReward, tables 1 and 3, section 4.1 and appendix C.2; HPS, tables 2 and 3.
 Deviates: accuracy is given pooled over pairs, as the released code has it, and as the mean over prompts, as the paper's caption
     has it, each with an interval by bootstrap over prompts.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from irpipe.models.inpainting import inpaint, mask_of
 from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.maps import decoded, encoded
 from irpipe.models.pictures import decode, squared
-from irpipe.models.reward.base import load_given, load_reward_model, of_aspect
+from irpipe.models.reward.base import load_chosen, of_aspect
 from irpipe.models.scorers.reward import squares
 from irpipe.models.tuning.denoiser import Denoiser, load_denoiser, rows_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.stage import Inputs, Model
-from irpipe.schemas.annotations import image_id
-from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, image_row
+from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, encoded_row
 from irpipe.schemas.inpainted import INPAINTED, MASKS
 from irpipe.schemas.rich_feedback import HEATMAPS
 from irpipe.schemas.splits import prompts_table
@@ -106,25 +104,22 @@ class ShardInpainter:
 
     def _draw(self, jobs: Sequence[Job]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """For each image its row of `images`, and of `inpainted`."""
-        marked = [number for number, job in enumerate(jobs) if job.mask.any()]
-        made: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        tries = (
-            [self._tries([jobs[number] for number in marked], candidate) for candidate in range(self.config.candidates)]
-            if marked
-            else []
-        )
-        scores = [self._plausibility([jobs[number] for number in marked], pictures) for pictures in tries]
-        before = self._plausibility([jobs[n] for n in marked], [jobs[n].picture for n in marked]) if marked else []
-        for place, number in enumerate(marked):
-            best = max(range(len(tries)), key=lambda candidate: scores[candidate][place])
-            better = not self.config.keep_original or scores[best][place] > before[place]
-            row = self._row(jobs[number], tries[best][place], best) if better else dict(jobs[number].row)
-            found = scores[best][place] if better else before[place]
-            made[number] = (row, _told(jobs[number], row, best if better else None, before[place], found))
-        return [
-            made[number] if number in made else (dict(job.row), _told(job, job.row, None, None, None))
-            for number, job in enumerate(jobs)
-        ]
+        drawn = [(dict(job.row), _told(job, job.row, None, None, None)) for job in jobs]
+        places = [place for place, job in enumerate(jobs) if job.mask.any()]
+        if not places:
+            return drawn
+        marked = [jobs[place] for place in places]
+        tries = [self._tries(marked, candidate) for candidate in range(self.config.candidates)]
+        scores = [self._plausibility(marked, pictures) for pictures in tries]
+        before = self._plausibility(marked, [job.picture for job in marked])
+        for number, (place, job) in enumerate(zip(places, marked, strict=True)):
+            best = max(range(len(tries)), key=lambda candidate: scores[candidate][number])
+            if not self.config.keep_original or scores[best][number] > before[number]:
+                row = self._row(job, tries[best][number], best)
+                drawn[place] = (row, _told(job, row, best, before[number], scores[best][number]))
+            else:
+                drawn[place] = (dict(job.row), _told(job, job.row, None, before[number], before[number]))
+        return drawn
 
     def _tries(self, jobs: Sequence[Job], candidate: int) -> list[Picture]:
         """One try for each image."""
@@ -153,9 +148,7 @@ class ShardInpainter:
 
     def _row(self, job: Job, picture: Picture, candidate: int) -> dict[str, Any]:
         """A row of `images`. The path names everything that determines the image."""
-        buffer, config = io.BytesIO(), self.config
-        Image.fromarray(picture).save(buffer, "PNG")
-        data, model = buffer.getvalue(), self.models["model"][0]
+        config, model = self.config, self.models["model"][0]
         settings = {
             "inpainted": show_row_id(job.row["image_id"]),
             "mask": hashlib.sha256(job.mask.tobytes()).hexdigest()[:16],
@@ -168,8 +161,7 @@ class ShardInpainter:
         name = show_row_id(row_id("inpainted", model.name, model.revision, json.dumps(settings, sort_keys=True)))
         prompt, path = job.row["prompt_id"], f"{show_row_id(job.row['prompt_id'])}/{name}.png"
         origin = {"generator": model.name, "revision": model.revision, "settings": json.dumps(settings, sort_keys=True)}
-        size = (picture.shape[1], picture.shape[0])
-        return image_row(image_id(prompt, path), prompt, data, path, hashlib.sha256(data).hexdigest(), size, "PNG", **origin)
+        return encoded_row(picture, prompt, path, **origin)
 
     @cached_property
     def _prompts(self) -> dict[int, str]:
@@ -190,8 +182,7 @@ class ShardInpainter:
     @cached_property
     def _judge(self) -> Any:
         """The RAHF's plausibility."""
-        given = self.models.get("reward_model")
-        model = load_given(given[0]) if given else load_reward_model(self.inputs["reward-model"].path)
+        model = load_chosen(self.models, self.inputs)
         return of_aspect(model, "plausibility").to(worker_device(self.config.device)).eval()
 
 

@@ -7,31 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.maps import encoded, map_shape
+from irpipe.models.maps import discs, encoded, map_shape
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
-from irpipe.stages.load_rich_feedback.record import Answer, BadRecordError, Feedback, Point
+from irpipe.stages.load_rich_feedback.record import Answer, BadRecordError, Feedback
 
 
-def discs(points: Sequence[Point], shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
-    """(h, w) the pixels whose centre lies within a radius of a point, and the pixel of each point itself.
+def marked_by_each(answers: Sequence[Answer], kind: str, radius: float, longest: int) -> NDArray[np.bool_]:
+    """(a, h, w) what each answer marks as one kind.
 
     Args:
         radius: as a share of the height, whatever the width (section 3.1: 1/20).
     """
-    height, width = shape
-    marked = np.zeros(shape, dtype=np.bool_)
-    down, right = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
-    for point in points:
-        x, y = point.x * width, point.y * height
-        marked |= np.hypot(right - x, down - y) <= radius * height
-        marked[min(int(y), height - 1), min(int(x), width - 1)] = True
-    return marked
-
-
-def marked_by_each(answers: Sequence[Answer], kind: str, radius: float, longest: int) -> NDArray[np.bool_]:
-    """(a, h, w) what each answer marks as one kind."""
-    shape = map_shape(answers[0].width, answers[0].height, longest)
-    return np.stack([discs([point for point in answer.points if point.kind == kind], shape, radius) for answer in answers])
+    height, width = shape = map_shape(answers[0].width, answers[0].height, longest)
+    return np.stack(
+        [
+            discs([(point.x * width, point.y * height) for point in answer.points if point.kind == kind], shape, radius * height)
+            for answer in answers
+        ]
+    )
 
 
 def check_together(answers: Sequence[Answer], answer: Answer) -> None:

@@ -81,9 +81,9 @@ def _against_all(several: Sequence[Sequence[Answer]]) -> list[str]:
     for answers in several:
         for first, second in permutations(answers, 2):
             for aspect in ASPECTS:
-                scores = first.scores.get(aspect), second.scores.get(aspect)
-                if None not in scores:
-                    shared[first.annotator, second.annotator].append(scores)  # type: ignore[arg-type]
+                mine, theirs = first.scores.get(aspect), second.scores.get(aspect)
+                if mine is not None and theirs is not None:
+                    shared[first.annotator, second.annotator].append((mine, theirs))
     agrees: dict[str, bool] = {}
     for (person, _), pairs in shared.items():
         if len(pairs) >= _LEAST_SHARED:

@@ -116,7 +116,7 @@ def _text(values: Mapping[str, Any], name: str) -> str:
 
 def _score(values: Mapping[str, Any], name: str) -> float:
     value = values[name]
-    if not isinstance(value, int | float) or not is_finite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise BadRecordError(f"{name} is no number", repr(value)[:80])
     if not 0 <= value <= 1:
         raise BadRecordError(f"{name} is not from 0 to 1", f"{value:g}")

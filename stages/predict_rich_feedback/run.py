@@ -16,7 +16,7 @@ import torch
 from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.maps import encoded, map_shape, of_shape
 from irpipe.models.pictures import decode_stream
-from irpipe.models.reward.base import load_given, load_reward_model
+from irpipe.models.reward.base import load_chosen
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import ModelError, StageError
@@ -112,8 +112,7 @@ class ShardPredictor:
         Raises:
             ModelError: it is another reward model.
         """
-        given = self.models.get("reward_model")
-        model = load_given(given[0]) if given else load_reward_model(self.inputs["reward-model"].path)
+        model = load_chosen(self.models, self.inputs)
         if not hasattr(model, "word_probabilities"):
             raise ModelError(f"a reward model of the format {model.format!r} gives a score alone", expected="a RAHF")
         return model.to(device=worker_device(self.config.device), dtype=getattr(torch, self.config.dtype)).eval()

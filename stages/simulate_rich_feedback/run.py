@@ -13,14 +13,14 @@ import numpy as np
 
 from irpipe.microworld.pictures import NotOfThisWorldError, rich_truth_of
 from irpipe.microworld.render import SIDE
-from irpipe.microworld.rich import ASPECTS, RichAnswer, Slips, answer
+from irpipe.microworld.rich import RichAnswer, Slips, answer
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.images import ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
-from irpipe.schemas.rich_feedback import KINDS, RAW_RECORDS
+from irpipe.schemas.rich_feedback import ASPECTS, KINDS, RAW_RECORDS
 from irpipe.stages.simulate_rich_feedback import SimulateRichFeedbackConfig
 
 RATERS = "raters.json"
