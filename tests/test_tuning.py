@@ -263,7 +263,7 @@ class TestStopRule:
         assert "reward is not finite" in self.rule().fault(self.evaluation(1, reward=float("nan")))
 
     def test_a_reward_that_likes_dark_images_is_stopped(self, world, monkeypatch):
-        from irpipe.models.tuning import session
+        from irpipe.models.reward import base
 
         class Dark(ImageReward):
             def forward(self, pixels, texts):
@@ -274,7 +274,7 @@ class TestStopRule:
             model.__class__ = Dark
             return model
 
-        monkeypatch.setattr(session, "load_reward_model", dark)
+        monkeypatch.setattr(base, "load_reward_model", dark)
         laid = (
             "refl.steps=40",
             "refl.phi=linear",
