@@ -13,9 +13,8 @@ import torch
 
 from benchmarks.common import show, timed
 from irpipe.microworld.grammar import describe, sample_scene
-from irpipe.models.generators import Sampling
 from irpipe.pipeline.external import shipped_folder
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.prompts import prompt_id
 from irpipe.stages.generate_images import GenerateImagesConfig
 from irpipe.stages.generate_images.run import cut_shards, plan_jobs
@@ -79,11 +78,21 @@ def compare(
         bare(batch, prompts[:batch])
         rates[batch] = len(prompts) / min(timed(lambda batch=batch: bare(batch, prompts))[0] for _ in range(size.rounds))
     best = max(rates, key=rates.__getitem__)
-    config = GenerateImagesConfig(models=("model",), min_images=1, max_images=1)
+    config = GenerateImagesConfig(
+        models=("model",),
+        min_images=1,
+        max_images=1,
+        num_steps=size.steps,
+        guidance_scale=sampling["guidance_scale"],
+        dtype=dtype,
+        safety_checker=False,
+        batch_size=best,
+        device=device,
+    )
     rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in prompts]
     (shard,) = cut_shards(plan_jobs(config, rows, 1), len(prompts))
-    settings = Sampling(size.steps, sampling["guidance_scale"], "own", None, None, "", dtype, False)
-    make, work = ShardMaker(settings, (Model("model", "0" * 64, model),), None, "png", best, device), folder / f"work {device}"
+    models = {"models": (Model("model", "0" * 64, model),)}
+    make, work = ShardMaker(config, Inputs({}), models, None), folder / f"work {device}"
     make(shard, work / "first")  # loads the model
     ours = len(prompts) / min(timed(lambda number=number: make(shard, work / str(number)))[0] for number in range(size.rounds))
     show(

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,12 @@ class Sampling:
     negative_prompt: str
     dtype: Literal["float32", "bfloat16", "float16"]
     safety_checker: bool
+
+
+def sampling_of(config: Any, negative_prompt: str) -> Sampling:
+    """The sampling that a stage's settings of the same names describe."""
+    others = {field.name: getattr(config, field.name) for field in fields(Sampling) if field.name != "negative_prompt"}
+    return Sampling(**others, negative_prompt=negative_prompt)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class ImageGenerator:
         parts: dict[str, list[Any]] = {}
         for start in range(0, len(prompts) if names else 0, batch_size):
             part = list(prompts[start : start + batch_size])
-            with torch.inference_mode(), _enough_memory(len(part)):
+            with torch.inference_mode(), enough_memory(len(part)):
                 encoded = self.pipeline.encode_prompt(
                     prompt=part,
                     device=self.pipeline._execution_device,
@@ -163,7 +169,7 @@ class ImageGenerator:
             if "negative_prompt" in self._takes:
                 given["negative_prompt"] = self._negative(given["prompt"])
         sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
-        with torch.inference_mode(), _enough_memory(len(rows)):
+        with torch.inference_mode(), enough_memory(len(rows)):
             made = self.pipeline(
                 **given,
                 **sizes,
@@ -213,7 +219,7 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
         pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     where = pick_device(device)
-    with device_errors(where), _enough_memory(1):
+    with device_errors(where), enough_memory(1):
         return ImageGenerator(pipeline.to(where), sampling)
 
 
@@ -240,7 +246,8 @@ def _check_class(name: object, model: Model) -> None:
         )
 
 
-def _enough_memory(batch: int) -> AbstractContextManager[None]:
+def enough_memory(batch: int) -> AbstractContextManager[None]:
+    """Running out of memory with a batch of images names the settings that need less."""
     smaller = f"the setting batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
     return memory_errors(
         f"{batch} images a batch", f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused"

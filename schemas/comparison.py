@@ -13,7 +13,7 @@ COMPARISON = Table(
     "Table 4 of the paper: each generator by each judge. Intervals are 95 %, by bootstrap over prompts.",
     (
         Column("judge", pa.string(), "A scorer, or oracle, alignment, fidelity."),
-        Column("generator", pa.string(), "base, best-of-n, or the stage that tuned it."),
+        Column("generator", pa.string(), "base, best-of-n, guided-SCALE, or the node that tuned it."),
         Column("wins", pa.float64(), "Comparisons won against every other one, of the same prompt and seed; a tie is a half."),
         Column("win_rate", pa.float64(), "Share of comparisons with the base that it wins; null for the base.", nullable=True),
         Column("win_rate_low", pa.float64(), "Lower end of its interval.", nullable=True),
@@ -31,7 +31,7 @@ WORTHS = Table(
     "What every judge says of every image.",
     (
         Column("judge", pa.string(), "A scorer, or oracle, alignment, fidelity."),
-        Column("generator", pa.string(), "base, best-of-n, or the stage that tuned it."),
+        Column("generator", pa.string(), "base, best-of-n, guided-SCALE, or the node that tuned it."),
         Column("prompt_id", pa.uint64(), "Id of the prompt's text."),
         Column("turn", pa.int32(), "Which of the prompt's images, from 0: its noise is the same for all generators."),
         Column("image_id", pa.uint64(), "Id of the image."),

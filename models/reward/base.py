@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from irpipe.models.loading import files_of
 from irpipe.models.plugins import format_of
-from irpipe.pipeline.errors import ModelError, did_you_mean
+from irpipe.pipeline.errors import ModelError, RecipeError, did_you_mean
 from irpipe.pipeline.registry import REWARD_MODELS, declared
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.reward_model import ScoreCard
 
 if TYPE_CHECKING:
@@ -117,14 +117,30 @@ def load_given(model: Model) -> Any:
     return load_reward_model(path)
 
 
-def load_chosen(models: Mapping[str, Sequence[Model]], inputs: Mapping[str, Artifact]) -> Any:
+def load_chosen(models: Mapping[str, Sequence[Model]], inputs: Inputs) -> Any:
     """The reward model that the setting `reward_model` names, or the recipe's where it names none.
 
     Raises:
         ModelError: as `load_given`.
+        RecipeError: the recipe names several.
     """
     given = models.get("reward_model")
-    return load_given(given[0]) if given else load_reward_model(inputs["reward-model"].path)
+    return load_given(given[0]) if given else load_reward_model(only_reward_model(inputs).path)
+
+
+def only_reward_model(inputs: Inputs) -> Artifact:
+    """The one reward model that a run reads.
+
+    Raises:
+        RecipeError: it reads several.
+    """
+    found = inputs.all("reward-model")
+    if len(found) > 1:
+        raise RecipeError(
+            f"one reward model chooses or guides, and {' and '.join(found)} are read",
+            fix=f'name one in the table of the stage: reads.reward-model = ["{next(iter(found))}"]',
+        )
+    return next(iter(found.values()))
 
 
 def refuse_uncounted(model: Model, path: Path) -> None:

@@ -22,12 +22,13 @@ def reward_loss(rewards: Tensor, phi: Phi, margin: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RewardGradient:
-    """Of some samples: rewards and losses (n,), and the losses' gradients with respect to predicted x0, (n, c, h, w)."""
+    """Of some samples: rewards and losses (n,), gradients of the losses with respect to predicted x0, (n, c, h, w), and the
+    pictures that were scored, (n, 3, H, W) from 0 to 1."""
 
     rewards: Tensor
     losses: Tensor
     gradients: Tensor
-    blackened: list[bool]
+    pictures: Tensor
 
     @property
     def norms(self) -> Tensor:
@@ -66,7 +67,7 @@ class RewardGradients:
         if not losses.requires_grad:
             raise no_gradient("the reward model or the decoder blocks it")
         (gradients,) = torch.autograd.grad(losses.sum(), latents)
-        return RewardGradient(rewards.detach(), losses.detach(), gradients, self.denoiser.blackened(pictures))
+        return RewardGradient(rewards.detach(), losses.detach(), gradients, pictures.detach())
 
     def _rewards(self, pictures: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
         """(n,) of pictures (n, 3, H, W) from 0 to 1."""

@@ -41,8 +41,7 @@ from irpipe.models.tuning.pretraining import Pretraining
 from irpipe.models.tuning.prompts import read_prompts
 from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.settings import shown_config
-from irpipe.pipeline.stage import Context, Report, Rows
-from irpipe.pipeline.store import Artifact
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.schemas.curves import write_curves
 from irpipe.schemas.files import read_json
 from irpipe.schemas.generator import LORA, PIPELINE, GeneratorCard
@@ -67,7 +66,7 @@ class Session:
     stage: str
     config: TuneConfig
     context: Context
-    inputs: Mapping[str, Artifact]
+    inputs: Inputs
     accelerator: Accelerator
     denoiser: Denoiser
     schedule: NoiseSchedule
@@ -80,9 +79,7 @@ class Session:
     read: int
 
     @classmethod
-    def open(
-        cls, stage: str, config: TuneConfig, inputs: Mapping[str, Artifact], context: Context, negative_prompt: str = ""
-    ) -> Session:
+    def open(cls, stage: str, config: TuneConfig, inputs: Inputs, context: Context, negative_prompt: str = "") -> Session:
         """Read the inputs, load the models, and make trainable what is trained.
 
         Args:
@@ -184,7 +181,7 @@ class Session:
         draw_before_after(evaluations[0], kept, prompts, out / "before_after.png")
 
 
-def open_reward_model(inputs: Mapping[str, Artifact], context: Context, aspect: str | None) -> Any:
+def open_reward_model(inputs: Inputs, context: Context, aspect: str | None) -> Any:
     """The reward model that is tuned for: the one that `reward_model` names, or the recipe's; of a RAHF one of its scores."""
     return of_aspect(load_chosen(context.models, inputs), aspect)
 

@@ -1,28 +1,30 @@
 """Compare tuned generators with the one they were tuned from: the same prompts, the same seeds, every scorer that is given.
 
 Reads: the tuned generators that the recipe names, the prompts with their splits (images of those of `test` are made), and the
-    reward models if they are asked, or best-of-n is.
+    reward models if they are asked, or best-of-n or score guidance is.
 Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of every image), `images` and `rejected`,
     `report.txt` and images side by side.
-Paper: ImageReward, section 4.2, table 4 and figure 6.
+Paper: ImageReward, section 4.2, table 4 and figure 6; RichHF, section 5.3 (score guidance).
 Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
     over prompts. A tie is half a win.
-Cost: one image per generator, prompt and seed, and n for best-of-n; one forward pass per image and scorer. A kill costs at
+Cost: one image per generator, prompt and seed, n for best-of-n, and of about four times the cost per step with score guidance;
+    one forward pass per image and scorer. A kill costs at
     most one shard of about 64 images per process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from irpipe.models.guidance.config import ComparedGuidance, GuidanceSettings
 from irpipe.models.plugins import plugins
 from irpipe.models.published import STABLE_DIFFUSION
 from irpipe.models.scorers.config import ScorersConfig
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import FilePath, Many, Stage, setting
+from irpipe.pipeline.stage import FilePath, Many, Stage, group, setting
 
 
 class CompareGeneratorsConfig(ScorersConfig, MapConfig):
@@ -36,6 +38,12 @@ class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     best_of: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Strict(False)] = setting(
         (), meaning="Also the base's best of n images by the reward model, at n times the cost."
     )
+    tuned: bool = setting(
+        True,
+        role="neutral",
+        meaning="Compare the tuned generators that the recipe names. false: only the base (best_of, score_guidance).",
+    )
+    score_guidance: ComparedGuidance = group(ComparedGuidance)
     negative_prompts: bool = setting(
         False,
         role="neutral",
@@ -81,12 +89,27 @@ class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     @property
     def needs_reward_model(self) -> bool:
         """Whether a reward model is asked at all."""
-        return super().needs_reward_model or bool(self.best_of)
+        return super().needs_reward_model or bool(self.best_of or self.score_guidance.scales)
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.score_guidance.scales:
+            yield from self.score_guidance.faults_for(self.num_steps, self.dtype)
+        if not (self.tuned or self.best_of or self.score_guidance.scales):
+            yield "nothing is compared: tuned is false, and best_of and score_guidance.scales are empty"
+
+    def unused(self) -> dict[str, str]:
+        idle = {} if self.tuned else {"negative_prompts": "tuned is false"}
+        if not self.score_guidance.scales:
+            names = (f"score_guidance.{name}" for name in GuidanceSettings.model_fields)
+            idle |= dict.fromkeys(names, "score_guidance.scales is empty")
+        return super().unused() | idle
 
 
 def _reads(config: CompareGeneratorsConfig) -> Sequence[str | Many]:
+    tuned = (Many("generator"),) if config.tuned else ()
     splits = ("splits",) if config.prompts is None else ()
-    return (Many("generator"), *splits, *config.reads_reward_models())
+    return (*tuned, *splits, *config.reads_reward_models())
 
 
 STAGE = Stage(

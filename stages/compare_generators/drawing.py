@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.generators import PROMPT, ImageGenerator, Sampling, load
+from irpipe.models.generators import PROMPT, ImageGenerator, load, sampling_of
+from irpipe.models.guidance.sampler import guided
 from irpipe.models.loading import worker_device
 from irpipe.models.tuning.tuned import load_tuned
 from irpipe.pipeline.errors import RecipeError
 from irpipe.pipeline.hashing import row_id
-from irpipe.pipeline.stage import Context, Model
+from irpipe.pipeline.stage import Context, Inputs, Model
 from irpipe.schemas.generator import GeneratorCard
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
 from irpipe.stages.compare_generators.table import BASE
@@ -32,11 +33,13 @@ class Source:
     Attributes:
         tuned: the folder and the card of a tuned one; None for the base.
         negative_prompt: that it draws with; prefix: what its prompts begin with.
+        scale: of its score guidance; 0: none.
     """
 
     tuned: tuple[Path, GeneratorCard] | None = None
     negative_prompt: str = ""
     prefix: str = ""
+    scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Drawer:
     """Writes the images of a shard, with one generator loaded at a time."""
 
     config: CompareGeneratorsConfig
-    base: Model
+    inputs: Inputs
+    models: Mapping[str, tuple[Model, ...]]
     sources: Mapping[str, Source]
     _loaded: tuple[str, ImageGenerator] | None = field(default=None, init=False)
 
@@ -78,36 +82,27 @@ class Drawer:
         return self._loaded[1]
 
     def _load(self, name: str) -> ImageGenerator:
-        source, device = self.sources[name], worker_device(self.config.device)
+        source, device, base = self.sources[name], worker_device(self.config.device), self.models["model"][0]
         sampling = sampling_of(self.config, source.negative_prompt)
-        if source.tuned is None:
-            return load(self.base, sampling, device)
-        return load_tuned(self.base, *source.tuned, sampling, device)
-
-
-def sampling_of(config: CompareGeneratorsConfig, negative_prompt: str) -> Sampling:
-    return Sampling(
-        config.num_steps,
-        config.guidance_scale,
-        config.scheduler,
-        config.width,
-        config.height,
-        negative_prompt,
-        config.dtype,
-        config.safety_checker,
-    )
+        if source.tuned is not None:
+            return load_tuned(base, *source.tuned, sampling, device)
+        generator = load(base, sampling, device)
+        if source.scale:
+            return guided(generator, source.scale, self.config.score_guidance, self.models, self.inputs, base.shown)
+        return generator
 
 
 def sources_of(
     cards: Mapping[str, GeneratorCard], folders: Mapping[str, Path], config: CompareGeneratorsConfig
 ) -> dict[str, Source]:
-    """What is compared, by name: the base, the tuned generators, and with `negative_prompts` both with and without these.
+    """What is compared, by name: the base, with score guidance too, the tuned generators, and with `negative_prompts` both with
+    and without these.
 
     Raises:
         RecipeError: a node has the name of another row of the comparison.
     """
     tuned = {name: Source((folders[name], card), card.negative_prompt) for name, card in cards.items()}
-    others = {BASE: Source()}
+    others = {BASE: Source()} | {f"guided-{scale:g}": Source(scale=scale) for scale in config.score_guidance.scales}
     for name, source in tuned.items() if config.negative_prompts else ():
         if source.negative_prompt:
             plain = replace(source, negative_prompt="")
@@ -127,6 +122,7 @@ def draw(
     prompts: Sequence[tuple[int, str]],
     pools: int,
     sources: Mapping[str, Source],
+    inputs: Inputs,
     context: Context,
 ) -> tuple[list[Images], dict[str, Images]]:
     """Images of all prompts, `images_per_prompt` of each together, by every generator.
@@ -149,7 +145,7 @@ def draw(
             shards[name] = shard
             names.setdefault((generator, pool), []).append(name)
     made = context.map(
-        Drawer(config, context.models["model"][0], sources),
+        Drawer(config, inputs, context.models, sources),
         shards,
         "generating",
         "images",

@@ -15,11 +15,12 @@ from PIL import Image
 
 from irpipe.microworld.pictures import NotOfThisWorldError, verdict_on
 from irpipe.models.loading import pick_device
+from irpipe.models.reward.base import only_reward_model
 from irpipe.models.scorers.base import Scorer, score_pictures
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.models.scorers.reward import RewardModelScorer
 from irpipe.models.tuning.plots import draw_columns
-from irpipe.pipeline.errors import InputError, RecipeError
+from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -58,12 +59,11 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     cards: dict[str, GeneratorCard] = {node: check_base(node, artifact, context) for node, artifact in generators.items()}
     sources = sources_of(cards, {node: artifact.path for node, artifact in generators.items()}, config)
     reward_models = load_reward_models(inputs, context.models)
-    if config.best_of and len(reward_models) > 1:
-        raise RecipeError(
-            f"best_of takes one reward model, and {' and '.join(reward_models)} are read",
-            fix="--set compare-generators.best_of=[], or name one reward model",
-        )
-    made = make_all(config, prompts, sources, context, reward_models)
+    if (config.best_of or config.score_guidance.scales) and config.reward_model is None:
+        only_reward_model(inputs)
+    if config.score_guidance.scales:
+        context.say("  " + config.score_guidance.cost(config.num_steps))
+    made = make_all(config, prompts, sources, inputs, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)
     judges = make_scorers(config.scorers, context.models, reward_models, device=config.device, dtype="float32", seed=config.seed)
@@ -124,6 +124,7 @@ def make_all(
     config: CompareGeneratorsConfig,
     prompts: Sequence[tuple[int, str]],
     sources: Mapping[str, Source],
+    inputs: Inputs,
     context: Context,
     reward_models: Mapping[str, Any],
 ) -> dict[str, Made]:
@@ -131,7 +132,7 @@ def make_all(
     for name, source in sources.items():
         if source.negative_prompt and config.guidance_scale <= 1:
             context.say(f"  {name} has the negative prompt {source.negative_prompt!r}, which without guidance steers nothing")
-    pools, others = draw(config, prompts, max(config.best_of, default=1), sources, context)
+    pools, others = draw(config, prompts, max(config.best_of, default=1), sources, inputs, context)
     count = len(prompts) * config.images_per_prompt
     made = {BASE: Made(*pools[0], count)}
     for n in config.best_of:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from irpipe.models.tuning.prompts import excluded
 from irpipe.models.tuning.session import Session
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import digest
+from irpipe.pipeline.stage import Inputs
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.chosen import CHOSEN_IMAGES, NON_PREFERRED
 from irpipe.schemas.images import ImageReader
@@ -25,7 +26,7 @@ from irpipe.stages.finetune import FinetuneConfig
 class ImagesObjective(SampleObjective):
     """The denoising loss on chosen images, encoded once; the prompts of bad ones begin with the identifier."""
 
-    def __init__(self, config: FinetuneConfig, session: Session, inputs: Mapping[str, Artifact]) -> None:
+    def __init__(self, config: FinetuneConfig, session: Session, inputs: Inputs) -> None:
         super().__init__("chosen_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
         self._session, self._seed = session, config.training.seed
         reader = ImageReader(inputs["images"].table("images"))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from irpipe.models.generators import PROMPT
 from irpipe.models.tuning.session import Session
-from irpipe.pipeline.stage import Context, Report
-from irpipe.pipeline.store import Artifact
+from irpipe.pipeline.stage import Context, Inputs, Report
 from irpipe.stages.finetune import FinetuneConfig
 from irpipe.stages.finetune.images import ImagesObjective
 from irpipe.stages.finetune.pool import PoolObjective
 
 
-def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+def run(config: FinetuneConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     session = Session.open("finetune", config, inputs, context, negative_prompt_of(config))
     if config.source == "none":
         return session.write(session.train(), out)

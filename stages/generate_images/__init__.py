@@ -1,22 +1,27 @@
 """Make images of the selected prompts with one or more text-to-image models.
 
-Reads: the selected prompts.
+Reads: the selected prompts, and with score guidance the reward model, unless a setting names one.
 Writes: the tables `images` (shards of whole prompts), `overlong_prompts` and `rejected`, and contact sheets.
-Paper: ImageReward, section 2.1 (4-9 images per prompt) and table 1 (several models on one set of prompts).
+Paper: ImageReward, section 2.1 (4-9 images per prompt) and table 1 (several models on one set of prompts); RichHF, section 5.3
+    (score guidance).
 Deviates: the paper took DiffusionDB's images; here they are generated, each from its own seed.
-Cost: O(images * num_steps) of the model; memory O(batch_size) of images; a kill costs at most one shard per process.
+Cost: O(images * num_steps) of the model, about four times as much for a step with score guidance; memory O(batch_size)
+    of images; a kill costs at most one shard per process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Strict
 
-from irpipe.models.published import STABLE_DIFFUSION
+from irpipe.models.guidance.config import GuidanceSettings, ScoreGuidance
+from irpipe.models.plugins import plugins
+from irpipe.models.published import NO_GENERATOR, STABLE_DIFFUSION
+from irpipe.models.scorers.config import REWARD_MODEL_MEANING
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import FilePath, Stage, setting
+from irpipe.pipeline.stage import FilePath, Stage, group, setting
 
 
 class GenerateImagesConfig(MapConfig):
@@ -52,6 +57,8 @@ class GenerateImagesConfig(MapConfig):
     negative_prompt: str = setting(
         "", meaning="Negative prompt for the guidance; {prompt} in it is the image's own prompt.", source="HPS 6: 'Weird image. '"
     )
+    score_guidance: ScoreGuidance = group(ScoreGuidance)
+    reward_model: str | None = setting(None, role="model", check=NO_GENERATOR, meaning=REWARD_MODEL_MEANING)
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float16", meaning="Precision of the model.")
     safety_checker: bool = setting(
         True, meaning="Run the model's safety checker, if it has one; images that it blackens are rejected."
@@ -72,16 +79,29 @@ class GenerateImagesConfig(MapConfig):
         yield from super().faults()
         if self.min_images > self.max_images:
             yield "min_images is above max_images"
+        if self.score_guidance.scale:
+            yield from self.score_guidance.faults_for(self.num_steps, self.dtype)
 
     def unused(self) -> dict[str, str]:
         idle = {"negative_prompt": "guidance_scale is 1 or less"} if self.guidance_scale <= 1 else {}
+        if not self.score_guidance.scale:
+            idle |= dict.fromkeys(
+                ("reward_model", *(f"score_guidance.{name}" for name in GuidanceSettings.model_fields)),
+                "score_guidance.scale is 0",
+            )
         return super().unused() | idle
+
+
+def _reads(config: GenerateImagesConfig) -> Sequence[str]:
+    guided = config.score_guidance.scale and config.reward_model is None
+    return ("selected-prompts", *(("reward-model",) if guided else ()))
 
 
 STAGE = Stage(
     name="generate-images",
     version=1,
-    reads=("selected-prompts",),
+    reads=_reads,
+    plugins=plugins,
     extra="generate",
     writes="images",
     determinism="numeric",

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.shards import put_in_place
-from irpipe.pipeline.stage import Context, Report, Rows
-from irpipe.pipeline.store import Artifact
+from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.schemas.images import IMAGES, OVERLONG_PROMPTS, ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
@@ -21,7 +20,7 @@ from irpipe.stages.generate_images.shards import Job, Shard, images_of, make_sha
 from irpipe.stages.generate_images.sheets import draw_sheets
 
 
-def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
+def run(config: GenerateImagesConfig, inputs: Inputs, out: Path, context: Context) -> Report:
     prompts = SELECTED_PROMPTS.read(inputs["selected-prompts"].table("selected_prompts"), ["prompt_id", "prompt"]).to_pylist()
     jobs = plan_jobs(config, prompts, len(context.models["models"]))
     rejections = Rejections(config.max_rejected, "selected-prompts")
@@ -29,7 +28,9 @@ def run(config: GenerateImagesConfig, inputs: Mapping[str, Artifact], out: Path,
         if not job.prompt.strip():
             rejections.refuse(job.row, "empty prompt", show_row_id(job.prompt_id))
     shards = cut_shards([job for job in jobs if job.prompt.strip()], config.shard_size)
-    finished = make_shards(config, shards, context)
+    if config.score_guidance.scale:
+        context.say("  " + config.score_guidance.cost(config.num_steps))
+    finished = make_shards(config, shards, inputs, context)
     overlong = overlong_prompts(finished)
     files = gather(finished, out)
     by_model = refuse_faults(shards, files, rejections)

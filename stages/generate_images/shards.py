@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from irpipe.models.generators import ImageGenerator, Sampling, load
+from irpipe.models.generators import ImageGenerator, load, sampling_of
 from irpipe.models.loading import worker_device
 from irpipe.pipeline.hashing import row_id, show_row_id
-from irpipe.pipeline.stage import Context, Model
+from irpipe.pipeline.stage import Context, Inputs, Model
 from irpipe.schemas.annotations import image_id
 from irpipe.schemas.images import IMAGES, OVERLONG_PROMPTS, ROWS_PER_GROUP, image_row
 from irpipe.stages.generate_images import GenerateImagesConfig
@@ -53,27 +53,10 @@ class Shard:
         return f"{self.number:05}"
 
 
-def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: Context) -> list[Path]:
+def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], inputs: Inputs, context: Context) -> list[Path]:
     """Make the shards: folders with the tables `images` and `overlong_prompts`, in the order of `shards`."""
-    sampling = Sampling(
-        config.num_steps,
-        config.guidance_scale,
-        config.scheduler,
-        config.width,
-        config.height,
-        config.negative_prompt,
-        config.dtype,
-        config.safety_checker,
-    )
     return context.map(
-        ShardMaker(
-            sampling,
-            context.models["models"],
-            next(iter(context.sources.get("lora", ())), None),
-            config.image_format,
-            config.batch_size,
-            config.device,
-        ),
+        ShardMaker(config, inputs, context.models, next(iter(context.sources.get("lora", ())), None)),
         {shard.name: shard for shard in shards},
         "generating",
         "images",
@@ -87,12 +70,10 @@ def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], context: 
 class ShardMaker:
     """Makes shards one after the other, with one model loaded at a time."""
 
-    sampling: Sampling
-    models: tuple[Model, ...]
+    config: GenerateImagesConfig
+    inputs: Inputs
+    models: Mapping[str, tuple[Model, ...]]
     lora: Path | None
-    image_format: str
-    batch_size: int
-    device: str
     _loaded: tuple[int, ImageGenerator] | None = field(default=None, init=False)
 
     def __call__(self, shard: Shard, draft: Path) -> None:
@@ -111,21 +92,29 @@ class ShardMaker:
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # free the old model before the next one is loaded
-            generator = load(self.models[model], self.sampling, worker_device(self.device))
-            if self.lora is not None:
-                generator.add_lora(self.lora)
-            self._loaded = model, generator
+            self._loaded = model, self._load(self.models["models"][model])
         return self._loaded[1]
+
+    def _load(self, model: Model) -> ImageGenerator:
+        config = self.config
+        generator = load(model, sampling_of(config, config.negative_prompt), worker_device(config.device))
+        if self.lora is not None:
+            generator.add_lora(self.lora)
+        if not config.score_guidance.scale:
+            return generator
+        from irpipe.models.guidance.sampler import guided
+
+        return guided(generator, config.score_guidance.scale, config.score_guidance, self.models, self.inputs, model.shown)
 
     def _batches(self, generator: ImageGenerator, shard: Shard, prompts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Batches of rows of `images`. Images are compressed while the next batch is made."""
         index_of = {prompt: index for index, prompt in enumerate(prompts)}
-        encodings = generator.encode(prompts, self.batch_size)
+        encodings = generator.encode(prompts, self.config.batch_size)
         to_row = partial(make_row, self, generator)
         with ThreadPoolExecutor(_ENCODERS) as threads:
             waiting: Iterator[dict[str, Any]] = iter(())
-            for start in range(0, len(shard.jobs), self.batch_size):
-                batch = shard.jobs[start : start + self.batch_size]
+            for start in range(0, len(shard.jobs), self.config.batch_size):
+                batch = shard.jobs[start : start + self.config.batch_size]
                 images, blackened = generator.sample(
                     encodings, [index_of[job.prompt] for job in batch], [job.seed for job in batch]
                 )
@@ -141,14 +130,14 @@ def make_row(
 
     The path names everything that determines the image, except its batch.
     """
-    model, settings = maker.models[job.model], generator.settings
+    model, settings = maker.models["models"][job.model], generator.settings
     fault = fault_of(image, blackened)
     pixels = np.rint(np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).astype(np.uint8)
     picture, buffer = Image.fromarray(pixels), io.BytesIO()
-    picture.save(buffer, maker.image_format.upper(), **({"lossless": True} if maker.image_format == "webp" else {}))
+    picture.save(buffer, maker.config.image_format.upper(), **({"lossless": True} if maker.config.image_format == "webp" else {}))
     data = buffer.getvalue()
     name = show_row_id(row_id("generated", model.name, model.revision, job.seed, settings))
-    path = f"{show_row_id(job.prompt_id)}/{name}.{maker.image_format}"
+    path = f"{show_row_id(job.prompt_id)}/{name}.{maker.config.image_format}"
     return image_row(
         image_id(job.prompt_id, path),
         job.prompt_id,
@@ -156,7 +145,7 @@ def make_row(
         path,
         hashlib.sha256(data).hexdigest(),
         picture.size,
-        maker.image_format.upper(),
+        maker.config.image_format.upper(),
         generator=model.name,
         revision=model.revision,
         seed=job.seed,

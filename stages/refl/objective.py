@@ -135,7 +135,7 @@ class ReflObjective(SampleObjective):
         norms = reward.norms
         self._step_norms += norms.tolist()
         factors = (self._limit / norms.clamp_min(1e-12)).clamp(max=1.0)
-        kept = torch.tensor([not black for black in reward.blackened], device=device)
+        kept = torch.tensor([not black for black in self.denoiser.blackened(reward.pictures)], device=device)
         # The surrogate's gradient is the clipped reward gradient; its value is the loss.
         surrogate = (x0 * (reward.gradients * factors.view(-1, 1, 1, 1)).detach()).flatten(1).sum(dim=1)
         losses = torch.where(kept, reward.losses + surrogate - surrogate.detach(), torch.zeros_like(surrogate))

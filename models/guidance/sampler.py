@@ -1,0 +1,228 @@
+"""Sampling that follows the gradient of a score: forward universal guidance with self-recurrence (Bansal et al. 2023).
+
+In each guided step the clean latents x0 are predicted from the noisy ones x_t and decoded, the reward model scores the picture,
+and the gradient of the score with respect to x_t is added to the predicted noise:
+
+    eps <- eps - scale * sqrt(1 - alpha_t) * d score / d x_t
+
+Cost: `GuidanceSettings.cost`. Memory: activations of network, decoder and reward model for a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irpipe.models.generators import Encodings, ImageGenerator, enough_memory
+from irpipe.models.guidance.config import GuidanceSettings
+from irpipe.models.reward.base import load_chosen, of_aspect, only_reward_model
+from irpipe.models.tuning.denoiser import Conditions, Denoiser, NoiseSchedule, rows_of
+from irpipe.models.tuning.reward_gradient import RewardGradients
+from irpipe.pipeline.errors import ModelError, RecipeError
+from irpipe.pipeline.stage import Inputs, Model
+
+_WITH_RECURRENCE = ("DDPMScheduler", "DDIMScheduler")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A reward model that guides a sampling.
+
+    Attributes:
+        gradients: of minus its score, with respect to predicted x0.
+        scale: weight of the gradient.
+        settings: which steps, and how often.
+    """
+
+    gradients: RewardGradients
+    scale: float
+    settings: GuidanceSettings
+
+    def guided(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditions: Conditions,
+        texts: Mapping[str, Tensor],
+        schedule: NoiseSchedule,
+        guidance: float,
+    ) -> Tensor:
+        """The network's output (n, c, h, w) for noisy latents (n, c, h, w) at a timestep (), moved towards higher scores.
+
+        Args:
+            conditions: (n, ...) texts for the network; texts: (n, ...) for the reward model.
+            guidance: classifier-free guidance.
+        """
+        denoiser, level = self.gradients.denoiser, timestep.long()
+        with torch.enable_grad():
+            noisy = latents.detach().requires_grad_(True)
+            predicted = denoiser.predict(noisy, timestep, conditions, guidance)
+            x0 = denoiser.predicted_x0(noisy, level, predicted, schedule)
+        of_x0 = self.gradients.at(x0, texts, []).gradients
+        (gradient,) = torch.autograd.grad(x0, noisy, of_x0)
+        alpha = schedule.alphas[level]
+        signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+        of_noise = self.scale * noise * gradient
+        # By how much each kind of output moves where the predicted noise moves so and the noisy latents stay.
+        factors = {"epsilon": torch.ones(()), "v_prediction": 1 / signal, "sample": -noise / signal}
+        return predicted.detach() + factors[str(denoiser.kind)] * of_noise
+
+
+def sample_guided(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    conditions: Conditions,
+    guide: Guide,
+    texts: Mapping[str, Tensor],
+    latents: Tensor,
+    generators: list[torch.Generator],
+    guidance: float = 1.0,
+) -> Tensor:
+    """Sample to the end: clean latents (n, c, h, w) of noise (n, c, h, w).
+
+    Args:
+        conditions: (n, ...) texts for the network; texts: (n, ...) for the reward model.
+        generators: (n,) of the noise of each row's later steps and repeats.
+        guidance: classifier-free guidance.
+
+    Raises:
+        RecipeError: the numbers are not finite any more.
+    """
+    scheduler, steps = schedule.scheduler, len(schedule.timesteps)
+    guided_steps = guide.settings.guided_steps(steps)
+    drawing = denoiser.pipeline.prepare_extra_step_kwargs(generators, 0.0)
+    for number, timestep in enumerate(schedule.timesteps):
+        guided = number in guided_steps
+        repeats = guide.settings.repeats if guided else 1
+        for repeat in range(repeats):
+            noisy = scheduler.scale_model_input(latents, timestep)
+            if guided:
+                predicted = guide.guided(noisy, timestep, conditions, texts, schedule, guidance)
+            else:
+                with torch.no_grad():
+                    predicted = denoiser.predict(noisy, timestep, conditions, guidance)
+            following = scheduler.step(predicted, timestep, latents, **drawing).prev_sample
+            if not torch.isfinite(following).all():
+                raise RecipeError(
+                    f"score guidance of scale {guide.scale:g} diverged in step {number + 1} of {steps}: latents are not finite",
+                    fix="a smaller scale, or a later score_guidance.start",
+                )
+            latents = following if repeat + 1 == repeats else _noised_again(following, number, schedule, generators)
+    return latents
+
+
+def _noised_again(latents: Tensor, number: int, schedule: NoiseSchedule, generators: Sequence[torch.Generator]) -> Tensor:
+    """Latents (n, c, h, w) after a step with its noise put back, as they are before it."""
+    last = number + 1 == len(schedule.timesteps)
+    levels = schedule.timesteps.long()
+    alpha = schedule.alphas[levels[number]]
+    following = _final_alpha(schedule.scheduler) if last else schedule.alphas[levels[number + 1]]
+    kept = alpha / following
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(latents.device)
+    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+def _final_alpha(scheduler: Any) -> Tensor:
+    """The share of signal that a scheduler takes for the images after its last step."""
+    final: Tensor = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
+    return final
+
+
+def guided(
+    generator: ImageGenerator,
+    scale: float,
+    settings: GuidanceSettings,
+    models: Mapping[str, Sequence[Model]],
+    inputs: Inputs,
+    name: str,
+) -> GuidedGenerator:
+    """A generator guided by the reward model that the setting `reward_model` names, or by the recipe's.
+
+    Raises:
+        ModelError: as `load_chosen`, `of_aspect` and `GuidedGenerator`.
+        RecipeError: the recipe names several reward models.
+    """
+    given = models.get("reward_model")
+    identity = given[0].revision if given else only_reward_model(inputs).content_id
+    reward = of_aspect(load_chosen(models, inputs), settings.aspect).to(generator.pipeline.device).eval()
+    return GuidedGenerator(generator, reward, identity, scale, settings, name)
+
+
+class GuidedGenerator(ImageGenerator):
+    """A generator whose sampling a reward model guides. Nothing but `sample` differs from the generator that it is made of.
+
+    Args:
+        generator: a latent diffusion model; its autoencoder is put into float32.
+        reward: a `RewardModel` on the generator's device, in evaluation mode.
+        reward_id: the revision or content id of the reward model, for the settings of the images.
+        name: of the generator, for errors.
+
+    Raises:
+        ModelError: the generator is none that gives gradients, or its scheduler takes no repeats, or timesteps between those of
+            its training.
+    """
+
+    def __init__(
+        self, generator: ImageGenerator, reward: Any, reward_id: str, scale: float, settings: GuidanceSettings, name: str
+    ) -> None:
+        super().__init__(generator.pipeline, generator.sampling)
+        self.adapters = generator.adapters
+        self.denoiser = Denoiser(self, name)
+        self.denoiser.vae.to(torch.float32)
+        reward.requires_grad_(False)
+        self.guide = Guide(RewardGradients(reward, self.denoiser, "linear", 0.0, 0, 0.0), scale, settings)
+        self._reward_id = reward_id
+        self._schedule = self._make_schedule(name)
+
+    @property
+    def settings(self) -> str:
+        """The sampling as JSON with sorted keys, with its score guidance."""
+        guidance = self.guide.settings.model_dump(include=set(GuidanceSettings.model_fields)) | {
+            "scale": self.guide.scale,
+            "reward_model": self._reward_id,
+        }
+        return json.dumps(json.loads(super().settings) | {"score_guidance": guidance}, sort_keys=True)
+
+    def sample(self, encodings: Encodings, rows: Sequence[int], seeds: Sequence[int]) -> tuple[NDArray[np.float32], list[bool]]:
+        """As of `ImageGenerator`, and from the same noise."""
+        denoiser, reward = self.denoiser, self.guide.gradients.model
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with enough_memory(len(rows)):
+            self._schedule.scheduler.set_timesteps(self.sampling.num_steps, device=denoiser.device)  # forgets the last batch
+            noise = torch.stack([torch.randn(denoiser.shape, generator=generator) for generator in generators])
+            with torch.no_grad():
+                texts = reward.encode_texts([encodings.prompts[row] for row in rows])
+            latents = sample_guided(
+                denoiser,
+                self._schedule,
+                rows_of(encodings.tensors, rows, denoiser.device),
+                self.guide,
+                texts,
+                noise.to(denoiser.device) * self._schedule.scheduler.init_noise_sigma,
+                generators,
+                self.sampling.guidance_scale,
+            )
+            with torch.no_grad():
+                pictures = denoiser.decode(latents)
+        flags = denoiser.blackened(pictures)
+        pictures[torch.tensor(flags)] = 0.0
+        return pictures.permute(0, 2, 3, 1).cpu().numpy(), flags
+
+    def _make_schedule(self, name: str) -> NoiseSchedule:
+        scheduler, repeats = self.pipeline.scheduler, self.guide.settings.repeats
+        kind = type(scheduler).__name__
+        if repeats > 1 and kind not in _WITH_RECURRENCE:
+            raise ModelError(
+                f"{name} is sampled by {kind}, which takes no step twice", fix="score_guidance.repeats=1, or scheduler=ddim"
+            )
+        scheduler.set_timesteps(self.sampling.num_steps, device=self.denoiser.device)
+        if not torch.equal(scheduler.timesteps, scheduler.timesteps.long().to(scheduler.timesteps.dtype)):
+            raise ModelError(f"the timesteps of {name} with {kind} lie between those of its training", fix="scheduler=ddim")
+        return NoiseSchedule(scheduler, scheduler.alphas_cumprod.to(self.denoiser.device, torch.float32))
