@@ -80,7 +80,7 @@ def toy_guide(recorded, kind="epsilon", **settings):
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(recorded["settings"]["S"])
     toy.schedule = NoiseSchedule(scheduler, scheduler.alphas_cumprod)
-    gradients = RewardGradients(Closeness(torch.tensor(recorded["toy"]["target"])), toy, "linear", 0.0, 0, 0.0)
+    gradients = RewardGradients(Closeness(torch.tensor(recorded["toy"]["target"])), toy)
     return toy, Guide(gradients, recorded["settings"]["wt"], GuidanceSettings(**settings))
 
 

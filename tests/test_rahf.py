@@ -401,6 +401,12 @@ class TestStages:
         told = rich.run("refl", "refl.reads.reward-model=train-rm", "refl.aspect=overall", "refl.steps=2", status=2).err
         assert "there is no score 'overall': the reward model has one score" in told
 
+    def test_a_heatmap_weighs_refls_gradient(self, rich):
+        weighed = ("refl.steps=1", "refl.weight_map=implausibility")
+        assert rich.last("refl", "refl.reads.reward-model=train-rahf", *weighed)["metrics"]["steps"] == 1
+        told = rich.run("refl", "refl.reads.reward-model=train-rm", *weighed, status=2).err
+        assert "weight_map: a reward model of the format 'irpipe-imagereward' has no heatmaps" in told
+
     def test_what_is_implausible_is_drawn_anew(self, rich):
         """Pixels outside of the mask stay as they were; what is kept is the more plausible; empty masks change nothing."""
         some = ("inpaint-images.threshold=0.055", "inpaint-images.dilation=0.03")

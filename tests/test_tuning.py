@@ -25,7 +25,7 @@ from irpipe.models.tuning.evaluation import (
     diversity,
     image_statistics,
 )
-from irpipe.models.tuning.reward_gradient import reward_loss
+from irpipe.models.tuning.reward_gradient import RewardGradients, reward_loss
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.recipe_file import load_recipe
 from irpipe.pipeline.stage import Context, Model
@@ -225,6 +225,36 @@ class TestObjective:
     def test_settings_that_do_not_go_together(self, world, settings, message):
         laid = [f"refl.{name}={value}" for name, value in settings.items()]
         assert message in world.run("refl", *laid, status=2).err
+
+
+class TestWeightMap:
+    def test_pixels_count_by_the_heatmap(self):
+        """Of a wide picture: the map is of the padded square, and has mean 1 over the picture."""
+
+        class Mean:
+            card = SimpleNamespace(normalised=lambda raw: raw)
+
+            def preprocess(self, pictures):
+                return pictures
+
+            def look(self, pixels):
+                return pixels
+
+            def heatmap(self, pixels, image, texts, kind):
+                assert kind == "implausibility"
+                rows = torch.tensor([9.0, 0.25, 0.75, 9.0])  # the outer rows are padding
+                return rows[:, None].expand(len(pixels), 4, 4)
+
+            def __call__(self, pixels, texts):
+                return pixels.mean(dim=(1, 2, 3))
+
+        denoiser = SimpleNamespace(decode=lambda latents: latents)
+        x0 = torch.rand(2, 3, 2, 4)
+        plain = RewardGradients(Mean(), denoiser).at(x0, {}, [])
+        weighed = RewardGradients(Mean(), denoiser, weight_map="implausibility").at(x0, {}, [])
+        assert weighed.rewards.tolist() == pytest.approx(plain.rewards.tolist())
+        assert torch.allclose(weighed.gradients[:, :, 0], 0.5 * plain.gradients[:, :, 0])
+        assert torch.allclose(weighed.gradients[:, :, 1], 1.5 * plain.gradients[:, :, 1])
 
 
 class TestStopRule:

@@ -177,7 +177,7 @@ class GuidedGenerator(ImageGenerator):
         self.denoiser = Denoiser(self, name)
         self.denoiser.vae.to(torch.float32)
         reward.requires_grad_(False)
-        self.guide = Guide(RewardGradients(reward, self.denoiser, "linear", 0.0, 0, 0.0), scale, settings)
+        self.guide = Guide(RewardGradients(reward, self.denoiser), scale, settings)
         self._reward_id = reward_id
         self._schedule = self._make_schedule(name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from irpipe.models.tuning.denoiser import Denoiser, drawn
@@ -44,14 +45,17 @@ class RewardGradients:
         model: a `RewardModel`.
         noise_samples: the reward is the mean over so many noisy copies of an image, of standard deviation `noise_std`; 0: of the
             image itself.
+        weight_map: a heatmap that the model, a RAHF, predicts of the image: pixels where it is high have more of the gradient.
+            None: all have the same.
     """
 
     model: Any
     denoiser: Denoiser
-    phi: Phi
-    margin: float
-    noise_samples: int
-    noise_std: float
+    phi: Phi = "linear"
+    margin: float = 0.0
+    noise_samples: int = 0
+    noise_std: float = 0.0
+    weight_map: str | None = None
 
     def at(self, x0: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> RewardGradient:
         """Gradients at predicted x0 (n, c, h, w) for their texts, n rows each; seeds (n,) are of the noisy copies.
@@ -62,12 +66,26 @@ class RewardGradients:
         latents = x0.detach().requires_grad_(True)
         with torch.autocast(latents.device.type, enabled=False):
             pictures = self.denoiser.decode(latents)
-            rewards = self._rewards(pictures, texts, seeds)
+            rewards = self._rewards(self._weighted(pictures, texts), texts, seeds)
             losses = reward_loss(rewards, self.phi, self.margin)
         if not losses.requires_grad:
             raise no_gradient("the reward model or the decoder blocks it")
         (gradients,) = torch.autograd.grad(losses.sum(), latents)
         return RewardGradient(rewards.detach(), losses.detach(), gradients, pictures.detach())
+
+    def _weighted(self, pictures: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
+        """Pictures (n, 3, H, W) from 0 to 1 as they are, whose gradient counts by the heatmap, of mean 1 per picture."""
+        if self.weight_map is None:
+            return pictures
+        with torch.no_grad():
+            pixels = self.model.preprocess(pictures)
+            squares = self.model.heatmap(pixels, self.model.look(pixels), texts, self.weight_map)
+            height, width = pictures.shape[-2:]
+            side = max(height, width)  # a map is of the picture padded to a square
+            top, left = (side - height) // 2, (side - width) // 2
+            maps = F.interpolate(squares[:, None], (side, side), mode="bilinear")[..., top : top + height, left : left + width]
+            weights = maps / maps.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+        return weights * pictures + ((1 - weights) * pictures).detach()
 
     def _rewards(self, pictures: Tensor, texts: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
         """(n,) of pictures (n, 3, H, W) from 0 to 1."""

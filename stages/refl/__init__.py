@@ -47,6 +47,12 @@ class ReflConfig(TuneConfig):
         meaning="median: clip each sample's reward gradient (with respect to predicted x0) to the median norm of the last 400"
         " samples. none: no clipping, as published; a few samples then decide a step.",
     )
+    weight_map: Literal["implausibility", "misalignment"] | None = setting(
+        None,
+        role="neutral",
+        meaning="Weigh the reward's gradient by a heatmap that the reward model, a RAHF, predicts of the image. Unset: evenly.",
+        source="RichHF 6, an open question",
+    )
     refresh_every: int = setting(1, ge=1, meaning="Steps between rollouts. 1: new ones in every step, as published.")
     rollouts: int = setting(0, ge=0, meaning="Rollouts per refreshment, with refresh_every above 1. 0: batch_size.")
     noise_samples: int = setting(

@@ -16,6 +16,7 @@ from irpipe.models.tuning.denoiser import NoiseSchedule, rows_of, sample, sampli
 from irpipe.models.tuning.pretraining import SampleObjective, median_above_zero
 from irpipe.models.tuning.reward_gradient import RewardGradients, no_gradient
 from irpipe.models.tuning.session import Session
+from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.progress import Progress
 from irpipe.stages.refl import ReflConfig
 
@@ -49,7 +50,11 @@ class ReflObjective(SampleObjective):
         self.conditions = self.denoiser.encode(texts)
         self.texts = {name: values.cpu() for name, values in reward.encode_texts(texts).items()}
         self._count = len(texts)
-        self.gradients = RewardGradients(reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std)
+        if config.weight_map is not None and not hasattr(reward, "heatmap"):
+            raise ModelError(f"weight_map: a reward model of the format {reward.format!r} has no heatmaps", expected="a RAHF")
+        self.gradients = RewardGradients(
+            reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std, config.weight_map
+        )
         self.checkpoints = Checkpoints(self.context.work)
         self._rollouts: Rollouts | None = None
         self._step_norms: list[float] = []
@@ -191,7 +196,7 @@ class ReflObjective(SampleObjective):
         with self.accelerator.autocast():
             x0 = self._predicted_x0(latents, timesteps, range(count))
         texts = rows_of(self.texts, range(count), self.denoiser.device)
-        plain = RewardGradients(self.gradients.model, self.denoiser, "linear", 0.0, 0, 0.0).at(x0, texts, [])
+        plain = RewardGradients(self.gradients.model, self.denoiser).at(x0, texts, [])
         if not torch.isfinite(plain.gradients).all():
             raise no_gradient("it is not finite behind the decoder")
         if not plain.gradients.any():
