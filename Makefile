@@ -7,7 +7,7 @@ IRPIPE := ../$(BIN)/irpipe
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-hps demo-rahf test test-all check bench mutants fuzz docs claims-rm claims-refl claims-hps clean
+.PHONY: demo demo-hps demo-rahf test test-all check bench mutants fuzz docs claims-rm claims-refl claims-hps claims-rahf clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -119,5 +119,10 @@ claims-hps: $(VENV)/demo ## what is claimed of HPS (docs/claims.md), in claims-h
 	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
 	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-refl compare-hacked; do $(IRPIPE) run $$table || exit; done
 
+claims-rahf: $(VENV)/demo ## what is claimed of RAHF (docs/claims.md), in claims-rahf/: 75 minutes on two cores; goes on if interrupted
+	@mkdir -p $@
+	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
+	@cd $@ && for table in evaluate-rahf compare-guided inpaint-images inpaint-elsewhere compare-tuned; do $(IRPIPE) run $$table || exit; done
+
 clean:
-	rm -rf $(VENV) .typecheck demo demo-hps demo-rahf claims-rm claims-refl claims-hps site build dist *.egg-info
+	rm -rf $(VENV) .typecheck demo demo-hps demo-rahf claims-rm claims-refl claims-hps claims-rahf site build dist *.egg-info

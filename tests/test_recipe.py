@@ -25,6 +25,7 @@ def test_shipped_recipes_are_valid_but_for_what_people_must_give(project, name):
         ("claims-rm", ("evaluate-rm", "evaluate-noise-low", "evaluate-noise-high", "evaluate-two-people")),
         ("claims-refl", tuple(f"compare-{part}" for part in ("main", "controls", "rivals", "failing", "hacking"))),
         ("claims-hps", ("evaluate-rm", *(f"compare-{part}" for part in ("main", "variants", "unguided", "refl", "hacked")))),
+        ("claims-rahf", ("evaluate-rahf", "compare-guided", "compare-tuned", "inpaint-images", "inpaint-elsewhere")),
     ],
 )
 def test_every_node_of_the_claims_is_in_one_of_their_tables(project, name, targets):
@@ -36,6 +37,7 @@ def test_every_node_of_the_claims_is_in_one_of_their_tables(project, name, targe
         "claims-rm": {"train-rm", "clean-data"},
         "claims-refl": {"refl", "simulate-captions"},
         "claims-hps": {"train-rm", "finetune", "compare", "choose-raw", "pool-truth"},
+        "claims-rahf": {"train-rahf", "refl", "compare"},
     }[name]
     assert set(recipe.tables) - reached <= templates
 
