@@ -22,7 +22,7 @@ from irpipe.models.tuning.evaluation import (
     value,
 )
 from irpipe.pipeline.external import shipped_folder
-from irpipe.pipeline.stage import Model
+from irpipe.pipeline.stage import Inputs, Model
 from irpipe.stages.compare_generators import CompareGeneratorsConfig, drawing
 from irpipe.stages.compare_generators import run as comparing
 from irpipe.stages.compare_generators.table import BASE
@@ -145,7 +145,7 @@ class TestBestOfN:
         surroundings = replace(context, models={"model": (Model("noisy", "r", None),)})
         config = CompareGeneratorsConfig(best_of=(2, 3), images_per_prompt=2)
         made = comparing.make_all(
-            config, self.PROMPTS, drawing.sources_of({}, {}, config), surroundings, {"reward-model": object()}
+            config, self.PROMPTS, drawing.sources_of({}, {}, config), Inputs({}), surroundings, {"reward-model": object()}
         )
         base, two, three = (self.greys(made[name]) for name in (BASE, "best-of-2", "best-of-3"))
         assert len(set(base)) == 4, "every image has noise of its own"
