@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def _imported(node: ast.Import | ast.ImportFrom, module: str) -> set[str]:
 
 
 def _modules_of(package: str) -> dict[str, Path]:
-    spec = importlib.util.find_spec(package)
+    spec = _spec_of(package)
     if spec is None or spec.submodule_search_locations is None:
         return _file_of(package)
     modules: dict[str, Path] = {}
@@ -85,9 +85,13 @@ def _file_of(module: str) -> dict[str, Path]:
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """The spec of a module. Only the packages above it are imported, never the module itself."""
+    """The spec of a module. Neither it nor the packages above it are imported: they may take seconds."""
+    if module in sys.modules:
+        return sys.modules[module].__spec__
     package = module.rpartition(".")[0]
     above = _spec_of(package) if package else None
     if package and (above is None or above.submodule_search_locations is None):
         return None
-    return importlib.util.find_spec(module)
+    path = above.submodule_search_locations if above else None
+    found = (finder.find_spec(module, path) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None)

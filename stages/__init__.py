@@ -8,6 +8,7 @@ ORDER = (
     "select-prompts",
     "generate-images",
     "import-images",
+    "select-images",
     "simulate-annotations",
     "load-annotations",
     "simulate-rich-feedback",

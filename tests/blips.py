@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
 
 from irpipe.models.imagereward import ImageReward
+from irpipe.models.weights import load_tokenizer
+from irpipe.pipeline.external import shipped_folder
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 3, "heads": 2}
 TEXT = {
@@ -63,3 +66,35 @@ def published_state(seed: int = 0) -> dict[str, torch.Tensor]:
     state["blip.vision_proj.weight"], state["blip.vision_proj.bias"] = torch.randn(8, 16), torch.randn(8)
     state["blip.text_proj.weight"], state["blip.text_proj.bias"] = torch.randn(8, 16), torch.randn(8)
     return state
+
+
+def question_blip(folder: Path, seed: int = 0) -> tuple[Any, Any]:
+    """A small BLIP for questions with random weights, and its tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(shipped_folder("micro-blip"))
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        encoder_hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        bos_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = BlipVisionConfig(
+        image_size=16, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = BlipForQuestionAnswering(BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    colours = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "size": {"height": 16, "width": 16},
+        "do_resize": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours), encoding="utf-8")
+    return model, tokenizer

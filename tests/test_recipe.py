@@ -52,7 +52,7 @@ def test_the_two_recipes_differ_in_values_only(project):
     def nodes(recipe):
         return {name.partition("[")[0] for name in recipe.tables}
 
-    assert nodes(real) - {"import-images"} == nodes(micro) - offline
+    assert nodes(real) - {"import-images", "select-images"} == nodes(micro) - offline
 
 
 def test_init_does_not_overwrite(project):

@@ -24,11 +24,13 @@ from irpipe.models.reward.start import init_reward_model
 from irpipe.models.scorers.baselines import BlipScorer, ClipScorer, aesthetic_head
 from irpipe.models.tuning.denoiser import load_denoiser
 from irpipe.models.tuning.tuned import load_tuned
+from irpipe.models.vqa import VisualQuestions
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
 from irpipe.schemas.generator import LORA, GeneratorCard
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.vectors import sentence_encoder
+from tests.blips import question_blip
 from tests.pipelines import stable_diffusion, stable_diffusion_xl
 
 SHIPPED = Path(irpipe.microworld.__file__).parent / "weights"
@@ -114,6 +116,9 @@ LOADERS = {
         (".",),
     ),
     "adapters": Loader(adapters, tuned, (f"{LORA}/pytorch_lora_weights.safetensors",)),
+    "answers questions": Loader(
+        question_blip, lambda model: VisualQuestions(model, "cpu", torch.float32), ("model.safetensors",), (".",)
+    ),
     "aesthetic head": Loader(shipped("clip"), aesthetic_head, ("aesthetic.safetensors",)),
 }
 Weights = dict[str, torch.Tensor]

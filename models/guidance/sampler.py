@@ -99,23 +99,32 @@ def sample_guided(
     guided_steps = guide.settings.guided_steps(steps)
     drawing = denoiser.pipeline.prepare_extra_step_kwargs(generators, 0.0)
     for number, timestep in enumerate(schedule.timesteps):
-        guided = number in guided_steps
-        repeats = guide.settings.repeats if guided else 1
+        repeats = guide.settings.repeats if number in guided_steps else 1
         for repeat in range(repeats):
             noisy = scheduler.scale_model_input(latents, timestep)
-            if guided:
+            if number in guided_steps:
                 predicted = guide.guided(noisy, timestep, conditions, texts, schedule, guidance)
             else:
                 with torch.no_grad():
                     predicted = denoiser.predict(noisy, timestep, conditions, guidance)
             following = scheduler.step(predicted, timestep, latents, **drawing).prev_sample
-            if not torch.isfinite(following).all():
-                raise RecipeError(
-                    f"score guidance of scale {guide.scale:g} diverged in step {number + 1} of {steps}: latents are not finite",
-                    fix="a smaller scale, or a later score_guidance.start",
-                )
-            latents = following if repeat + 1 == repeats else _noised_again(following, number, schedule, generators)
+            last = repeat + 1 == repeats
+            latents = following if last else _noised_again(following, number, schedule, generators)
+        _check_finite(latents, guide.scale, f"{number + 1} of {steps}")
     return latents
+
+
+def _check_finite(latents: Tensor, scale: float, step: str) -> None:
+    """Latents (n, c, h, w) must be finite.
+
+    Raises:
+        RecipeError: they are not.
+    """
+    if not torch.isfinite(latents).all():
+        raise RecipeError(
+            f"score guidance of scale {scale:g} diverged in step {step}: latents are not finite",
+            fix="a smaller scale, or a later score_guidance.start",
+        )
 
 
 def _noised_again(latents: Tensor, number: int, schedule: NoiseSchedule, generators: Sequence[torch.Generator]) -> Tensor:

@@ -1,7 +1,8 @@
 """Split prompts into train, validation and test, with related prompts in one split.
 
-Reads: the annotations, or the selected prompts where the recipe has no annotations; where the annotations were made from them,
-    the selected prompts and the prompts' vectors (near-duplicates) too; with `use_images` the images.
+Reads: the annotations, or the selected prompts where the recipe has no annotations, or what select-images chose; where the
+    annotations were made from them, the selected prompts and the prompts' vectors (near-duplicates) too; with `use_images` the
+    images.
 Writes: the table `prompt_splits`.
 Paper: ImageReward, section 4.1 (8,000 / 412 / 466 prompts).
 Deviates: prompts that are equal, near-duplicates or share an image go to one split; the paper cuts by prompt. Splits of the
@@ -20,9 +21,10 @@ from irpipe.pipeline.stage import Config, First, Stage, setting
 
 
 class SplitPromptsConfig(Config):
-    source: Literal["auto", "annotations", "selected-prompts"] = setting(
+    source: Literal["auto", "annotations", "selected-prompts", "images"] = setting(
         "auto",
-        meaning="Whose prompts are split. auto: those of the annotations if the recipe has any, else the selected ones.",
+        meaning="Whose prompts are split. auto: those of the annotations if the recipe has any, else the selected ones. images:"
+        " those of the images that select-images chose, with its test prompts.",
     )
     use_images: bool = setting(False, meaning="Read the images too: prompts with an image of equal bytes share a split.")
     near_duplicate: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = setting(
@@ -44,7 +46,7 @@ class SplitPromptsConfig(Config):
 
 def _reads(config: SplitPromptsConfig) -> Sequence[str | First]:
     source = First(("annotations", "selected-prompts")) if config.source == "auto" else config.source
-    return (source, "images") if config.use_images else (source,)
+    return (source, "images") if config.use_images and source != "images" else (source,)
 
 
 STAGE = Stage(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from irpipe.pipeline.errors import LeakError
+from irpipe.pipeline.errors import InputError, LeakError
 from irpipe.pipeline.stage import Context, Report, Rows
 from irpipe.pipeline.store import Artifact
 from irpipe.schemas.annotations import ANNOTATED_PROMPTS, ANNOTATIONS
 from irpipe.schemas.prompts import SELECTED_PROMPTS
+from irpipe.schemas.selected_images import SELECTED_IMAGES
 from irpipe.schemas.splits import PROMPT_SPLITS, SPLITS
 from irpipe.stages.split_prompts import SplitPromptsConfig
 from irpipe.stages.split_prompts.cut import components, cut
@@ -22,7 +23,7 @@ _FEW = 5  # prompts of a split, below which it is said
 
 
 def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Report:
-    prompts = read_prompts(inputs)
+    prompts = read_prompts(inputs, config.source)
     prompt_ids, texts = np.array(list(prompts), dtype=np.uint64), list(prompts.values())
     index = {identity: number for number, identity in enumerate(prompts)}
     annotations = inputs.get("annotations")
@@ -34,6 +35,8 @@ def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
     vector_links, figures = near_links(config, inputs, prompt_ids)
     links += vector_links
     given = given_splits(annotations, index, texts) if annotations is not None else {}
+    if config.source == "images":
+        given = test_prompts(inputs["images"], index)
     splits = cut(texts, links, given, (config.validation_share, config.test_share), config.seed)
     related = components(len(texts), links)
     names = pa.DictionaryArray.from_arrays(pa.array(splits.astype(np.int32)), pa.array(SPLITS))
@@ -55,10 +58,19 @@ def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
     return Report(Rows(len(texts), len(texts), 0), metrics)
 
 
-def read_prompts(inputs: Mapping[str, Artifact]) -> dict[int, str]:
-    """Texts by id: of the selected prompts in their order, then of the others that were annotated."""
+def read_prompts(inputs: Mapping[str, Artifact], source: str) -> dict[int, str]:
+    """Texts by id: of the selected prompts in their order, then of the others that were annotated; or of chosen images.
+
+    Raises:
+        InputError: the images are not those of select-images.
+    """
     prompts: dict[int, str] = {}
-    for kind, table in (("selected-prompts", SELECTED_PROMPTS), ("annotations", ANNOTATED_PROMPTS)):
+    sources = {"selected-prompts": SELECTED_PROMPTS, "annotations": ANNOTATED_PROMPTS}
+    if source == "images":
+        sources = {"images": SELECTED_IMAGES}
+        if SELECTED_IMAGES.name not in inputs["images"].manifest.tables:
+            raise InputError("the images are not those that select-images chose", fix='reads.images = "select-images"')
+    for kind, table in sources.items():
         if kind in inputs:
             rows = table.read(inputs[kind].table(table.name), ["prompt_id", "prompt"])
             for identity, text in zip(rows["prompt_id"].to_pylist(), rows["prompt"].to_pylist(), strict=True):
@@ -82,3 +94,11 @@ def given_splits(annotations: Artifact, index: Mapping[int, int], texts: Sequenc
                 fix="fix the source's splits, or leave them out and let split-prompts cut",
             )
     return given
+
+
+def test_prompts(images: Artifact, index: Mapping[int, int]) -> dict[int, str]:
+    """The splits of the prompts that select-images gave one, by index of the prompt."""
+    table = SELECTED_IMAGES.read(images.table(SELECTED_IMAGES.name), ["prompt_id", "split"]).drop_null()
+    return {
+        index[prompt]: split for prompt, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True)
+    }
