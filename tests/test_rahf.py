@@ -355,6 +355,17 @@ class TestStages:
         report = (Path(evaluated["path"]) / "report.txt").read_text()
         assert all(f"Table {number}" in report for number in (1, 2, 3, 4))
 
+    def test_published_figures_stand_beside(self, rich):
+        paper = Path(__file__).parents[1] / "docs" / "richhf-published.csv"
+        done = rich.last("evaluate-rahf", f"evaluate-rahf.published={paper}", "evaluate-rahf.truth=false")
+        rows = rich.rows("SELECT * FROM rahf_figures WHERE count = 0 AND output = 'words'")
+        assert {(row["predictor"], row["figure"], row["value"]) for row in rows} >= {("multi-head (paper)", "f1", 0.433)}
+        assert "augmented prompt (paper)" in (Path(done["path"]) / "report.txt").read_text()
+        wrong = rich.root / "wrong.csv"
+        wrong.write_text("predictor,output,figure,value\nours,words,f1,.5\ntheirs,words,plcc,.5\n", encoding="utf-8")
+        told = rich.run("evaluate-rahf", f"evaluate-rahf.published={wrong}", "evaluate-rahf.truth=false", status=2).err
+        assert "row 1 is no figure: 'words', 'plcc', '.5'" in told
+
     def test_feedback_whose_uids_are_no_image_ids(self, rich):
         """As RichHF-18K's are: predictions are found by the image's id."""
         rich.run("load-rich-feedback")

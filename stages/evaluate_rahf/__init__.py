@@ -1,7 +1,7 @@
 """Evaluate predictions of rich feedback against people's: scores, heatmaps and misaligned words.
 
 Reads: rich feedback; the predictions of one node or several on the same images; scores of other scorers on them, if asked for;
-    with `truth`, what simulated annotators look at.
+    published figures, if a file is given; with `truth`, what simulated annotators look at.
 Writes: the table `rahf_figures`, `report.txt` with RichHF's tables 1 to 4, and a plot.
 Paper: RichHF, section 4.4 and tables 1 to 4.
 Deviates: intervals by bootstrap over prompts; AUC-Judd is right by definition, and the released one stands beside it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from irpipe.pipeline.stage import Config, Many, Stage, setting
+from irpipe.pipeline.stage import Config, FilePath, Many, Stage, setting
 
 
 class EvaluateRahfConfig(Config):
@@ -28,6 +28,11 @@ class EvaluateRahfConfig(Config):
     scorers: bool = setting(False, meaning="Also compare with the scores of score-images on the same images.")
     truth: bool = setting(False, meaning="Also compare with what the micro world's annotators could reach, and with the truth.")
     panels: int = setting(24, ge=2, le=1000, meaning="Simulated annotators whose mean is what the truth allows.")
+    published: FilePath | None = setting(
+        None,
+        role="external",
+        meaning="Published figures to print beside: CSV with predictor, output, figure, value, as in the table `rahf_figures`.",
+    )
     bootstrap: int = setting(500, ge=0, le=100_000, meaning="Resamplings for 95 % intervals. 0: none.")
     seed: int = setting(0, ge=0, meaning="Seed of the resampling and of simulated annotators.")
 

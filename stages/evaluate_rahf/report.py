@@ -19,6 +19,9 @@ _TABLES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "Table 4: misaligned words": [("words", (figure,)) for figure in ("precision", "recall", "f1")],
 }
 
+KNOWN = frozenset((output, figure) for columns in _TABLES.values() for output, of in columns for figure in of)
+"""Outputs and figures that stand in a table."""
+
 
 def report_of(figures: Sequence[Row], config: EvaluateRahfConfig, images: int, prompts: int) -> str:
     """The tables, each with the predictors that have a figure of it."""

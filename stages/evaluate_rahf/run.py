@@ -12,14 +12,14 @@ from irpipe.models.maps import EncodedMaps
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
-from irpipe.schemas.files import read_json
+from irpipe.schemas.files import read_csv, read_json
 from irpipe.schemas.images import ImageReader
 from irpipe.schemas.rahf_figures import RAHF_FIGURES, REJECTED_PREDICTIONS
 from irpipe.schemas.rich_feedback import ASPECTS, HEATMAPS, KINDS, RICH_FEEDBACK, prompt_tokens
 from irpipe.schemas.scores import SCORES
 from irpipe.stages.evaluate_rahf import EvaluateRahfConfig
 from irpipe.stages.evaluate_rahf.figures import Bootstrap, Feedback, Row, constant, map_rows, score_rows, word_rows
-from irpipe.stages.evaluate_rahf.report import draw, report_of
+from irpipe.stages.evaluate_rahf.report import KNOWN, draw, report_of
 from irpipe.stages.evaluate_rahf.truth import Known, wrong_and_right
 
 PEOPLE, BOUND, CONTENT, CONSTANT = "another person", "the truth allows", "every content word", "constant"
@@ -41,6 +41,8 @@ def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context)
         figures += scorer_rows(inputs["scores"], [people[uid]["image_id"] for uid in rows], truth, bootstrap)
     if config.truth:
         figures += known_rows(config, inputs, people, rows, found, truth, bootstrap)
+    if config.published is not None:
+        figures += published_rows(context.sources["published"][0])
     RAHF_FIGURES.write(out, {column.name: [row[column.name] for row in figures] for column in RAHF_FIGURES.columns})
     REJECTED_PREDICTIONS.write(out, {"uid": list(rejected), "reason": list(rejected.values())})
     (out / "report.txt").write_text(report_of(figures, config, len(rows), len(set(prompts))), encoding="utf-8")
@@ -157,6 +159,31 @@ def known_rows(
     rows = [row for name, mine in more.items() for row in all_rows(name, mine, truth, bootstrap, config)]
     for name, mine in {**found, **more, "people": truth}.items():
         rows += known.pointing(name, mine, things, bootstrap)
+    return rows
+
+
+def published_rows(path: Path) -> list[Row]:
+    """Figures of others, on images of theirs: without intervals, and of no number of images.
+
+    Raises:
+        InputError: a row is no figure of the tables.
+    """
+    rows: list[Row] = []
+    for number, cells in read_csv(path, ("predictor", "output", "figure", "value")):
+        name, output, figure, value = (str(cells[column]) for column in ("predictor", "output", "figure", "value"))
+        try:
+            found = float(value)
+        except ValueError:
+            found = float("nan")
+        if not name.strip() or (output, figure) not in KNOWN or not np.isfinite(found):
+            raise InputError(
+                f"row {number} is no figure: {output!r}, {figure!r}, {value!r}",
+                where=str(path),
+                expected="outputs and figures as in the table rahf_figures, and a number",
+            )
+        rows.append(
+            {"predictor": name, "output": output, "figure": figure, "value": found, "low": None, "high": None, "count": 0}
+        )
     return rows
 
 
