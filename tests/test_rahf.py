@@ -440,6 +440,9 @@ class TestStages:
                 assert row["image_id"] == original and (old == new).all()
             else:
                 assert row["plausibility"] > row["plausibility_before"] and (old[mask] != new[mask]).any()
+        page = rich.root / "report.html"
+        rich("report", "inpaint-images", "--out", str(page))
+        assert "Drawn anew" in page.read_text(encoding="utf-8") and 'role="alert"' not in page.read_text(encoding="utf-8")
         moved = rich.last("inpaint-images", *some, "inpaint-images.moved=true")
         elsewhere = {
             row["original_id"]: array_of(row["image"]) for row in pq.read_table(Path(moved["path"]) / "masks.parquet").to_pylist()

@@ -133,6 +133,7 @@ class TestStage:
         assert chosen["yes", "animal"] == available["yes", "animal"]  # they are rare: all of them
         assert chosen["yes", "human"] + chosen["no", "human"] == 12 - chosen["yes", "animal"]
         assert abs(chosen["yes", "human"] - 3 * chosen["no", "human"]) <= 3
+        assert "Kinds of images" in small("show", "select-images").out
         reasons = done["metrics"]["rejected_for"]
         assert reasons["another image of a test prompt"] == 6 and sum(reasons.values()) == 36 - 15
 

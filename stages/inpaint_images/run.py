@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
-from irpipe.schemas.files import read_json
-from irpipe.schemas.images import ImageShards, in_shards, row_groups
+from irpipe.schemas.gathered import gather
+from irpipe.schemas.images import IMAGES, ImageShards, in_shards, row_groups
 from irpipe.schemas.inpainted import INPAINTED, MASKS
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.inpaint_images import InpaintImagesConfig
-from irpipe.stages.inpaint_images.shards import REASONS, ROWS, ShardInpainter
+from irpipe.stages.inpaint_images.shards import ShardInpainter
 
 _ROWS_PER_SHARD = 128
 
@@ -30,23 +29,16 @@ def run(config: InpaintImagesConfig, inputs: Inputs, out: Path, context: Context
         processes=config.num_processes,
         executor=config.executor,
     )
-    rejections, read = Rejections(config.max_rejected, "images"), 0
+    rejections = Rejections(config.max_rejected, "images")
     with (
         ImageShards(out) as images,
         INPAINTED.writer(out / "inpainted.parquet") as table,
         MASKS.writer(out / "masks.parquet", 256) as masks,
     ):
+        read = gather(made, {INPAINTED: table, MASKS: masks}, rejections)
         for shard in made:
-            reasons = read_json(shard / REASONS)
-            for row, reason in enumerate(reasons, read):
-                if reason is not None:
-                    rejections.refuse(row, reason)
-            read += len(reasons)
-            for row in pq.read_table(shard / ROWS, partitioning=None).to_pylist():
+            for row in IMAGES.read([shard / f"{IMAGES.name}.parquet"]).to_pylist():
                 images.append(row)
-            for writer, name in ((table, INPAINTED.name), (masks, MASKS.name)):
-                rows = pq.read_table(shard / f"{name}.parquet", partitioning=None)
-                writer.append({column: rows[column] for column in rows.column_names})
     kept = read - len(rejections)
     rejections.check(read, kept)
     return Report(Rows(read, kept, rejections.write(out)), figures(out))

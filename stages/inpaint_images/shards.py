@@ -26,13 +26,13 @@ from irpipe.models.tuning.denoiser import Denoiser, load_denoiser, rows_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.stage import Inputs, Model
+from irpipe.schemas.gathered import write_reasons
 from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, encoded_row
 from irpipe.schemas.inpainted import INPAINTED, MASKS
 from irpipe.schemas.rich_feedback import HEATMAPS
 from irpipe.schemas.splits import prompts_table
 from irpipe.stages.inpaint_images import InpaintImagesConfig
 
-REASONS, ROWS = "reasons.json", "images.parquet"  # of a shard: why each image could not be drawn on, or null; and the images
 Picture = NDArray[np.uint8]
 
 
@@ -81,7 +81,7 @@ class ShardInpainter:
         IMAGES.write(draft, {column.name: [row[column.name] for row in rows] for column in IMAGES.columns})
         INPAINTED.write(draft, {column.name: [row[column.name] for row in told] for column in INPAINTED.columns})
         MASKS.write(draft, {column.name: [row[column.name] for row in masks] for column in MASKS.columns})
-        (draft / REASONS).write_text(json.dumps(reasons), encoding="utf-8")
+        write_reasons(draft, reasons)
 
     def _job(self, row: Mapping[str, Any]) -> Job:
         """An image with its prompt and mask.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from irpipe.models.loading import memory_errors, worker_device
@@ -22,7 +20,7 @@ from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
-from irpipe.schemas.files import read_json
+from irpipe.schemas.gathered import gather, write_reasons
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.rich_feedback import ASPECTS, HEATMAPS, KINDS, RICH_FEEDBACK, prompt_tokens
@@ -30,7 +28,6 @@ from irpipe.schemas.splits import prompts_table
 from irpipe.stages.predict_rich_feedback import PredictRichFeedbackConfig
 
 _ROWS_PER_SHARD = 256
-_REASONS = "reasons.json"  # of a shard: why each image has no prediction, or null
 
 
 def run(config: PredictRichFeedbackConfig, inputs: Inputs, out: Path, context: Context) -> Report:
@@ -45,20 +42,12 @@ def run(config: PredictRichFeedbackConfig, inputs: Inputs, out: Path, context: C
         processes=config.num_processes,
         executor=config.executor,
     )
-    rejections, read = Rejections(config.max_rejected, "images"), 0
+    rejections = Rejections(config.max_rejected, "images")
     with (
         RICH_FEEDBACK.writer(out / f"{RICH_FEEDBACK.name}.parquet") as feedback,
         HEATMAPS.writer(out / f"{HEATMAPS.name}.parquet", _ROWS_PER_SHARD) as heatmaps,
     ):
-        for shard in made:
-            reasons = read_json(shard / _REASONS)
-            for row, reason in enumerate(reasons, read):
-                if reason is not None:
-                    rejections.refuse(row, reason)
-            read += len(reasons)
-            for table, writer in ((RICH_FEEDBACK, feedback), (HEATMAPS, heatmaps)):
-                rows = pq.read_table(shard / f"{table.name}.parquet", partitioning=None)
-                writer.append({name: rows[name] for name in rows.column_names})
+        read = gather(made, {RICH_FEEDBACK: feedback, HEATMAPS: heatmaps}, rejections)
     kept = read - len(rejections)
     rejections.check(read, kept)
     return Report(Rows(read, kept, rejections.write(out)), {"rejected_for": rejections.counts()})
@@ -95,7 +84,7 @@ class ShardPredictor:
         draft.mkdir()
         RICH_FEEDBACK.write(draft, {column.name: [row[column.name] for row in rows] for column in RICH_FEEDBACK.columns})
         HEATMAPS.write(draft, {column.name: [row[column.name] for row in maps] for column in HEATMAPS.columns})
-        (draft / _REASONS).write_text(json.dumps(reasons), encoding="utf-8")
+        write_reasons(draft, reasons)
 
     @cached_property
     def _prompts(self) -> dict[int, str]:
