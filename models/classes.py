@@ -37,6 +37,27 @@ def generator(model: Model) -> str | None:
     return name if isinstance(name, str) else str(name)
 
 
+def inpainting_generator(model: Model) -> None:
+    """Whether a generator can draw a part of a picture anew: it can be tuned (`inpaint` samples it), or is made for it.
+
+    Raises:
+        ModelError: it is of another class.
+    """
+    name = generator(model)
+    if name is None or name in TUNABLE or is_inpainting(name):
+        return
+    raise ModelError(
+        f"{model.setting}: {model.shown} is a {name}, which draws no part of a picture anew",
+        expected=f"one of {', '.join(TUNABLE)}, or an inpainting pipeline, such as StableDiffusionInpaintPipeline",
+        fix=f"--set {model.setting}=NAME of such a model",
+    )
+
+
+def is_inpainting(name: str) -> bool:
+    """Whether a class of diffusers is an inpainting pipeline by its name; its parameters are looked at when it is loaded."""
+    return name.endswith("InpaintPipeline")
+
+
 def no_generator(model: Model) -> None:
     """Whether a model is something else than a generator: a scorer, a reward model.
 

@@ -199,51 +199,101 @@ def load(model: Model, sampling: Sampling, device: str) -> ImageGenerator:
     Raises:
         ModelError: the library or the weights are not at hand, need a licence to be accepted, or are no text-to-image pipeline.
     """
+    pipeline = load_pipeline(model, sampling.dtype, device, _TEXT_TO_IMAGE, safety_checker=sampling.safety_checker)
+    if sampling.scheduler != "own":
+        import diffusers
+
+        pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
+    return ImageGenerator(pipeline, sampling)
+
+
+@dataclass(frozen=True)
+class PipelineKind:
+    """What a pipeline must be called with, and what it must not ask for besides.
+
+    Attributes:
+        what: it is, in errors; example: a class of diffusers.
+    """
+
+    what: str
+    example: str
+    takes: frozenset[str]
+    refuses: frozenset[str]
+
+
+_CALL = frozenset(("prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"))
+_CONDITIONS = frozenset(("control_image", "image_embeds", "num_frames", "audio_length_in_s"))
+_TEXT_TO_IMAGE = PipelineKind(
+    "a text-to-image pipeline",
+    "a pipeline that makes images of a prompt, such as StableDiffusionPipeline or StableDiffusionXLPipeline",
+    _CALL,
+    _CONDITIONS | {"image", "mask_image"},
+)
+
+
+def load_pipeline(
+    model: Model,
+    dtype: Literal["float32", "bfloat16", "float16"],
+    device: str,
+    kind: PipelineKind,
+    *,
+    safety_checker: bool,
+) -> Any:
+    """A pipeline of diffusers, whole, on its device, from safetensors.
+
+    Raises:
+        ModelError: as `load`; or it is of another kind.
+    """
+    index = read_index(model)
+    import diffusers
+    import torch
+
+    _check_class(index.get("_class_name"), model, kind)
+    drops_checker = "safety_checker" in index and not safety_checker
+    unsafe = {"safety_checker": None, "requires_safety_checker": False} if drops_checker else {}
+    with _at_hand(model):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            **model.location, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **unsafe
+        )
+        check_pipeline(pipeline, model.shown)
+    pipeline.set_progress_bar_config(disable=True)
+    where = pick_device(device)
+    with device_errors(where), enough_memory(1):
+        return pipeline.to(where)
+
+
+def read_index(model: Model) -> dict[str, Any]:
+    """A pipeline's `model_index.json`: its class as `_class_name`, and its parts.
+
+    Raises:
+        ModelError: diffusers or the model is not at hand.
+    """
     try:
         import diffusers
-        import torch
+        import torch  # noqa: F401 # diffusers comes without it
     except ImportError:
         raise ModelError("generating images needs the extra 'generate'", fix="pip install 'irpipe[generate]'") from None
     quiet(diffusers)
     with _at_hand(model):
-        index = diffusers.DiffusionPipeline.load_config(**model.location)
-    _check_class(index.get("_class_name"), model)
-    drops_checker = "safety_checker" in index and not sampling.safety_checker
-    unsafe = {"safety_checker": None, "requires_safety_checker": False} if drops_checker else {}
-    with _at_hand(model):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            **model.location, dtype=getattr(torch, sampling.dtype), use_safetensors=True, trust_remote_code=False, **unsafe
-        )
-        check_pipeline(pipeline, model.shown)
-    if sampling.scheduler != "own":
-        pipeline.scheduler = getattr(diffusers, _SCHEDULERS[sampling.scheduler]).from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    where = pick_device(device)
-    with device_errors(where), enough_memory(1):
-        return ImageGenerator(pipeline.to(where), sampling)
+        index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(**model.location)
+    return index
 
 
-def _check_class(name: object, model: Model) -> None:
-    """Whether a pipeline's class makes images of a prompt alone.
+def _check_class(name: object, model: Model, kind: PipelineKind) -> None:
+    """Whether a pipeline's class is of a kind.
 
     Raises:
-        ModelError: diffusers has no such class, or it needs more than a prompt, or makes something else.
+        ModelError: diffusers has no such class, it does not take what it must, or asks for more.
     """
     import diffusers
 
     pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     callable_class = inspect.isclass(pipeline) and "__call__" in dir(pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters if callable_class else {}
-    needed = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
-    demands = [
-        p for p in parameters if p in ("image", "mask_image", "control_image", "image_embeds", "num_frames", "audio_length_in_s")
-    ]
-    if not needed <= set(parameters) or demands:
-        why = f"takes {', '.join(demands)}" if demands else "is not a text-to-image pipeline of diffusers"
-        raise ModelError(
-            f"{model.shown} is a {name}, which {why}",
-            expected="a pipeline that makes images of a prompt, such as StableDiffusionPipeline or StableDiffusionXLPipeline",
-        )
+    demands = [name for name in parameters if name in kind.refuses]
+    if not kind.takes <= set(parameters) or demands:
+        why = f"takes {', '.join(demands)}" if demands else f"is not {kind.what} of diffusers"
+        raise ModelError(f"{model.shown} is a {name}, which {why}", expected=kind.example)
 
 
 def enough_memory(batch: int) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -119,6 +120,24 @@ def stable_diffusion_xl(folder: Path) -> Path:
         unet=unet,
         scheduler=EulerDiscreteScheduler(**_BETAS),
         add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_inpainting(folder: Path) -> Path:
+    """Save a Stable Diffusion 1 pipeline for inpainting, whose network also sees the mask and the masked picture."""
+    torch.manual_seed(2)
+    tokenizer = clip_tokenizer()
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=_vae(),
+        text_encoder=_text(tokenizer),
+        tokenizer=tokenizer,
+        unet=_unet(16, in_channels=9),
+        scheduler=PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return folder

@@ -13,14 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from irpipe.models.inpainting import inpaint, mask_of
+from irpipe.models.inpainting import mask_of
 from irpipe.models.maps import map_squares, of_shape, unpadded
 from irpipe.models.metrics.words import best_cut, labels_by_matching, labels_by_place, per_sample, precision_recall_f1
 from irpipe.models.reward.base import load_reward_model, of_aspect
 from irpipe.models.reward.rahf import Rahf
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import start_from_blip, start_from_vit
-from irpipe.models.tuning.denoiser import load_denoiser
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -253,25 +252,6 @@ def test_masks_grow_in_pixels_of_the_height():
     mask = mask_of(heat, 0.4, 0.1)
     assert mask[16:25, 10].all() and mask[20, 6:15].all() and mask.sum() == 49 and not mask[15, 10]
     assert (mask_of(heat, 0.4, 0.1, moved=True) == np.roll(mask, (20, 40), axis=(0, 1))).all()
-
-
-def test_a_try_does_not_depend_on_its_batch():
-    """Each picture draws from its own seed; nothing outside of its mask changes."""
-    denoiser = load_denoiser(Model("micro-generator", "r", shipped_folder("micro-generator")), "cpu", "float32")
-    schedule = denoiser.noise_schedule(6, "ddpm")
-    pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    masks = torch.zeros(3, 32, 32)
-    masks[:, 8:16, 4:20] = 1
-
-    def drawn(rows):
-        texts = {name: value[rows] for name, value in denoiser.encode(PROMPTS).items()}
-        seeds = [100 + 7 * row for row in rows]
-        return inpaint(denoiser, schedule, texts, pictures[rows], masks[rows], seeds, strength=0.7, guidance=1.0)
-
-    together, alone = drawn([0, 1, 2]), drawn([1])
-    assert torch.allclose(together[1:2], alone, atol=1e-4)
-    assert torch.equal(torch.where(masks[:, None] == 0, together, 0), torch.where(masks[:, None] == 0, pictures, 0))
-    assert float((together - pictures)[:, :, 8:16, 4:20].abs().mean()) > 0.05
 
 
 class TestMaps:

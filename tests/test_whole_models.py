@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import irpipe.microworld
 from irpipe.models.generators import Sampling, load
+from irpipe.models.inpainting import load_painter
 from irpipe.models.reward.base import load_reward_model
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.preprocessing import read_preprocessing
@@ -31,7 +32,7 @@ from irpipe.schemas.generator import LORA, GeneratorCard
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.vectors import sentence_encoder
 from tests.blips import question_blip
-from tests.pipelines import stable_diffusion, stable_diffusion_xl
+from tests.pipelines import stable_diffusion, stable_diffusion_inpainting, stable_diffusion_xl
 
 SHIPPED = Path(irpipe.microworld.__file__).parent / "weights"
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,12 @@ LOADERS = {
         lambda folder: stable_diffusion(folder, blackens=True),
         lambda model: load(model, SAMPLING, "cpu"),
         ("safety_checker/model.safetensors",),
+    ),
+    "draws anew": Loader(
+        stable_diffusion_inpainting,
+        lambda model: load_painter(model, "cpu", "float32", num_steps=2, strength=0.5, guidance=1.0),
+        (*PARTS, TEXT),
+        ("tokenizer",),
     ),
     "SDXL": Loader(
         stable_diffusion_xl,

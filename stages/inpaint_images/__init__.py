@@ -4,7 +4,7 @@ Reads: images, the predictions of a RAHF on them, that RAHF, and the prompts (of
 Writes: `images`, of which those with an empty mask are as they were; the tables `inpainted` (which came from which, and what the
     RAHF says of both) and `masks`; and `rejected`.
 Paper: RichHF, section 5.3: threshold and dilation of the implausibility heatmap, several candidates, the highest plausibility.
-Deviates: threshold and dilation are not given there. The plain generator is sampled within the mask; no inpainting model.
+Deviates: threshold and dilation are not given there. Without an inpainting model a plain generator is sampled within the mask.
 Cost: `candidates` * `strength` * `num_steps` network evaluations per image with a mask.
 """
 
@@ -23,8 +23,8 @@ class InpaintImagesConfig(MapConfig):
     model: str = setting(
         STABLE_DIFFUSION,
         role="model",
-        check="irpipe.models.classes:tunable_generator",
-        meaning="The generator that draws: Stable Diffusion 1 or 2, or SDXL, of diffusers.",
+        check="irpipe.models.classes:inpainting_generator",
+        meaning="What draws: an inpainting pipeline of diffusers, or Stable Diffusion 1 or 2, or SDXL, sampled within the mask.",
     )
     reward_model: str | None = setting(
         None, role="model", check=NO_GENERATOR, meaning="A RAHF that judges the tries, instead of the recipe's."

@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from irpipe.models.inpainting import inpaint, mask_of
+from irpipe.models.inpainting import Painter, Picture, load_painter, mask_of
 from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.maps import decoded, encoded
 from irpipe.models.pictures import decode, squared
 from irpipe.models.reward.base import load_chosen, of_aspect
 from irpipe.models.scorers.reward import squares
-from irpipe.models.tuning.denoiser import Denoiser, load_denoiser, rows_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.pipeline.stage import Inputs, Model
@@ -32,8 +30,6 @@ from irpipe.schemas.inpainted import INPAINTED, MASKS
 from irpipe.schemas.rich_feedback import HEATMAPS
 from irpipe.schemas.splits import prompts_table
 from irpipe.stages.inpaint_images import InpaintImagesConfig
-
-Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,8 @@ class ShardInpainter:
         if row["fault"] is not None or prompt is None or heatmap is None:
             raise InputError(row["fault"] or ("its prompt is not known" if prompt is None else "it has no prediction"))
         picture = np.asarray(decode(row["image"]["bytes"]).convert("RGB"))
-        height, width = self._denoiser.height, self._denoiser.width
-        if picture.shape[:2] != (height, width):
-            raise InputError(f"{picture.shape[1]} x {picture.shape[0]} pixels, and the generator draws {width} x {height}")
+        height, width = picture.shape[:2]
+        self._painter.check_size(width, height)
         share = decoded(heatmap)
         if share.shape != (height, width):
             share = np.asarray(Image.fromarray(np.float32(share), mode="F").resize((width, height)), dtype=np.float64)
@@ -123,19 +118,12 @@ class ShardInpainter:
 
     def _tries(self, jobs: Sequence[Job], candidate: int) -> list[Picture]:
         """One try for each image."""
-        config, denoiser = self.config, self._denoiser
-        seeds = [row_id("inpainting", config.seed, job.row["image_id"], candidate) >> 2 for job in jobs]
+        seeds = [row_id("inpainting", self.config.seed, job.row["image_id"], candidate) >> 2 for job in jobs]
         smaller = f"--set inpaint-images.batch_size={max(1, len(jobs) // 2)}"
         with memory_errors(f"{len(jobs)} images drawn at a time", smaller):
-            texts = rows_of(denoiser.encode([job.prompt for job in jobs]), range(len(jobs)), denoiser.device)
-            schedule = denoiser.noise_schedule(config.num_steps, "ddpm")
-            pictures = _batch([job.picture for job in jobs]).to(denoiser.device)
-            masks = torch.from_numpy(np.stack([job.mask for job in jobs])).to(denoiser.device)
-            drawn = inpaint(
-                denoiser, schedule, texts, pictures, masks, seeds, strength=config.strength, guidance=config.guidance_scale
+            return self._painter.draw(
+                [job.picture for job in jobs], [job.mask for job in jobs], [job.prompt for job in jobs], seeds
             )
-        made = (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [np.where(job.mask[..., None], new, job.picture) for job, new in zip(jobs, made, strict=True)]
 
     def _plausibility(self, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[float]:
         """The RAHF's plausibility of pictures (h, w, 3)."""
@@ -175,20 +163,22 @@ class ShardInpainter:
         return {row["uid"]: row["image"]["bytes"] for row in rows if row["kind"] == "implausibility"}
 
     @cached_property
-    def _denoiser(self) -> Denoiser:
-        device = worker_device(self.config.device)
-        return load_denoiser(self.models["model"][0], device, self.config.dtype, guidance_scale=self.config.guidance_scale)
+    def _painter(self) -> Painter:
+        config, device = self.config, worker_device(self.config.device)
+        return load_painter(
+            self.models["model"][0],
+            device,
+            config.dtype,
+            num_steps=config.num_steps,
+            strength=config.strength,
+            guidance=config.guidance_scale,
+        )
 
     @cached_property
     def _judge(self) -> Any:
         """The RAHF's plausibility."""
         model = load_chosen(self.models, self.inputs)
         return of_aspect(model, "plausibility").to(worker_device(self.config.device)).eval()
-
-
-def _batch(pictures: Sequence[Picture]) -> Tensor:
-    """(n, 3, h, w) from 0 to 1 of pictures (h, w, 3)."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def _told(job: Job, row: Mapping[str, Any], candidate: int | None, before: float | None, after: float | None) -> dict[str, Any]:
