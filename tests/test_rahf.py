@@ -335,12 +335,23 @@ class TestStages:
         report = (Path(evaluated["path"]) / "report.txt").read_text()
         assert all(f"Table {number}" in report for number in (1, 2, 3, 4))
 
-    def test_published_figures_stand_beside(self, rich):
+    def test_published_figures_and_a_clips_gradient_stand_beside(self, rich):
         paper = Path(__file__).parents[1] / "docs" / "richhf-published.csv"
         done = rich.last("evaluate-rahf", f"evaluate-rahf.published={paper}", "evaluate-rahf.truth=false")
         rows = rich.rows("SELECT * FROM rahf_figures WHERE count = 0 AND output = 'words'")
         assert {(row["predictor"], row["figure"], row["value"]) for row in rows} >= {("multi-head (paper)", "f1", 0.433)}
         assert "augmented prompt (paper)" in (Path(done["path"]) / "report.txt").read_text()
+        gradient = rich.last(
+            "evaluate-rahf",
+            "evaluate-rahf.truth=false",
+            "evaluate-rahf.clip_gradient=true",
+            "evaluate-rahf.clip_model=micro-clip",
+        )
+        assert gradient["key"] != done["key"]
+        told = rich.rows("SELECT output, figure, value FROM rahf_figures WHERE predictor = 'CLIP gradient'")
+        assert {row["output"] for row in told} == {"misalignment"}
+        found = {row["figure"]: row["value"] for row in told}
+        assert -0.3 < found["cc"] < 0.3 and found["mse"] > 0  # it was never trained on any
         wrong = rich.root / "wrong.csv"
         wrong.write_text("predictor,output,figure,value\nours,words,f1,.5\ntheirs,words,plcc,.5\n", encoding="utf-8")
         told = rich.run("evaluate-rahf", f"evaluate-rahf.published={wrong}", "evaluate-rahf.truth=false", status=2).err

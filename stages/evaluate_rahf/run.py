@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from irpipe.models.maps import EncodedMaps
+from irpipe.models.maps import EncodedMaps, decoded
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.pipeline.store import Artifact
@@ -19,10 +19,12 @@ from irpipe.schemas.rich_feedback import ASPECTS, HEATMAPS, KINDS, RICH_FEEDBACK
 from irpipe.schemas.scores import SCORES
 from irpipe.stages.evaluate_rahf import EvaluateRahfConfig
 from irpipe.stages.evaluate_rahf.figures import Bootstrap, Feedback, Row, constant, map_rows, score_rows, word_rows
+from irpipe.stages.evaluate_rahf.gradient import gradient_maps
 from irpipe.stages.evaluate_rahf.report import KNOWN, draw, report_of
 from irpipe.stages.evaluate_rahf.truth import Known, wrong_and_right
 
 PEOPLE, BOUND, CONTENT, CONSTANT = "another person", "the truth allows", "every content word", "constant"
+GRADIENT = "CLIP gradient"
 
 
 def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context) -> Report:
@@ -39,6 +41,9 @@ def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context)
     figures = [row for name, mine in found.items() for row in all_rows(name, mine, truth, bootstrap, config)]
     if config.scorers:
         figures += scorer_rows(inputs["scores"], [people[uid]["image_id"] for uid in rows], truth, bootstrap)
+    if config.clip_gradient:
+        mine = Feedback(maps={"misalignment": EncodedMaps(clip_maps(config, inputs, [people[uid] for uid in rows], context))})
+        figures += all_rows(GRADIENT, mine, truth, bootstrap, config)
     if config.truth:
         figures += known_rows(config, inputs, people, rows, found, truth, bootstrap)
     if config.published is not None:
@@ -138,6 +143,33 @@ def scorer_rows(scores: Artifact, image_ids: Sequence[int], truth: Feedback, boo
     return rows
 
 
+def clip_maps(config: EvaluateRahfConfig, inputs: Inputs, people: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
+    """The gradient maps of the images of some feedback, each of the shape of people's.
+
+    Raises:
+        InputError: an image is not there.
+    """
+    data = encoded_images(inputs, people)
+    shapes = [decoded(row["maps"]["misalignment"]).shape for row in people]
+    return gradient_maps(context.models["clip_model"][0], [row["prompt"] for row in people], data, shapes, config.device, context)
+
+
+def encoded_images(inputs: Inputs, people: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """The images of some feedback.
+
+    Raises:
+        InputError: one is not there.
+    """
+    ids = [row["image_id"] for row in people]
+    data = {row["image_id"]: row["image"]["bytes"] for row in ImageReader(inputs["images"].table("images")).rows(["image"], ids)}
+    missing = [row["uid"] for row in people if row["image_id"] not in data]
+    if missing:
+        raise InputError(
+            f"{len(missing):,} images that were annotated are not among those read, such as {missing[0]}", where="images"
+        )
+    return [data[image] for image in ids]
+
+
 def known_rows(
     config: EvaluateRahfConfig,
     inputs: Inputs,
@@ -148,11 +180,10 @@ def known_rows(
     bootstrap: Bootstrap,
 ) -> list[Row]:
     """Rows of what only the micro world knows."""
-    ids = [people[uid]["image_id"] for uid in uids]
-    data = {row["image_id"]: row["image"]["bytes"] for row in ImageReader(inputs["images"].table("images")).rows(["image"], ids)}
+    ids, data = [people[uid]["image_id"] for uid in uids], encoded_images(inputs, [people[uid] for uid in uids])
     prompts = [people[uid]["prompt"] for uid in uids]
     raters = read_json(inputs["rich-annotation-files"].file("raters.json"))
-    known = Known.of(prompts, [data[image] for image in ids], [len(prompt_tokens(prompt)) for prompt in prompts], raters)
+    known = Known.of(prompts, data, [len(prompt_tokens(prompt)) for prompt in prompts], raters)
     more = {PEOPLE: known.panel(1, config.seed, ids), BOUND: known.panel(config.panels, config.seed, ids)}
     more[CONTENT] = known.every_content_word()
     things = [wrong_and_right(one) for one in known.truths]
