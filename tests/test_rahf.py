@@ -109,6 +109,16 @@ class TestModel:
             model.config = replace(model.config, word_cut=min(map(min, found)) / 2)
             assert model.word_probabilities(image, texts, PROMPTS) == found
 
+    def test_with_its_prompts_hidden_it_sees_the_image_alone(self, model):
+        """Scores and maps are the same whatever the prompt, and differ between images; words are still the prompt's."""
+        model.config = replace(model.config, reads_prompt=False)
+        with torch.no_grad():
+            scores, maps, words = self.answers(model, PIXELS, PROMPTS)
+            others = self.answers(model, PIXELS, PROMPTS[::-1])
+        assert torch.allclose(scores, others[0], atol=1e-6) and torch.allclose(maps, others[1], atol=1e-6)
+        assert float((scores[0] - scores[1]).abs().max()) > 1e-4
+        assert [len(row) for row in words] == [7, 9, 2]
+
     def test_saved_and_loaded(self, model, tmp_path):
         model.save_pretrained(tmp_path / "rahf")
         again = load_reward_model(tmp_path / "rahf")

@@ -63,6 +63,7 @@ class RahfConfig:
         flag: the token behind a misaligned word; tasks: tokens before the prompt by output (augmented-prompt).
         end: the token behind the prompt; start: the token before it for the text tower.
         max_length: tokens of a prompt that are read.
+        reads_prompt: False: the towers see the image alone, as a baseline; the decoder still writes the prompt's words.
         word_cut: a word is called misaligned if its probability is above; chosen on validation data.
     """
 
@@ -76,6 +77,7 @@ class RahfConfig:
     start: int = 0
     heads: HeadSizes = field(default_factory=HeadSizes)
     max_length: int = 128
+    reads_prompt: bool = True
     word_cut: float = 0.5
 
 
@@ -196,7 +198,8 @@ class Rahf(nn.Module):
 
     def encode_texts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Ids (n, l) of the prompts' words and the end, and their mask, padded to the longest."""
-        rows = [[*(piece for word in words for piece in word), self.config.end] for words in self.words_of(prompts).pieces]
+        seen = prompts if self.config.reads_prompt else [""] * len(prompts)
+        rows = [[*(piece for word in words for piece in word), self.config.end] for words in self.words_of(seen).pieces]
         return {
             "input_ids": padded(rows, self.t5.config.pad_token_id, self.device),
             "attention_mask": padded([[1] * len(row) for row in rows], 0, self.device),

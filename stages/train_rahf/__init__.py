@@ -113,6 +113,12 @@ class TrainRahfConfig(Config):
         source="RichHF 4.1: ViT B/16; 384 pixels: a replication",
     )
     t5: str = setting(T5, role="model", check=NO_GENERATOR, meaning="The T5, with its tokenizer.", source="RichHF 4.1: base")
+    prompt: Literal["read", "hidden"] = setting(
+        "read",
+        role="neutral",
+        meaning="hidden: a baseline whose scores and heatmaps come from the image alone. Its decoder still sees the words.",
+        source="RichHF, table 1: ResNet-50",
+    )
     images: Literal["recipe", "feedback"] = setting(
         "recipe",
         meaning="Whose images and splits. recipe: those of its stages, by image id. feedback: those that came with the feedback.",

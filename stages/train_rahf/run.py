@@ -77,6 +77,9 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
         known: Rahf = load_given(context.models["model"][0])
         if known.config.variant != config.variant:
             raise ModelError(f"the RAHF is {known.config.variant}", fix=f"--set train-rahf.variant={known.config.variant}")
+        if known.config.reads_prompt != (config.prompt == "read"):
+            was = "read" if known.config.reads_prompt else "hidden"
+            raise ModelError(f"the RAHF was trained with its prompts {was}", fix=f"--set train-rahf.prompt={was}")
         check_sizes(config, known)
         return known
     else:
@@ -89,6 +92,7 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
             f" {model.preprocess.image_size}",
             fix="--set train-rahf.heads.map_deconvs=[...], one for each doubling from patches to pixels",
         )
+    model.config = replace(model.config, reads_prompt=config.prompt == "read")
     return model
 
 
