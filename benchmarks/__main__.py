@@ -26,6 +26,7 @@ NAMES = (
     "reward_model",
     "choices",
     "rahf",
+    "guidance",
     "refl",
     "report",
 )

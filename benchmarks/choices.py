@@ -42,9 +42,11 @@ def main(folder: Path, size: Size) -> None:  # noqa: ARG001 # nothing is written
     plain = min(timed(step)[0] for _ in range(size.rounds)) / PROMPTS
     show("plain step", ms_per_choice=f"{1e3 * plain:,.0f}")
     for people in (1, 8):
-        step = our_step(size, people)
-        ours = min(timed(step)[0] for _ in range(size.rounds)) / (PROMPTS * people)
-        show(f"ours, {people} choices per group", ms_per_choice=f"{1e3 * ours:,.0f}", ratio=f"{plain / ours:.1f}")
+        for dtype in (torch.float32, torch.bfloat16):
+            step = our_step(size, people, dtype)
+            ours = min(timed(step)[0] for _ in range(size.rounds)) / (PROMPTS * people)
+            name = f"ours, {people} choices per group, {str(dtype).removeprefix('torch.')}"
+            show(name, ms_per_choice=f"{1e3 * ours:,.0f}", ratio=f"{plain / ours:.1f}")
 
 
 def network(size: Size) -> ClipReward:
@@ -87,14 +89,20 @@ def plain_step(size: Size) -> Callable[[], None]:
     return step
 
 
-def our_step(size: Size, people: int) -> Callable[[], None]:
-    """Each image and each text once, the last layers trained."""
+def our_step(size: Size, people: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Each image and each text once, the last layers trained, as train-rm computes with a `training.dtype`."""
     model, (pixels, texts) = network(size), data(size, WORDS)
     model.freeze(image_groups=1 + round(size.depth * 10 / 24), text_layers=size.depth // 2)
     optimizer = make_optimizer(RmOptimizer(), [value for value in model.parameters() if value.requires_grad])
     rows = np.repeat(np.arange(PROMPTS), IMAGES)
     spread = {name: value[rows] for name, value in texts.items()}
-    return lambda: update(model, optimizer, model(pixels, spread), people)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            scores = model(pixels, spread)
+        update(model, optimizer, scores.float(), people)
+
+    return step
 
 
 def update(model: ClipReward, optimizer: Any, scores: Tensor, people: int) -> None:

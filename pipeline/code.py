@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -94,4 +95,7 @@ def _spec_of(module: str) -> ModuleSpec | None:
         return None
     path = above.submodule_search_locations if above else None
     found = (finder.find_spec(module, path) for finder in sys.meta_path)
-    return next((spec for spec in found if spec is not None), None)
+    try:
+        return next((spec for spec in found if spec is not None), None)
+    except KeyError:  # a folder without __init__.py, whose place is that of the package above it, which must be imported
+        return importlib.util.find_spec(module)

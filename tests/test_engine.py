@@ -134,6 +134,23 @@ def test_changed_code_is_told_and_counts_when_asked(project, shouting):
     assert runs("word") == ["hello", "hello"], "once more under the new code, then reused"
 
 
+def test_code_in_a_folder_that_is_no_package_counts(tmp_path, monkeypatch):
+    """A namespace package below one that nobody imported yet."""
+    files = {
+        "guestx/__init__.py": "",
+        "guestx/parts/__init__.py": "",
+        "guestx/parts/bare/tool.py": "SIZE = 1\n",
+        "guestx/stagey/__init__.py": "from guestx.parts.bare import tool\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_digest("guestx.stagey")
+    (tmp_path / "guestx/parts/bare/tool.py").write_text("SIZE = 2\n", encoding="utf-8")
+    assert code_digest("guestx.stagey") != before
+
+
 def test_code_digest_follows_imports(shouting):
     before = code_digest("shouting.word"), code_digest("shouting.count")
     (shouting / "helper.py").write_text("def shout(text):\n    return text\n", encoding="utf-8")

@@ -13,12 +13,12 @@ from diffusers import DDIMScheduler
 
 from irpipe.models.generators import Sampling, load
 from irpipe.models.guidance import sampler
-from irpipe.models.guidance.config import GuidanceSettings
-from irpipe.models.guidance.sampler import Guide, GuidedGenerator, guided, sample_guided
+from irpipe.models.guidance.config import ComparedGuidance, GuidanceSettings
+from irpipe.models.guidance.sampler import Guide, GuidedGenerator, GuidedSchedule, guided, sample_guided
 from irpipe.models.reward import load_reward_model
 from irpipe.models.scorers.base import score_pictures
 from irpipe.models.scorers.reward import RewardModelScorer
-from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule
+from irpipe.models.tuning.denoiser import Denoiser
 from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.pipeline.errors import ModelError, RecipeError
 from irpipe.pipeline.external import shipped_folder
@@ -37,14 +37,13 @@ class Toy(Denoiser):
         self.weights = torch.tensor(toy["W_cond"]).view(size, size), torch.tensor(toy["b"])
         self.decoder = torch.tensor(toy["D"]).view(-1, size)
         self.pipeline = SimpleNamespace(prepare_extra_step_kwargs=lambda generators, eta: {"eta": eta})
-        self.schedule = None
 
     def predict(self, latents, timesteps, conditions, guidance=1.0):
         weights, bias = self.weights
         flat = latents.flatten(1)
         eps = torch.tanh(flat @ weights.T) + 0.8 * flat + bias * timesteps / self.recorded["settings"]["T"]
         eps = eps.view_as(latents)
-        alpha = self.schedule.alphas[timesteps]
+        alpha = torch.tensor(self.recorded["alphas_cumprod"])[timesteps]
         x0 = (latents - (1 - alpha).sqrt() * eps) / alpha.sqrt()
         v = alpha.sqrt() * eps - (1 - alpha).sqrt() * x0
         return {"epsilon": eps, "v_prediction": v, "sample": x0}[self.kind]
@@ -78,62 +77,62 @@ def toy_guide(recorded, kind="epsilon", **settings):
     )
     scheduler.alphas_cumprod = torch.tensor(recorded["alphas_cumprod"])
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    scheduler.set_timesteps(recorded["settings"]["S"])
-    toy.schedule = NoiseSchedule(scheduler, scheduler.alphas_cumprod)
+    schedule = GuidedSchedule.of(scheduler, recorded["settings"]["S"], torch.device("cpu"))
     gradients = RewardGradients(Closeness(torch.tensor(recorded["toy"]["target"])), toy)
-    return toy, Guide(gradients, recorded["settings"]["wt"], GuidanceSettings(**settings))
+    return toy, schedule, Guide(gradients, recorded["settings"]["wt"], GuidanceSettings(**settings))
 
 
 class TestAsPublished:
     def test_each_step_and_the_result(self, recorded):
-        toy, guide = toy_guide(recorded)
-        assert toy.schedule.timesteps.tolist() == recorded["ddim_timesteps"][::-1]
-        for step in recorded["steps"]:
+        toy, schedule, guide = toy_guide(recorded)
+        assert schedule.scheduler.timesteps.tolist() == recorded["ddim_timesteps"][::-1]
+        for step, alpha in zip(recorded["steps"], schedule.alphas, strict=False):
             latents, timestep = torch.tensor(step["x_t"]), torch.tensor(step["t"])
-            eps = guide.guided(latents, timestep, {}, {}, toy.schedule, 1.0)
+            assert float(alpha) == pytest.approx(step["alpha_t"])
+            eps = guide.guided(latents, timestep, alpha, {}, {}, 1.0)
             assert eps.numpy() == pytest.approx(np.array(step["eps_guided"]), abs=2e-5)
         first = torch.tensor(recorded["steps"][0]["x_t"])
-        made = sample_guided(toy, toy.schedule, {}, guide, {}, first, [])
+        made = sample_guided(toy, schedule, {}, guide, {}, first, [])
         assert made.numpy() == pytest.approx(np.array(recorded["result"]), abs=2e-5)
-        none = sample_guided(toy, toy.schedule, {}, Guide(guide.gradients, 0.0, guide.settings), {}, first, [])
+        none = sample_guided(toy, schedule, {}, Guide(guide.gradients, 0.0, guide.settings), {}, first, [])
         assert none.numpy() == pytest.approx(np.array(recorded["result_without_guidance"]), abs=2e-5)
 
     def test_noise_is_put_back_as_recorded(self, recorded, monkeypatch):
-        toy, _ = toy_guide(recorded)
+        _, schedule, _ = toy_guide(recorded)
         for number, step in enumerate(recorded["steps"]):
             rows = iter(torch.tensor(step["renoise"]))
             monkeypatch.setattr(sampler.torch, "randn", lambda shape, generator, rows=rows: next(rows))
-            again = sampler._noised_again(torch.tensor(step["x_prev"]), number, toy.schedule, [None] * len(step["x_t"]))
+            again = sampler._noised_again(torch.tensor(step["x_prev"]), number, schedule, [None] * len(step["x_t"]))
             monkeypatch.undo()
             assert again.numpy() == pytest.approx(np.array(step["x_t_again"]), abs=2e-5)
 
     def test_a_repeat_goes_on_from_the_step_with_noise_put_back(self, recorded):
-        toy, guide = toy_guide(recorded, repeats=2, end=0.25)  # the first of four steps
+        toy, schedule, guide = toy_guide(recorded, repeats=2, end=0.25)  # the first of four steps
         first = torch.tensor(recorded["steps"][0]["x_t"])
         drawn = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-        made = sample_guided(toy, toy.schedule, {}, guide, {}, first, drawn)
+        made = sample_guided(toy, schedule, {}, guide, {}, first, drawn)
         noise = [torch.randn(first.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)]
         alpha, following = recorded["steps"][0]["alpha_t"], recorded["steps"][0]["alpha_prev"]
         kept = alpha / following
         again = kept**0.5 * torch.tensor(recorded["steps"][0]["x_prev"]) + (1 - kept) ** 0.5 * torch.stack(noise)
         once = Guide(guide.gradients, guide.scale, GuidanceSettings(end=0.25))
-        assert made.numpy() == pytest.approx(sample_guided(toy, toy.schedule, {}, once, {}, again, []).numpy(), abs=1e-4)
+        assert made.numpy() == pytest.approx(sample_guided(toy, schedule, {}, once, {}, again, []).numpy(), abs=1e-4)
 
     @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
     def test_whatever_the_network_predicts(self, recorded, kind):
         first, made = torch.tensor(recorded["steps"][0]["x_t"]), []
         for each in ("epsilon", kind):
-            toy, guide = toy_guide(recorded, each)
-            output = guide.guided(first, toy.schedule.timesteps[0], {}, {}, toy.schedule, 1.0)
-            made.append(toy.predicted_x0(first, toy.schedule.timesteps[0], output, toy.schedule))
+            toy, schedule, guide = toy_guide(recorded, each)
+            output = guide.guided(first, schedule.scheduler.timesteps[0], schedule.alphas[0], {}, {}, 1.0)
+            made.append(toy.x0_at(first, schedule.alphas[0], output))
         assert made[1].numpy() == pytest.approx(made[0].numpy(), abs=1e-4)
 
     def test_divergence_is_an_error_that_names_the_step(self, recorded):
-        toy, guide = toy_guide(recorded, start=0.5)
+        toy, schedule, guide = toy_guide(recorded, start=0.5)
         wild = Guide(guide.gradients, 1e38, guide.settings)
         guide.gradients.model.card = SimpleNamespace(normalised=lambda raw: 1e4 * raw)
         with pytest.raises(RecipeError, match=r"of scale 1e\+38 diverged in step 3 of 4") as error:
-            sample_guided(toy, toy.schedule, {}, wild, {}, torch.tensor(recorded["steps"][0]["x_t"]), [])
+            sample_guided(toy, schedule, {}, wild, {}, torch.tensor(recorded["steps"][0]["x_t"]), [])
         assert "a smaller scale" in str(error.value)
 
 
@@ -149,9 +148,15 @@ class TestSettings:
     def test_which_steps_are_guided(self, settings, steps):
         assert list(GuidanceSettings(**settings).guided_steps(10)) == steps
 
-    def test_what_it_costs(self):
-        cost = GuidanceSettings(start=0.5, every=2, repeats=3).cost(40)
-        assert "10 of 40 steps, 3 times each: per image 60 passes of the network, of which 30 " in cost
+    def test_what_is_wrong(self):
+        settings = GuidanceSettings(start=0.9, repeats=2)
+        assert [fault.split()[0] for fault in settings.faults_for(3, "float32", "euler")] == [
+            "score_guidance.start=0.9",
+            "score_guidance.repeats",
+        ]
+        assert list(GuidanceSettings(repeats=2).faults_for(3, "bfloat16", "ddim")) == []
+        twice = ComparedGuidance(scales=(1.0, 2.0, 1.0)).faults_for(3, "float32", "own")
+        assert list(twice) == ["a scale stands twice in score_guidance.scales"]
 
 
 # -- on pipelines of diffusers --------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def plain_and_guided(folder, judge, scale, scheduler="ddim", guidance_scale=1.0,
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_next_to_no_guidance_is_the_plain_sampling(pipelines, judge, kind, scheduler):
-    plain, made, *_ = plain_and_guided(pipelines[kind], judge, 1e-20, scheduler, guidance_scale=3.0)
+    plain, made, *_ = plain_and_guided(pipelines[kind], judge, 1e-20, scheduler, guidance_scale=3.0, num_steps=7)
     assert made == pytest.approx(plain, abs=2e-4)
 
 
@@ -200,9 +205,40 @@ def test_repeats_need_a_scheduler_that_goes_back(pipelines, judge):
         plain_and_guided(pipelines["sd"], judge, 1.0, "dpm-solver++", repeats=2)
 
 
-def test_timesteps_that_are_no_whole_numbers(pipelines, judge):
-    with pytest.raises(ModelError, match="with EulerDiscreteScheduler lie between those of its training"):
-        plain_and_guided(pipelines["sdxl"], judge, 1.0, "euler", num_steps=3)
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "euler", "euler-ancestral"])
+def test_the_predicted_image_is_the_schedulers_own(pipelines, judge, scheduler):
+    """At every step, also between the timesteps of training."""
+    *_, generator, _ = plain_and_guided(pipelines["sdxl"], judge, 1.0, scheduler, num_steps=7)
+    schedule = generator._schedule()
+    whole = schedule.scheduler.timesteps == schedule.scheduler.timesteps.round()
+    assert bool(whole.all()) is scheduler.startswith("dd")
+    latents = torch.randn(2, 4, 8, 8) * schedule.scheduler.init_noise_sigma
+    for number, timestep in enumerate(schedule.scheduler.timesteps):
+        noisy, eps = schedule.scheduler.scale_model_input(latents, timestep), torch.randn(2, 4, 8, 8)
+        own = schedule.scheduler.step(eps, timestep, latents)
+        ours = generator.denoiser.x0_at(noisy, schedule.alphas[number], eps)
+        if scheduler.startswith("dd"):
+            own.pred_original_sample = own.pred_original_sample.clamp(-1, 1)
+            ours = ours.clamp(-1, 1)  # as this model's file says
+        assert torch.allclose(ours, own.pred_original_sample, atol=1e-3, rtol=1e-3)
+        latents = own.prev_sample
+
+
+def test_what_it_costs(pipelines, judge):
+    """By the scheduler's own steps: PNDM has one more."""
+    *_, generator, _ = plain_and_guided(pipelines["sd"], judge, 1.0, "own", num_steps=10, guidance_scale=3.0, start=0.5)
+    assert generator.cost.startswith("score guidance: 5 of 11 steps, 1 time each: per image 11 passes of the network, each with")
+    *_, generator, _ = plain_and_guided(pipelines["sd"], judge, 1.0, "ddim", num_steps=10, start=0.5, every=2, repeats=3)
+    assert "3 of 10 steps, 3 times each: per image 16 passes of the network, of which 9 are followed" in generator.cost
+    with pytest.raises(RecipeError, match="leave none of the 11 steps of PNDMScheduler to guide"):
+        plain_and_guided(pipelines["sd"], judge, 1.0, "own", num_steps=10, start=0.52, end=0.56)
+
+
+def test_another_pipeline_cannot_be_guided(pipelines, judge):
+    generator = load(Model("tiny", "0" * 64, pipelines["sd"]), Sampling(2, 1.0, "ddim", None, None, "", "float32", False), "cpu")
+    generator.pipeline = SimpleNamespace(scheduler=generator.pipeline.scheduler)
+    with pytest.raises(ModelError, match="tiny is a SimpleNamespace, whose sampling cannot be guided"):
+        GuidedGenerator(generator, judge, "judge", 1.0, GuidanceSettings(), "tiny")
 
 
 def test_the_score_rises_and_with_the_scale(judge):
@@ -251,13 +287,14 @@ dtype = "float32"
 [compare-generators]
 tuned = false
 model = "micro-generator"
-num_steps = 3
+num_steps = 8
 guidance_scale = 1.0
 dtype = "float32"
 images_per_prompt = 1
-scorers = ["random"]
+scorers = ["reward-model"]
 reward_model = "micro-judge"
-score_guidance.scales = [5.0, 500.0]
+score_guidance.scales = [1.0, 5.0]
+score_guidance.start = 0.5
 """
 
 
@@ -299,8 +336,22 @@ class TestStages:
         assert "dtype=bfloat16 or float32" in half
 
     def test_the_base_is_compared_at_several_scales(self, small):
-        small.last("compare-generators")
-        rows = small.rows("SELECT DISTINCT generator FROM comparison ORDER BY generator")
-        assert [row["generator"] for row in rows] == ["base", "guided-5", "guided-500"]
+        told = small.run("compare-generators").err
+        assert "score guidance: 4 of 8 steps, 1 time each" in told
+        rows = {row["generator"]: row["mean"] for row in small.rows("SELECT generator, mean FROM comparison")}
+        assert set(rows) == {"base", "guided-1", "guided-5"}
+        assert rows["base"] < rows["guided-1"] < rows["guided-5"]
         nothing = small.run("compare-generators", "compare-generators.score_guidance.scales=[]", status=2).err
         assert "nothing is compared" in nothing
+
+    def test_the_recipes_reward_model_guides(self, world):
+        """By a node of its own: the reward model was trained on other images."""
+        text = (world.root / "irpipe.toml").read_text(encoding="utf-8")
+        guided = '[guided]\nlike = "generate-images"\nscore_guidance.scale = 9.0\n'
+        world.recipe(text + guided + "[guided.reads]\nreward-model = 'train-rm'\n")
+        done = world.last("guided", "reads.images=generate-images")
+        rows = world.rows("SELECT DISTINCT settings FROM guided.images")
+        model = world.store.newest("micro", "train-rm")
+        assert {json.loads(row["settings"])["score_guidance"]["reward_model"] for row in rows} == {model.content_id}
+        assert [entry.content_id for entry in world.store.newest("micro", "guided").inputs.values()].count(model.content_id) == 1
+        assert done["rows"]["kept"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 
 from irpipe.models.vqa import VisualQuestions
-from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.stage import Model
+from irpipe.schemas.images import ImageReader
+from irpipe.stages.select_images.answers import read_labels
 from irpipe.stages.select_images.questions import faults_of, parse, quotas, weights_of
+from irpipe.stages.select_images.run import test_images as images_of_test_prompts
 from tests.blips import question_blip
 
 RECIPE = """recipe = "chosen"
@@ -108,6 +112,22 @@ class TestQuestions:
         assert "is not spelled as" in next(faults_of([wrong]))
         assert "'photo' is there twice" in next(faults_of(["photo: is it? yes, no"] * 2))
 
+    @pytest.mark.parametrize("answers", ["yes -1, no", "yes 1e3, no", "yes 4., no"])
+    def test_what_looks_like_a_weight_and_is_none(self, answers):
+        assert "is not spelled as" in next(faults_of([f"photo: is it? {answers}"]))
+
+    def test_the_column_of_images_is_no_question(self):
+        assert "no question is named 'image'" in next(faults_of(["image: is it one? yes, no"]))
+
+
+class TestTestImages:
+    def test_prompts_that_are_equal_count_as_one(self):
+        texts = {1: "a cat", 2: "a cat", 3: "a dog", 4: "a tree"}
+        for seed in range(8):
+            chosen = images_of_test_prompts(texts, 2, seed)
+            assert len(chosen) == 2 and len({texts[image] for image in chosen}) == 2
+        assert images_of_test_prompts(texts, 2, 0) == images_of_test_prompts(dict(reversed(texts.items())), 2, 0)
+
 
 class TestStage:
     def test_a_balanced_sample_and_test_prompts(self, small):
@@ -129,7 +149,7 @@ class TestStage:
             " WHERE prompt_id NOT IN (SELECT prompt_id FROM selected_images WHERE split = 'test') GROUP BY image_id"
         )
         available = Counter((row["photo"], row["kind"]) for row in pool)
-        assert sum(available.values()) == 27 and available["yes", "animal"] < 4
+        assert sum(available.values()) == 27 and available["yes", "animal"] <= 4
         assert chosen["yes", "animal"] == available["yes", "animal"]  # they are rare: all of them
         assert chosen["yes", "human"] + chosen["no", "human"] == 12 - chosen["yes", "animal"]
         assert abs(chosen["yes", "human"] - 3 * chosen["no", "human"]) <= 3
@@ -152,8 +172,20 @@ class TestStage:
         write_labels(small, [(good[0][0], "maybe", "human"), *good[2:], ("no-such.png", "yes", "human")])
         done = small.last("select-images", "select-images.max_rejected=0.2")
         reasons = done["metrics"]["rejected_for"]
-        assert reasons["its label photorealistic is 'maybe', which is no answer"] == reasons["it has no label"] == 1
+        assert reasons["its label photorealistic is maybe, which is no answer"] == reasons["it has no label"] == 1
         assert done["metrics"]["labels_of_no_image"] == 1
+        weighed = 'select-images.questions=["photorealistic: is it? yes, no 0", "category: what is it? human, animal"]'
+        write_labels(small, good)
+        none = small.last("select-images", weighed, "select-images.count=100")
+        assert none["metrics"]["rejected_for"]["its kind has the weight 0"] == 12
+        photos = small.rows(
+            "SELECT answer FROM image_answers SEMI JOIN selected_images USING (image_id) WHERE attribute[1] = 'p'"
+        )
+        assert {row["answer"] for row in photos} == {"yes"}
+        assert (
+            "100 images were asked for, and 1"
+            in small.run("select-images", weighed, "select-images.count=100", "select-images.seed=1").err
+        )
         write_labels(small, [*good, good[0]])
         assert "labels the image" in small.run("select-images", status=2).err
         write_labels(small, good, "image,photo,category")
@@ -163,6 +195,39 @@ class TestStage:
             "12 test prompts leave none of 12 prompts"
             in small.run("select-images", "select-images.test_prompts=12", status=2).err
         )
+
+    def test_images_that_nobody_should_judge(self, small, monkeypatch):
+        """Also where labels have answers for them."""
+        rows = ImageReader.rows
+
+        def blackened(reader, columns, image_ids=None):
+            for number, row in enumerate(rows(reader, columns, image_ids)):
+                yield dict(row) | ({"fault": "blackened"} if "fault" in columns and len(columns) == 2 and number == 0 else {})
+
+        monkeypatch.setattr(ImageReader, "rows", blackened)
+        assert small.last("select-images")["metrics"]["rejected_for"]["blackened"] == 1
+
+    def test_a_path_of_several_images(self, small):
+        images = small.rows("SELECT image_id, image.path AS path FROM generate_images.images")
+        reader = SimpleNamespace(
+            rows=lambda columns: [{"image_id": number, "image": {"path": "a.png"}} for number in (1, 2)], ids=np.array([1, 2])
+        )
+        questions = [parse("photo: is it? yes, no")]
+        (small.root / "two.csv").write_text("image,photo\n0000000000000001,yes\n0000000000000002,no\n", encoding="utf-8")
+        answers, faults, strangers = read_labels(small.root / "two.csv", questions, reader)
+        assert answers == {1: [("yes", None)], 2: [("no", None)]} and not faults and not strangers and images
+        (small.root / "two.csv").write_text("image,photo\na.png,yes\n", encoding="utf-8")
+        with pytest.raises(InputError, match="the path of several images"):
+            read_labels(small.root / "two.csv", questions, reader)
+        (small.root / "two.jsonl").write_text('{"image": "0000000000000001", "photo": ["yes"]}\n', encoding="utf-8")
+        _, faults, _ = read_labels(small.root / "two.jsonl", questions, reader)
+        assert faults[1] == "its label photo is ['yes'], which is no answer"
+
+    def test_it_chooses_what_is_annotated(self, small):
+        """The annotations of a recipe come after it."""
+        text = (small.root / "irpipe.toml").read_text(encoding="utf-8")
+        small.recipe(text + '[simulate-annotations]\nreads.images = "select-images"\n[load-annotations]\n')
+        assert "select-images" in small("plan", "load-annotations").out
 
     def test_a_model_answers(self, small):
         question_blip(small.root / "vqa")

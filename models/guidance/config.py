@@ -44,21 +44,14 @@ class GuidanceSettings(Group):
         """The steps that are guided, counted from 0."""
         return range(round(self.start * num_steps), round(self.end * num_steps), self.every)
 
-    def faults_for(self, num_steps: int, dtype: str) -> Iterator[str]:
+    def faults_for(self, num_steps: int, dtype: str, scheduler: str) -> Iterator[str]:
         """What is wrong with these settings in a sampling."""
         if not self.guided_steps(num_steps):
             yield f"score_guidance.start={self.start} and score_guidance.end={self.end} leave none of {num_steps} steps to guide"
+        if self.repeats > 1 and scheduler not in ("own", "ddpm", "ddim"):
+            yield f"score_guidance.repeats is above 1, and scheduler={scheduler} takes no step twice: scheduler=ddim or ddpm"
         if dtype == "float16":
             yield "score guidance takes gradients, which dtype=float16 loses: dtype=bfloat16 or float32"
-
-    def cost(self, num_steps: int) -> str:
-        """What an image costs, for people."""
-        guided = len(self.guided_steps(num_steps))
-        return (
-            f"score guidance: {guided} of {num_steps} steps, {self.repeats} {'time' if self.repeats == 1 else 'times'} each: per"
-            f" image {num_steps + guided * (self.repeats - 1):,} passes of the network, of which {guided * self.repeats:,} are"
-            " followed by a pass of the decoder and of the reward model, and by one back through all three"
-        )
 
 
 class ScoreGuidance(GuidanceSettings):
@@ -82,3 +75,9 @@ class ComparedGuidance(GuidanceSettings):
         role="neutral",
         meaning="Also compare the base with score guidance of these weights of the normalised score's gradient, as guided-SCALE.",
     )
+
+    def faults_for(self, num_steps: int, dtype: str, scheduler: str) -> Iterator[str]:
+        """As of `GuidanceSettings`."""
+        yield from super().faults_for(num_steps, dtype, scheduler)
+        if len(set(self.scales)) < len(self.scales):
+            yield "a scale stands twice in score_guidance.scales"

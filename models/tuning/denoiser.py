@@ -140,7 +140,10 @@ class Denoiser:
 
     def predicted_x0(self, latents: Tensor, timesteps: Tensor, predicted: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The clean latents x0, (n, c, h, w), that an output predicts (DDPM, equation 15; alike for v- and x0-prediction)."""
-        alpha = schedule.alphas[timesteps].view(-1, 1, 1, 1)
+        return self.x0_at(latents, schedule.alphas[timesteps].view(-1, 1, 1, 1), predicted)
+
+    def x0_at(self, latents: Tensor, alpha: Tensor, predicted: Tensor) -> Tensor:
+        """The clean latents x0, (n, c, h, w), that an output predicts at a share of signal alpha, () or (n, 1, 1, 1)."""
         signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
         if self.kind == "epsilon":
             return (latents - noise * predicted) / signal

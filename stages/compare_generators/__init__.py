@@ -7,7 +7,7 @@ Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of
 Paper: ImageReward, section 4.2, table 4 and figure 6; RichHF, section 5.3 (score guidance).
 Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
     over prompts. A tie is half a win.
-Cost: one image per generator, prompt and seed, n for best-of-n, and of about four times the cost per step with score guidance;
+Cost: one image per generator, prompt and seed, n for best-of-n, and of four to five times the cost per step with score guidance;
     one forward pass per image and scorer. A kill costs at
     most one shard of about 64 images per process.
 """
@@ -94,7 +94,7 @@ class CompareGeneratorsConfig(ScorersConfig, MapConfig):
     def faults(self) -> Iterator[str]:
         yield from super().faults()
         if self.score_guidance.scales:
-            yield from self.score_guidance.faults_for(self.num_steps, self.dtype)
+            yield from self.score_guidance.faults_for(self.num_steps, self.dtype, self.scheduler)
         if not (self.tuned or self.best_of or self.score_guidance.scales):
             yield "nothing is compared: tuned is false, and best_of and score_guidance.scales are empty"
 

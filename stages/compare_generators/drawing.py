@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +79,11 @@ class Drawer:
     def _generator(self, name: str) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # the last one's memory goes before the next one comes
-            self._loaded = name, self._load(name)
+            self._loaded = name, self.load(name)
         return self._loaded[1]
 
-    def _load(self, name: str) -> ImageGenerator:
+    def load(self, name: str) -> Any:
+        """A generator of the comparison."""
         source, device, base = self.sources[name], worker_device(self.config.device), self.models["model"][0]
         sampling = sampling_of(self.config, source.negative_prompt)
         if source.tuned is not None:
@@ -102,7 +104,7 @@ def sources_of(
         RecipeError: a node has the name of another row of the comparison.
     """
     tuned = {name: Source((folders[name], card), card.negative_prompt) for name, card in cards.items()}
-    others = {BASE: Source()} | {f"guided-{scale:g}": Source(scale=scale) for scale in config.score_guidance.scales}
+    others = {BASE: Source()} | {guided_name(scale): Source(scale=scale) for scale in config.score_guidance.scales}
     for name, source in tuned.items() if config.negative_prompts else ():
         if source.negative_prompt:
             plain = replace(source, negative_prompt="")
@@ -115,6 +117,18 @@ def sources_of(
     if taken:
         raise RecipeError(f"{taken[0]!r} is a row of the comparison, and the name of a node", fix="give the node another name")
     return others | tuned
+
+
+def guided_name(scale: float) -> str:
+    """The row of the base with score guidance of a scale."""
+    return f"guided-{int(scale) if scale == int(scale) else scale}"
+
+
+def tell_cost(config: CompareGeneratorsConfig, sources: Mapping[str, Source], inputs: Inputs, context: Context) -> None:
+    """Say what score guidance costs, if any; its generator is loaded for it: what cannot be guided ends the run here."""
+    guided_ones = [name for name, source in sources.items() if source.scale]
+    if guided_ones:
+        context.say(f"  {Drawer(config, inputs, context.models, sources).load(guided_ones[0]).cost}")
 
 
 def draw(

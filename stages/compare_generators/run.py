@@ -32,7 +32,7 @@ from irpipe.schemas.prompts import prompt_id
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.splits import read_splits
 from irpipe.stages.compare_generators import CompareGeneratorsConfig
-from irpipe.stages.compare_generators.drawing import Images, Source, draw, sources_of
+from irpipe.stages.compare_generators.drawing import Images, Source, draw, sources_of, tell_cost
 from irpipe.stages.compare_generators.table import BASE, COLUMNS, Worths, compare, differences, differences_text, table_4
 
 _SIDE_BY_SIDE = 12
@@ -61,8 +61,7 @@ def run(config: CompareGeneratorsConfig, inputs: Inputs, out: Path, context: Con
     reward_models = load_reward_models(inputs, context.models)
     if (config.best_of or config.score_guidance.scales) and config.reward_model is None:
         only_reward_model(inputs)
-    if config.score_guidance.scales:
-        context.say("  " + config.score_guidance.cost(config.num_steps))
+    tell_cost(config, sources, inputs, context)
     made = make_all(config, prompts, sources, inputs, context, reward_models)
     rejections = Rejections(0.2, "test prompts")
     kept = refuse_blackened(prompts, made, config.images_per_prompt, rejections)

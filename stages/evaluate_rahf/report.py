@@ -44,7 +44,7 @@ def _cell(rows: Sequence[Row | None]) -> str:
     """Figures, the first with its interval."""
     first = rows[0]
     if first is None or first["value"] is None:
-        return ""
+        return "".join(f"/ {row['value']:.3f}" for row in rows[1:] if row is not None and row["value"] is not None)
     digits = 5 if first["figure"].startswith("mse") else 3
     text = f"{first['value']:.{digits}f}"
     if first["low"] is not None and not first["figure"].startswith(("kld", "sim", "auc_judd_as", "mse_empty")):

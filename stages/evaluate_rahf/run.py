@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def run(config: EvaluateRahfConfig, inputs: Inputs, out: Path, context: Context)
     if config.truth:
         figures += known_rows(config, inputs, people, rows, found, truth, bootstrap)
     if config.published is not None:
-        figures += published_rows(context.sources["published"][0])
+        figures += published_rows(context.sources["published"][0], {row["predictor"] for row in figures})
     RAHF_FIGURES.write(out, {column.name: [row[column.name] for row in figures] for column in RAHF_FIGURES.columns})
     REJECTED_PREDICTIONS.write(out, {"uid": list(rejected), "reason": list(rejected.values())})
     (out / "report.txt").write_text(report_of(figures, config, len(rows), len(set(prompts))), encoding="utf-8")
@@ -193,13 +193,17 @@ def known_rows(
     return rows
 
 
-def published_rows(path: Path) -> list[Row]:
+def published_rows(path: Path, taken: Collection[str]) -> list[Row]:
     """Figures of others, on images of theirs: without intervals, and of no number of images.
 
+    Args:
+        taken: the names of the predictors that are evaluated.
+
     Raises:
-        InputError: a row is no figure of the tables.
+        InputError: a row is no figure of the tables, stands twice, or has the name of an evaluated predictor.
     """
     rows: list[Row] = []
+    seen: set[tuple[str, str, str]] = set()
     for number, cells in read_csv(path, ("predictor", "output", "figure", "value")):
         name, output, figure, value = (str(cells[column]) for column in ("predictor", "output", "figure", "value"))
         try:
@@ -212,6 +216,10 @@ def published_rows(path: Path) -> list[Row]:
                 where=str(path),
                 expected="outputs and figures as in the table rahf_figures, and a number",
             )
+        if name in taken or (name, output, figure) in seen:
+            why = "has the name of a predictor that is evaluated" if name in taken else "stands there twice"
+            raise InputError(f"row {number}, {name!r}, {output}, {figure}, {why}", where=str(path))
+        seen.add((name, output, figure))
         rows.append(
             {"predictor": name, "output": output, "figure": figure, "value": found, "low": None, "high": None, "count": 0}
         )

@@ -5,7 +5,7 @@ Writes: the tables `images` (shards of whole prompts), `overlong_prompts` and `r
 Paper: ImageReward, section 2.1 (4-9 images per prompt) and table 1 (several models on one set of prompts); RichHF, section 5.3
     (score guidance).
 Deviates: the paper took DiffusionDB's images; here they are generated, each from its own seed.
-Cost: O(images * num_steps) of the model, about four times as much for a step with score guidance; memory O(batch_size)
+Cost: O(images * num_steps) of the model, four to five times as much for a step with score guidance; memory O(batch_size)
     of images; a kill costs at most one shard per process.
 """
 
@@ -80,7 +80,7 @@ class GenerateImagesConfig(MapConfig):
         if self.min_images > self.max_images:
             yield "min_images is above max_images"
         if self.score_guidance.scale:
-            yield from self.score_guidance.faults_for(self.num_steps, self.dtype)
+            yield from self.score_guidance.faults_for(self.num_steps, self.dtype, self.scheduler)
 
     def unused(self) -> dict[str, str]:
         idle = {"negative_prompt": "guidance_scale is 1 or less"} if self.guidance_scale <= 1 else {}

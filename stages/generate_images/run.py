@@ -16,7 +16,7 @@ from irpipe.schemas.images import IMAGES, OVERLONG_PROMPTS, ImageReader
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.rejected import Rejections
 from irpipe.stages.generate_images import GenerateImagesConfig
-from irpipe.stages.generate_images.shards import Job, Shard, images_of, make_shards, overlong_prompts
+from irpipe.stages.generate_images.shards import Job, Shard, images_of, make_shards, overlong_prompts, tell_cost
 from irpipe.stages.generate_images.sheets import draw_sheets
 
 
@@ -29,7 +29,7 @@ def run(config: GenerateImagesConfig, inputs: Inputs, out: Path, context: Contex
             rejections.refuse(job.row, "empty prompt", show_row_id(job.prompt_id))
     shards = cut_shards([job for job in jobs if job.prompt.strip()], config.shard_size)
     if config.score_guidance.scale:
-        context.say("  " + config.score_guidance.cost(config.num_steps))
+        tell_cost(config, inputs, context)
     finished = make_shards(config, shards, inputs, context)
     overlong = overlong_prompts(finished)
     files = gather(finished, out)

@@ -53,6 +53,13 @@ class Shard:
         return f"{self.number:05}"
 
 
+def tell_cost(config: GenerateImagesConfig, inputs: Inputs, context: Context) -> None:
+    """Say what score guidance costs with each generator, which is loaded for it: what cannot be guided ends the run here."""
+    maker = ShardMaker(config, inputs, context.models, None)
+    for model in context.models["models"]:
+        context.say(f"  {model.name}: {maker.load(model).cost}")
+
+
 def make_shards(config: GenerateImagesConfig, shards: Sequence[Shard], inputs: Inputs, context: Context) -> list[Path]:
     """Make the shards: folders with the tables `images` and `overlong_prompts`, in the order of `shards`."""
     return context.map(
@@ -92,10 +99,11 @@ class ShardMaker:
     def _generator(self, model: int) -> ImageGenerator:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # free the old model before the next one is loaded
-            self._loaded = model, self._load(self.models["models"][model])
+            self._loaded = model, self.load(self.models["models"][model])
         return self._loaded[1]
 
-    def _load(self, model: Model) -> ImageGenerator:
+    def load(self, model: Model) -> Any:
+        """A generator, with its LoRA and its guidance."""
         config = self.config
         generator = load(model, sampling_of(config, config.negative_prompt), worker_device(config.device))
         if self.lora is not None:

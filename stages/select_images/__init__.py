@@ -1,10 +1,11 @@
 """Choose images to be annotated: as many of each kind, and test prompts of their own.
 
-Reads: images, and their prompts (of annotations, or the selected ones).
+Reads: images, and their prompts (the selected ones, or those of annotations).
 Writes: `images`, the chosen ones; the tables `selected_images`, `image_answers`, `attribute_counts` and `rejected`.
 Paper: RichHF, section 3.3: a model that answers questions (PaLI) says which images are photo-realistic and what they show, and a
     balanced sample is taken; test images are of unique prompts.
-Deviates: BLIP answers, or a table of labels. The shares of the kinds are not given there. Prompts, not images, are split.
+Deviates: BLIP answers, or a table of labels. The shares of the kinds are not given there. Prompts, not images, are split. Test
+    images are drawn by lot, and not balanced.
 Cost: one pass of the model's image tower per image, one of its text towers per question and answer; memory O(images) numbers.
 """
 
@@ -69,7 +70,7 @@ class SelectImagesConfig(MapConfig):
 STAGE = Stage(
     name="select-images",
     version=1,
-    reads=("images", First(("annotations", "selected-prompts"))),
+    reads=("images", First(("selected-prompts", "annotations"))),
     writes="images",
     determinism="numeric",
     extra="train",

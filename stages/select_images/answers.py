@@ -108,28 +108,42 @@ def read_labels(path: Path, questions: Sequence[Question], reader: ImageReader) 
     Raises:
         InputError: the file is none that is known, lacks a column, has a broken row, or labels an image twice.
     """
-    names = {row["image"]["path"]: row["image_id"] for row in reader.rows(["image"])}
-    names |= {show_row_id(image): image for image in names.values()}
+    names: dict[str, int | None] = {}
+    for row in reader.rows(["image.path"]):
+        names[row["image"]["path"]] = None if row["image"]["path"] in names else row["image_id"]  # None: of several images
+    names |= {show_row_id(image): image for image in reader.ids.tolist()}
     answers: Answers = {}
     faults: dict[int, str] = {}
     seen: set[int] = set()
     strangers = 0
     for number, row in _rows(path, ["image", *(question.name for question in questions)]):
-        image = names.get(str(row["image"]))
-        if image is None:
+        if (name := str(row["image"])) not in names:
             strangers += 1
             continue
+        image = names[name]
+        if image is None:
+            raise InputError(
+                f"row {number} labels {name!r}, the path of several images",
+                where=str(path),
+                expected="the image's id, 16 hex digits",
+            )
         if image in seen:
             raise InputError(f"row {number} labels the image {row['image']} again", where=str(path), expected="one row per image")
         seen.add(image)
-        told = [given(row[question.name]) for question in questions]
+        told = [_answer_of(row[question.name]) for question in questions]
         wrong = [(one.name, answer) for one, answer in zip(questions, told, strict=True) if answer not in one.weights]
         if wrong:
-            faults[image] = f"its label {wrong[0][0]} is {wrong[0][1]!r}, which is no answer"
+            faults[image] = f"its label {wrong[0][0]} is {wrong[0][1]}, which is no answer"
         else:
             answers[image] = [(str(answer), None) for answer in told]
     faults |= {image: "it has no label" for image in reader.ids.tolist() if image not in seen}
     return answers, faults, strangers
+
+
+def _answer_of(value: Any) -> str | None:
+    """A label as text: a whole number too, as JSON and Parquet may have it."""
+    value = given(value)
+    return None if value is None else value if isinstance(value, str) else repr(value)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:

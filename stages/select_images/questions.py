@@ -11,6 +11,8 @@ from math import floor
 
 _QUESTION = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*:\s*(.+?\?)\s*(.+)")
 _WEIGHT = re.compile(r"(.+?)\s+(\d*\.?\d+)")
+_LIKE_A_NUMBER = re.compile(r"[-+.]?\d.*")
+_TAKEN = ("image",)  # a column of labels
 Kind = tuple[str, ...]
 """An answer to each question."""
 
@@ -33,7 +35,7 @@ def parse(spelled: str) -> Question | None:
     for part in (part.strip() for part in found[3].split(",")):
         weighed = _WEIGHT.fullmatch(part)
         answer, weight = (weighed[1], float(weighed[2])) if weighed else (part, 1.0)
-        if not answer or answer in weights:
+        if not answer or answer in weights or (len(answer.split()) > 1 and _LIKE_A_NUMBER.fullmatch(answer.split()[-1])):
             return None
         weights[answer] = weight
     return Question(found[1], found[2], weights) if len(weights) > 1 and any(weights.values()) else None
@@ -50,6 +52,8 @@ def faults_of(spelled: Sequence[str]) -> Iterator[str]:
     for one in spelled:
         if parse(one) is None:
             yield f"questions: {one!r} is not spelled as 'name: question? answer, answer' with two different answers or more"
+    for name in (name for name in names if name in _TAKEN):
+        yield f"questions: no question is named {name!r}, as the labels' column of images is"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"questions: {name!r} is there twice"
 

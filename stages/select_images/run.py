@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id
 from irpipe.pipeline.stage import Context, Inputs, Report, Rows
 from irpipe.schemas.images import IMAGES, ImageReader, ImageShards
+from irpipe.schemas.prompts import normalise
 from irpipe.schemas.rejected import Rejections
 from irpipe.schemas.selected_images import ATTRIBUTE_COUNTS, IMAGE_ANSWERS, SELECTED_IMAGES
 from irpipe.schemas.splits import prompts_table
@@ -27,48 +28,72 @@ def run(config: SelectImagesConfig, inputs: Inputs, out: Path, context: Context)
         answers, faults, strangers = read_labels(context.sources["labels"][0], questions, reader)
     table = prompts_table(inputs)
     prompts = dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
-    prompt_of = {row["image_id"]: row["prompt_id"] for row in reader.rows(["prompt_id"])}
-    faults |= {image: "its prompt is not known" for image, prompt in prompt_of.items() if prompt not in prompts}
+    prompt_of, unusable = read_images(reader, prompts)
+    faults |= unusable
     rejections = Rejections(config.max_rejected, "images")
-    for row, image in enumerate(reader.ids.tolist()):
+    for number, image in enumerate(reader.ids.tolist()):
         if image in faults:
-            rejections.refuse(row, faults[image])
+            rejections.refuse(number, faults[image])
     rejections.check(len(reader), len(reader) - len(rejections))
-    good = {image: prompt for image, prompt in prompt_of.items() if image not in faults}
-    kind_of = {image: tuple(answer for answer, _ in answers[image]) for image in good}
-    test = test_images(good, config.test_prompts, config.seed)
-    tested = {good[image] for image in test}
-    pool = {image: kind for image, kind in kind_of.items() if good[image] not in tested}
-    chosen = balanced(pool, weights_of(questions), config.count, config.seed)
-    for row, image in enumerate(reader.ids.tolist()):
-        if image in good and image not in chosen and image not in test:
-            rejections.drop(row, "another image of a test prompt" if good[image] in tested else "enough of its kind")
-    write(reader, good, prompts, test, chosen, out)
+    weights = weights_of(questions)
+    kind_of = {image: tuple(answer for answer, _ in answers[image]) for image in prompt_of if image not in faults}
+    text_of = {image: normalise(prompts[prompt_of[image]]) for image, kind in kind_of.items() if weights[kind]}
+    test = test_images(text_of, config.test_prompts, config.seed)
+    tested = {text_of[image] for image in test}
+    pool = {image: kind_of[image] for image, text in text_of.items() if text not in tested}
+    chosen = balanced(pool, weights, config.count, config.seed)
+    if len(chosen) < config.count:
+        context.say(f"  {config.count:,} images were asked for, and {len(chosen):,} can be chosen")
+    for number, image in enumerate(reader.ids.tolist()):
+        if image in kind_of and image not in chosen and image not in test:
+            rejections.drop(number, why_not(image, text_of, tested))
+    write(reader, prompt_of, prompts, test, chosen, out)
     names = [question.name for question in questions]
     write_answers(answers, names, out)
     write_counts(kind_of, names, test, chosen, out)
     rows = Rows(len(reader), len(chosen) + len(test), rejections.write(out))
-    metrics = {"chosen": len(chosen), "test": len(test), "prompts": len({good[image] for image in chosen})}
+    metrics = {"chosen": len(chosen), "test": len(test), "prompts": len({prompt_of[image] for image in chosen})}
     return Report(rows, metrics | {"labels_of_no_image": strangers, "rejected_for": rejections.counts()})
 
 
-def test_images(prompt_of: Mapping[int, int], count: int, seed: int) -> set[int]:
+def read_images(reader: ImageReader, prompts: Container[int]) -> tuple[dict[int, int], dict[int, str]]:
+    """The prompt of each image, and why some cannot be used, by id."""
+    prompt_of: dict[int, int] = {}
+    faults: dict[int, str] = {}
+    for row in reader.rows(["prompt_id", "fault"]):
+        prompt_of[row["image_id"]] = row["prompt_id"]
+        if row["fault"] is not None or row["prompt_id"] not in prompts:
+            faults[row["image_id"]] = row["fault"] or "its prompt is not known"
+    return prompt_of, faults
+
+
+def why_not(image: int, text_of: Mapping[int, str], tested: Container[str]) -> str:
+    """Why a good image was not chosen."""
+    if image not in text_of:
+        return "its kind has the weight 0"
+    return "another image of a test prompt" if text_of[image] in tested else "enough of its kind"
+
+
+def test_images(text_of: Mapping[int, str], count: int, seed: int) -> set[int]:
     """One image of each of so many prompts, drawn by lot.
+
+    Args:
+        text_of: the normalised text of each image's prompt: prompts that are equal share a split.
 
     Raises:
         InputError: that leaves no prompt to choose images of.
     """
-    prompts = sorted(set(prompt_of.values()), key=lambda prompt: row_id("test prompt", seed, prompt))
-    if count >= len(prompts):
+    texts = sorted(set(text_of.values()), key=lambda text: row_id("test prompt", seed, text))
+    if count >= len(texts):
         raise InputError(
-            f"{count:,} test prompts leave none of {len(prompts):,} prompts to choose images of",
-            fix=f"--set select-images.test_prompts={len(prompts) // 10}",
+            f"{count:,} test prompts leave none of {len(texts):,} prompts to choose images of",
+            fix=f"--set select-images.test_prompts={len(texts) // 10}",
         )
-    wanted = set(prompts[:count])
-    first: dict[int, int] = {}
-    for image in in_order(prompt_of, seed):
-        if prompt_of[image] in wanted:
-            first.setdefault(prompt_of[image], image)
+    wanted = set(texts[:count])
+    first: dict[str, int] = {}
+    for image in in_order(text_of, seed):
+        if text_of[image] in wanted:
+            first.setdefault(text_of[image], image)
     return set(first.values())
 
 

@@ -38,6 +38,9 @@ def run(config: SplitPromptsConfig, inputs: Mapping[str, Artifact], out: Path, c
     if config.source == "images":
         given = test_prompts(inputs["images"], index)
     splits = cut(texts, links, given, (config.validation_share, config.test_share), config.seed)
+    joined = sum(SPLITS[split] == "test" and number not in given for number, split in enumerate(splits.tolist()))
+    if config.source == "images" and joined and not config.test_share:
+        context.say(f"  {joined:,} prompts are related to test prompts, and join the test split")
     related = components(len(texts), links)
     names = pa.DictionaryArray.from_arrays(pa.array(splits.astype(np.int32)), pa.array(SPLITS))
     PROMPT_SPLITS.write(out, {"prompt_id": prompt_ids, "prompt": texts, "split": names, "component": related})

@@ -1,0 +1,59 @@
+"""What score guidance costs: a sampling with every step guided against the plain one, by several reward models.
+
+At the micro world's size; RAHF is untrained: the work is the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.common import show, timed
+from benchmarks.rahf import T5
+from irpipe.models.generators import Encodings, ImageGenerator, Sampling, load
+from irpipe.models.guidance.config import GuidanceSettings
+from irpipe.models.guidance.sampler import GuidedGenerator
+from irpipe.models.reward import load_reward_model
+from irpipe.models.reward.rahf_heads import HeadSizes
+from irpipe.models.reward.rahf_start import start_from_blip
+from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.stage import Model
+
+
+class Size(NamedTuple):
+    """Images at a time, denoising steps, and how often each is measured."""
+
+    images: int
+    steps: int
+    rounds: int
+
+
+FULL, TINY = Size(64, 20, 3), Size(2, 2, 1)
+
+
+def main(folder: Path, size: Size) -> None:  # noqa: ARG001 # nothing is written
+    blip = Model("micro-blip", "", shipped_folder("micro-blip"))
+    rewards: dict[str, Any] = {
+        "ImageReward's kind": load_reward_model(shipped_folder("micro-judge")),
+        "RAHF": start_from_blip(blip, "multi-head", HeadSizes((48,), (24, 12), 1, 8, (32, 16), (64,)), T5, 0),
+    }
+    plain = generator(size)
+    encodings = plain.encode(["a large red circle above a small blue square"], 1)
+    unguided = least(size, plain, encodings)
+    show("plain sampling", ms_per_image=f"{1e3 * unguided:.1f}")
+    for name, reward in rewards.items():
+        guided = GuidedGenerator(generator(size), reward.eval(), name, 1.0, GuidanceSettings(), "micro-generator")
+        found = least(size, guided, encodings)
+        show(f"guided by {name}", ms_per_image=f"{1e3 * found:.1f}", ratio=f"{found / unguided:.2f}")
+
+
+def generator(size: Size) -> ImageGenerator:
+    """The micro world's generator."""
+    sampling = Sampling(size.steps, 1.0, "own", None, None, "", "float32", False)
+    return load(Model("micro-generator", "", shipped_folder("micro-generator")), sampling, "cpu")
+
+
+def least(size: Size, by: ImageGenerator, encodings: Encodings) -> float:
+    """The shortest time of a batch, seconds per image."""
+    rows, seeds = [0] * size.images, list(range(size.images))
+    return min(timed(lambda: by.sample(encodings, rows, seeds))[0] for _ in range(size.rounds)) / size.images
