@@ -16,6 +16,7 @@ from irpipe.models.training.weights import _buckets
 from irpipe.models.tuning.evaluation import Evaluation, write_evaluated
 from irpipe.pipeline.store import Store
 from irpipe.schemas.prompts import PROMPTS
+from irpipe.stages.evaluate_rahf.figures import weighted_correlation
 from irpipe.stages.evaluate_rm.ranking import RULES, Ranking, read_human_ranking
 from irpipe.stages.evaluate_rm.run import figures
 from irpipe.stages.refl.objective import ReflObjective
@@ -78,6 +79,17 @@ class TestRules:
         ]
         rows = [{"scorer": "rm", "figure": "accuracy", "value": 0.6, "count": 7}]
         assert figures(rows, [], None, (None, 0), generators, [])["rho_rm"] == 0.866
+
+
+class TestFigures:
+    def test_a_constant_has_no_correlation(self):
+        """Its mean is rounded, so that differences from it are not 0."""
+        values = np.random.default_rng(0).random(2000)
+        assert np.isnan(weighted_correlation(np.full(2000, 0.7389770380614961), values)(np.ones(2000)))
+        once = np.zeros(2000)
+        once[:2] = 1
+        assert np.isnan(weighted_correlation(np.repeat([0.1, 0.2], 1000), values)(once))
+        assert weighted_correlation(values, 3 * values + 1)(np.ones(2000)) == pytest.approx(1.0)
 
 
 class TestStore:

@@ -338,6 +338,7 @@ class TestStages:
         assert found["the truth allows", "overall", "plcc"]["value"] > found["another person", "overall", "plcc"]["value"] > 0.5
         constant, bound = (found[name, "implausibility", "mse"]["value"] for name in ("constant", "the truth allows"))
         assert bound < constant and found["constant", "overall", "plcc"]["value"] is None
+        assert found["constant", "overall", "srcc"]["value"] is None
         assert found["every content word", "words", "recall"]["value"] == 1.0
         for row in rows:
             if row["low"] is not None and row["figure"] in ("plcc", "cc", "f1"):

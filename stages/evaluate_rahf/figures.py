@@ -82,12 +82,13 @@ def weighted_correlation(first: NDArray[np.float64], second: NDArray[np.float64]
     def figure(weights: NDArray[np.float64]) -> float:
         """Of image weights (n,)."""
         w = weights[known]
-        if w.sum() == 0:
+        drawn = w > 0
+        if not drawn.any() or np.ptp(a[drawn]) == 0 or np.ptp(b[drawn]) == 0:
             return float("nan")
         w = w / w.sum()
         x, y = a - (w * a).sum(), b - (w * b).sum()
         norm = np.sqrt((w * x * x).sum() * (w * y * y).sum())
-        return float((w * x * y).sum() / norm) if norm > 1e-12 else float("nan")
+        return float((w * x * y).sum() / norm) if norm else float("nan")
 
     return figure
 
