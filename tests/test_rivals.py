@@ -112,6 +112,7 @@ class TestStages:
     def test_on_chosen_images(self, world):
         """The best image of each training prompt, by the scores of somebody: nothing is drawn."""
         done = world.last("adapted", "choose-images.select=best", *SCORED_BY_CLIP)
+        assert GeneratorCard.read(Path(done["path"])).negative_prompt == "", "no bad image taught it an identifier"
         (scored,) = world.rows(
             "SELECT count(DISTINCT scores.prompt_id) AS prompts FROM scores"
             " JOIN prompt_splits p ON p.prompt_id = scores.prompt_id WHERE p.split = 'train'"

@@ -120,7 +120,7 @@ class FinetuneConfig(TuneConfig):
 
 STAGE = Stage(
     name="finetune",
-    version=2,
+    version=3,
     reads=FinetuneConfig.reads,
     writes="generator",
     processes=workers,

@@ -58,6 +58,11 @@ class ImagesObjective(SampleObjective):
         return losses, {self.name: Samples(losses)}
 
 
+def has_non_preferred(chosen: Artifact) -> bool:
+    """Whether some chosen images are bad ones (those of `select = "best"` are not)."""
+    return NON_PREFERRED in CHOSEN_IMAGES.read(chosen.table(CHOSEN_IMAGES.name), ["kind"])["kind"].to_pylist()
+
+
 def captions_of(
     chosen: Artifact, held_out: Container[str], identifier: str, reader: ImageReader
 ) -> tuple[dict[int, tuple[str, bool]], int]:
