@@ -133,6 +133,7 @@ def test_a_kill_at_every_write_of_a_commit(project):
     assert 10 < number < 199, "the last run was not killed"
 
 
+@pytest.mark.slow
 def test_finished_work_is_published_not_made_again(project):
     project.recipe(SMALL)
     project.last("simulate-prompts")

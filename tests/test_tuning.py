@@ -292,6 +292,7 @@ class TestStopRule:
         assert "brightness of the images went from 0.5 to 0.2" in self.rule().fault(self.evaluation(1, brightness=0.2))
         assert "reward is not finite" in self.rule().fault(self.evaluation(1, reward=float("nan")))
 
+    @pytest.mark.slow
     def test_a_reward_that_likes_dark_images_is_stopped(self, world, monkeypatch):
         from irpipe.models.reward import base
 

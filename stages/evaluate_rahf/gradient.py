@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.loading import files_of, pick_device
+from irpipe.models.loading import files_of, load_errors, pick_device
 from irpipe.models.maps import encoded
 from irpipe.models.pictures import decode
 from irpipe.pipeline.errors import ModelError
@@ -37,7 +37,8 @@ def gradient_maps(
         from irpipe.models.reward.clip import ClipReward
     except ImportError:
         raise ModelError("a CLIP's gradient needs the extra 'train'", fix="pip install 'irpipe[train]'") from None
-    clip = ClipReward.from_pretrained(files_of(model)).to(pick_device(device)).eval().requires_grad_(False)
+    with load_errors(model, "the CLIP", "a CLIP of transformers with its tokenizer and preprocessing"):
+        clip = ClipReward.from_pretrained(files_of(model)).to(pick_device(device)).eval().requires_grad_(False)
     maps = []
     with context.progress("taking CLIP's gradient", len(images), "images") as bar:
         for prompt, data, shape in zip(prompts, images, shapes, strict=True):
