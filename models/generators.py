@@ -290,7 +290,7 @@ def _check_class(name: object, model: Model, kind: PipelineKind) -> None:
     pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     callable_class = inspect.isclass(pipeline) and "__call__" in dir(pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters if callable_class else {}
-    demands = [name for name in parameters if name in kind.refuses]
+    demands = [parameter for parameter in parameters if parameter in kind.refuses]
     if not kind.takes <= set(parameters) or demands:
         why = f"takes {', '.join(demands)}" if demands else f"is not {kind.what} of diffusers"
         raise ModelError(f"{model.shown} is a {name}, which {why}", expected=kind.example)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from irpipe.models.classes import is_inpainting
 from irpipe.models.generators import PipelineKind, load_pipeline, read_index
-from irpipe.models.tuning.denoiser import Conditions, Denoiser, NoiseSchedule, drawn, load_denoiser, rows_of
+from irpipe.models.tuning.denoiser import Conditions, Denoiser, NoiseSchedule, as_pixels, drawn, load_denoiser, rows_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.stage import Model
 
@@ -157,7 +157,7 @@ class MaskedSampling:
             strength=self.strength,
             guidance=self.guidance,
         )
-        return pasted((made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(), pictures, masks)
+        return as_pixels(made)
 
 
 @dataclass(frozen=True)

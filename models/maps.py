@@ -77,8 +77,8 @@ def _square(data: bytes, size: int) -> NDArray[np.uint8]:
     return np.asarray(square)
 
 
-def unpadded(square: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """The part of a padded square (size, size) that the image of some shape fills, at the square's resolution."""
+def unpadded(square: Any, width: int, height: int) -> Any:
+    """The part of a padded square (..., size, size), an array or a tensor, that the image fills, at the square's resolution."""
     size = square.shape[-1]
     scale = size / max(width, height)
     inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
@@ -88,7 +88,7 @@ def unpadded(square: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
 def of_shape(square: NDArray[np.floating[Any]], shape: tuple[int, int]) -> NDArray[np.float64]:
     """The map (height, width) of an image, of what a network said of its padded square (size, size), from 0 to 1."""
-    inner = unpadded(square, shape[1], shape[0]).astype(np.float32)
+    inner: NDArray[np.float32] = unpadded(square, shape[1], shape[0]).astype(np.float32)
     if inner.shape == shape:
         return inner.astype(np.float64)
     resized = Image.fromarray(inner, mode="F").resize((shape[1], shape[0]), Image.Resampling.BILINEAR)

@@ -156,7 +156,7 @@ def _check_finite(latents: Tensor, scale: float, step: str) -> None:
 
 
 def _noised_again(latents: Tensor, number: int, schedule: GuidedSchedule, generators: Sequence[torch.Generator]) -> Tensor:
-    """Latents (n, c, h, w) after a step with its noise put back, as they are before it."""
+    """Latents (n, c, h, w) after one step, with the noise of that step put back."""
     kept = schedule.alphas[number] / schedule.alphas[number + 1]
     noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(latents.device)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise

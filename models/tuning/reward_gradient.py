@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from irpipe.models.maps import unpadded
 from irpipe.models.tuning.denoiser import Denoiser, drawn
 from irpipe.pipeline.errors import TrainingError
 
@@ -81,9 +82,7 @@ class RewardGradients:
             pixels = self.model.preprocess(pictures)
             squares = self.model.heatmap(pixels, self.model.look(pixels), texts, self.weight_map)
             height, width = pictures.shape[-2:]
-            side = max(height, width)  # a map is of the picture padded to a square
-            top, left = (side - height) // 2, (side - width) // 2
-            maps = F.interpolate(squares[:, None], (side, side), mode="bilinear")[..., top : top + height, left : left + width]
+            maps = F.interpolate(unpadded(squares[:, None], width, height), (height, width), mode="bilinear")
             weights = maps / maps.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
         return weights * pictures + ((1 - weights) * pictures).detach()
 
