@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
-from math import floor
+from math import floor, prod
 
 _QUESTION = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*:\s*(.+?\?)\s*(.+)")
 _WEIGHT = re.compile(r"(.+?)\s+(\d*\.?\d+)")
@@ -61,7 +60,7 @@ def faults_of(spelled: Sequence[str]) -> Iterator[str]:
 def weights_of(questions: Sequence[Question]) -> dict[Kind, float]:
     """The weight of every kind of image."""
     return {
-        kind: reduce(float.__mul__, (one.weights[answer] for one, answer in zip(questions, kind, strict=True)), 1.0)
+        kind: prod(one.weights[answer] for one, answer in zip(questions, kind, strict=True))
         for kind in product(*(one.weights for one in questions))
     }
 
