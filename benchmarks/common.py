@@ -93,6 +93,29 @@ def _child(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> N
     pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
 
 
+def least_seconds(work: Callable[[], Any], rounds: int, device: str) -> float:
+    """The shortest wall time of some work; on a GPU after one round that warms it up, and until the GPU has done it."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def whole() -> None:
+        work()
+        wait()
+
+    if device == "cuda":
+        whole()
+        torch.cuda.reset_peak_memory_stats()
+    return min(timed(whole)[0] for _ in range(rounds))
+
+
+def gpu_peak(device: str) -> dict[str, str]:
+    """The GPU's peak memory since it was measured last, to show beside a time; nothing on a CPU."""
+    import torch
+
+    return {"peak_gb": f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"} if device == "cuda" else {}
+
+
 def quiet_context(
     work: Path, sources: dict[str, tuple[Path, ...]] | None = None, models: dict[str, tuple[Model, ...]] | None = None
 ) -> Context:

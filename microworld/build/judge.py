@@ -42,14 +42,13 @@ def build(folder: Path, scale: float) -> dict[str, float]:
             [*command, "run", "train-rm", "--json", *flags], cwd=name, check=True, stdout=subprocess.PIPE, text=True
         )
         done: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
-        return shrunk(Path(done["path"]), folder)
+        shrink(Path(done["path"]), folder)
+        return {"validation_accuracy": done["metrics"]["validation_accuracy"]}
 
 
-def shrunk(model: Path, folder: Path) -> dict[str, float]:
+def shrink(model: Path, folder: Path) -> None:
     """Copy a trained reward model, its weights in half precision."""
     for name in ("config.json", "score_card.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((model / name).read_bytes())
     weights = {name: value.to(torch.float16) for name, value in load_file(model / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors")
-    card = json.loads((model / "score_card.json").read_text(encoding="utf-8"))
-    return {"validation_accuracy": card["metrics"]["validation_accuracy"]}
