@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from irpipe.cli import keep, look, models, work
+from irpipe.cli import keep, look, models, share, work
 
 
 def _version(requested: bool) -> None:
@@ -34,6 +34,6 @@ def _options(
     """See the commands below."""
 
 
-for group in (work, look, models, keep):
+for group in (work, look, models, keep, share):
     for command in group.COMMANDS:
         app.command()(command)

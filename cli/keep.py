@@ -49,6 +49,7 @@ def export(
 
 def verify(
     rerun: Annotated[bool, typer.Option("--rerun", help="Also repeat every newest run and compare the results.")] = False,
+    remote: Annotated[str | None, typer.Option("--remote", metavar="URL", help="Read this remote whole instead.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Hash every artifact again. Damaged ones are listed and moved aside; the next run makes them again.
@@ -56,6 +57,10 @@ def verify(
     Example: irpipe verify
     """
     from dataclasses import asdict
+
+    if remote is not None:
+        _verify_remote(remote, json_)
+        return
 
     from irpipe.pipeline import verify as engine
     from irpipe.pipeline.progress import watcher_for
@@ -82,14 +87,40 @@ def verify(
         raise typer.Exit(1)
 
 
+def _verify_remote(url: str, json_: bool) -> None:
+    """Read a remote whole and tell what is damaged."""
+    from irpipe.pipeline.exchange import verify_remote
+    from irpipe.pipeline.progress import watcher_for
+    from irpipe.pipeline.remote import Remote
+
+    checked, faults = verify_remote(Remote(url), watcher_for(json_lines=False, quiet=json_))
+    if json_:
+        print_json({"checked": checked, "damaged": [{"name": name, "what": what} for name, what in faults]})
+    else:
+        for name, what in faults:
+            print(f"damaged: {name}: {what}")
+        print(f"{checked} artifacts checked, {len(faults)} damaged")
+    if faults:
+        raise typer.Exit(1)
+
+
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    remote: Annotated[
+        str | None, typer.Option("--remote", metavar="URL", help="Of this remote: what no recipe of any store refers to.")
+    ] = None,
+    grace: Annotated[
+        float, typer.Option("--grace", min=0.0, metavar="DAYS", help="Of a remote, what was written in these days stays.")
+    ] = 14.0,
     json_: JsonOption = False,
 ) -> None:
     """List artifacts and work that no recipe's newest results need, and delete them with --yes.
 
     Example: irpipe gc --yes
     """
+    if remote is not None:
+        _collect_remote(remote, grace, yes, json_)
+        return
     from irpipe.pipeline.collect import drop, garbage
     from irpipe.pipeline.progress import Watcher, size
     from irpipe.pipeline.status import survey
@@ -109,6 +140,23 @@ def gc(
         print_table(("name", "size", "why"), [(item.name, size(item.size), item.why) for item in items])
     total = size(sum(item.size for item in items))
     print(f"deleted {total}" if yes else f"would delete {total}; --yes deletes it" if items else "nothing to delete")
+
+
+def _collect_remote(url: str, days: float, yes: bool, json_: bool) -> None:
+    """List what a remote's roots do not need, and delete it if asked."""
+    from irpipe.pipeline.exchange import collect, drop
+    from irpipe.pipeline.progress import size, watcher_for
+    from irpipe.pipeline.remote import Remote
+
+    there = Remote(url)
+    entries = collect(there, days * 86_400, watcher_for(json_lines=False, quiet=json_))
+    total = size(drop(there, entries) if yes else sum(entry.size for entry in entries))
+    if json_:
+        print_json([{"name": entry.path, "size": entry.size} for entry in entries])
+        return
+    if entries:
+        print_table(("name", "size"), [(entry.path, size(entry.size)) for entry in entries])
+    print(f"deleted {total}" if yes else f"would delete {total}; --yes deletes it" if entries else "nothing to delete")
 
 
 COMMANDS = (export, verify, gc)

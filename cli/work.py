@@ -22,6 +22,8 @@ from irpipe.pipeline.text import visible
 from irpipe.recipes import shipped_recipes
 
 if TYPE_CHECKING:
+    from irpipe.pipeline.plan import Planner
+    from irpipe.pipeline.remote import Remote
     from irpipe.pipeline.status import Standing
     from irpipe.pipeline.store import Store
 
@@ -65,6 +67,15 @@ def run(
     processes: Annotated[
         int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together, for example one per GPU.")
     ] = 1,
+    executor: Annotated[
+        str | None,
+        typer.Option("--executor", metavar="NAME", help="Where shards are made: inline, processes, ray, or a package's own."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="Of the cluster; auto: the one this machine is part of.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the result to the recipe's remote afterwards.")] = False,
+    no_remote: Annotated[bool, typer.Option("--no-remote", help="Leave the recipe's remote alone.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
     json_: Annotated[
         bool,
@@ -86,7 +97,10 @@ def run(
     arguments = ["run", stage, *(part for setting in set_ or () for part in ("--set", setting)), *(["--force"] if force else [])]
     arguments += ["--strict-code"] if strict_code else []
     try:
-        runner = Runner(planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True))
+        examiner = planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True)
+        examiner = on_machines(examiner, executor, address)
+        remote = remote_of(examiner, push=push, no_remote=no_remote)
+        runner = Runner(examiner, remote, push or examiner.recipe.remote.push)
         with together(processes, None, arguments):
             record = runner.run(stage, only=only)
     except BaseException as error:  # reported and raised again: a program that reads the events must learn how it ended
@@ -96,6 +110,31 @@ def run(
         for name, value in record.metrics.items():
             watcher.say(f"  {name}: {value}")
         print(runner.store.object_path(record.content_id))
+
+
+def on_machines(examiner: Planner, executor: str | None, address: str | None) -> Planner:
+    """A planner whose recipe makes shards where the command says."""
+    from dataclasses import replace
+
+    given = {name: value for name, value in (("name", executor), ("address", address)) if value is not None}
+    settings = examiner.recipe.executor.model_copy(update=given)
+    return replace(examiner, recipe=replace(examiner.recipe, executor=settings))
+
+
+def remote_of(examiner: Planner, *, push: bool, no_remote: bool) -> Remote | None:
+    """The recipe's remote, unless it is to be left alone.
+
+    Raises:
+        RecipeError: results are to be pushed, and the recipe names none.
+    """
+    from irpipe.pipeline.errors import RecipeError
+    from irpipe.pipeline.team import open_remote
+
+    if push and no_remote:
+        raise RecipeError("--push and --no-remote contradict each other", fix="leave one of them out")
+    if no_remote or (examiner.recipe.remote.url is None and not push):
+        return None
+    return open_remote(examiner, None)
 
 
 def plan(stage: StageArgument, set_: SetOption = None, strict_code: StrictOption = False, json_: JsonOption = False) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irpipe.pipeline.errors import DamageError, StageError
-from irpipe.pipeline.hashing import content_id, file_digest
+from irpipe.pipeline.hashing import file_digest
 from irpipe.pipeline.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -65,12 +65,24 @@ def commit(store: Store, key: str, describe: Callable[[Manifest], Record], watch
         StageError: the run wrote nothing.
     """
     work = store.work_path(key)
-    out = work / "out"
+    manifest = seal(work / "out", watcher, "committing")
+    record = describe(manifest)
+    write_durably(work / _RECORD_FILE, record_json(record))
+    _publish(store, work, record)
+    return record
+
+
+def seal(out: Path, watcher: Watcher, doing: str) -> Manifest:
+    """Hash the files of a folder, make them durable and read-only, and write their manifest beside them.
+
+    Raises:
+        StageError: there is no file, or something else than files.
+    """
     paths = list_files(out)
     if not paths:
         raise StageError("the stage wrote no file")
     total = sum((out / path).stat().st_size for path in paths)
-    with ThreadPoolExecutor(_THREADS) as pool, watcher.progress("committing", total, "bytes") as bar:
+    with ThreadPoolExecutor(_THREADS) as pool, watcher.progress(doing, total, "bytes") as bar:
         digests = []
         for path, sha in zip(paths, pool.map(lambda path: _seal(out / path), paths), strict=True):
             digests.append((path, sha))
@@ -80,10 +92,7 @@ def commit(store: Store, key: str, describe: Callable[[Manifest], Record], watch
     manifest = manifest_of(out, digests)
     write_durably(out / MANIFEST_FILE, manifest_json(manifest))
     (out / MANIFEST_FILE).chmod(0o444)
-    record = describe(manifest)
-    write_durably(work / _RECORD_FILE, record_json(record))
-    _publish(store, work, record)
-    return record
+    return manifest
 
 
 def recover(store: Store, key: str) -> Record | None:
@@ -110,7 +119,18 @@ def _seal(path: Path) -> str:
 
 
 def _publish(store: Store, work: Path, record: Record) -> None:
-    out, target = work / "out", store.object_path(record.content_id)
+    target = place(store, work / "out", record.content_id)
+    if target.exists():
+        path = store.record_path(record.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (work / _RECORD_FILE).replace(path)
+        sync_folder(path.parent)
+    remove(work)
+
+
+def place(store: Store, out: Path, content_id: str) -> Path:
+    """Give a sealed folder its name; a damaged object of that name is moved aside, a whole one stays. Where the object lies."""
+    target = store.object_path(content_id)
     if target.exists() and out.exists() and next(faults(target), None) is not None:
         set_aside(store, target)
     if not target.exists() and out.exists():
@@ -118,12 +138,7 @@ def _publish(store: Store, work: Path, record: Record) -> None:
         out.rename(target)
         sync_folder(target.parent)
         _close_folders(target)
-    if target.exists():
-        path = store.record_path(record.key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (work / _RECORD_FILE).replace(path)
-        sync_folder(path.parent)
-    remove(work)
+    return target
 
 
 def _close_folders(target: Path) -> None:
@@ -146,7 +161,7 @@ def faults(folder: Path) -> Iterator[str]:
     entries = {entry.path: entry for entry in manifest.files}
     yield from (f"{path} is missing" for path in entries if path not in present)
     yield from (f"{path} is not in the manifest" for path in present if path not in entries)
-    if content_id((entry.path, entry.size, entry.sha256) for entry in manifest.files) != folder.name:
+    if manifest.content_id != folder.name or not manifest.is_whole:
         yield "its manifest is of another artifact"
     both = [path for path in present if path in entries]
     with ThreadPoolExecutor() as pool:
@@ -155,11 +170,11 @@ def faults(folder: Path) -> Iterator[str]:
                 yield f"{path} has other bytes"
                 return
     found = manifest_of(folder, [(path, entries[path].sha256) for path in both]).tables
-    if _shapes(found) != _shapes(manifest.tables):
+    if shapes(found) != shapes(manifest.tables):
         yield "its manifest tells of other tables than its files hold"
 
 
-def _shapes(tables: Mapping[str, TableEntry]) -> dict[str, tuple[tuple[str, ...], int, list[str]]]:
+def shapes(tables: Mapping[str, TableEntry]) -> dict[str, tuple[tuple[str, ...], int, list[str]]]:
     """Files, rows and columns of tables; how a type is written depends on the library's version."""
     return {name: (table.files, table.rows, sorted(table.columns)) for name, table in tables.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 from irpipe.pipeline.cpus import set_threads, threads
 from irpipe.pipeline.errors import IrpipeError, StageError
 from irpipe.pipeline.interrupt import ignore_interrupts
+from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.processes import end_with
 from irpipe.pipeline.shards import Worker
 
@@ -31,8 +32,8 @@ def worker_number() -> int | None:
 class Inline:
     """Makes one shard after the other in this process."""
 
-    def __init__(self, processes: int) -> None:
-        del processes  # one, whatever was asked for
+    def __init__(self, machines: Machines) -> None:
+        del machines  # this process, whatever was asked for
 
     def map(self, worker: Worker, shards: Mapping[str, tuple[Any, Path]], done: Callable[[str], None]) -> None:
         for name in shards:
@@ -43,8 +44,8 @@ class Inline:
 class Processes:
     """Makes shards in several processes of one thread each."""
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
+    def __init__(self, machines: Machines) -> None:
+        self._processes = machines.processes
 
     def map(self, worker: Worker, shards: Mapping[str, tuple[Any, Path]], done: Callable[[str], None]) -> None:
         names = iter(shards)

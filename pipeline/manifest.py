@@ -58,6 +58,11 @@ class Manifest:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its content id is that of its files."""
+        return content_id((entry.path, entry.size, entry.sha256) for entry in self.files) == self.content_id
+
 
 @dataclass(frozen=True)
 class InputEntry:
@@ -175,13 +180,21 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DamageError: there is none, or it cannot be read.
     """
-    manifest: Manifest = read_typed(folder / MANIFEST_FILE, Manifest)
+    return _confined(read_typed(folder / MANIFEST_FILE, Manifest), str(folder / MANIFEST_FILE))
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """A manifest from its text; see `read_manifest`."""
+    return _confined(parse_typed(text, Manifest, where), where)
+
+
+def _confined(manifest: Manifest, where: str) -> Manifest:
     files = {entry.path for entry in manifest.files}
     outside = [path for path in files if not _is_below(path)]
     outside += [path for table in manifest.tables.values() for path in table.files if path not in files]
     if outside:
         why = f"{outside[0]!r} is no file of the artifact"
-        raise DamageError(f"{MANIFEST_FILE} cannot be read: {why}", where=str(folder / MANIFEST_FILE), fix="irpipe verify")
+        raise DamageError(f"{MANIFEST_FILE} cannot be read: {why}", where=where, fix="irpipe verify")
     return manifest
 
 
@@ -207,6 +220,12 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def parse_record(text: str, where: str) -> Record:
+    """A run's record from its text; see `read_record`."""
+    record: Record = parse_typed(text, Record, where, _without_digest)
+    return record
+
+
 def _without_digest(text: str) -> str:
     data = json.loads(text)
     if not isinstance(data, dict) or data.pop(_DIGEST, None) != _digest_of(data):
@@ -229,13 +248,21 @@ def read_typed(path: Path, kind: Any, prepare: Callable[[str], str] = str) -> An
         StoreError: it may not be read, or the disk fails.
     """
     try:
-        text = prepare(path.read_text(encoding="utf-8"))
-        return _adapter(kind).validate_json(text, strict=True)  # of JSON: only there a list is a tuple
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
-        why = "; ".join(_faults(error)) if isinstance(error, ValidationError) else str(error)
-        raise DamageError(f"{path.name} cannot be read: {why}"[:400], where=str(path), fix="irpipe verify") from None
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError) as error:
+        raise DamageError(f"{path.name} cannot be read: {error}"[:400], where=str(path), fix="irpipe verify") from None
     except OSError as error:
         raise unreadable(path, error) from None
+    return parse_typed(text, kind, str(path), prepare)
+
+
+def parse_typed(text: str, kind: Any, where: str, prepare: Callable[[str], str] = str) -> Any:
+    """A JSON object as a dataclass; see `read_typed`."""
+    try:
+        return _adapter(kind).validate_json(prepare(text), strict=True)  # of JSON: only there a list is a tuple
+    except (ValueError, RecursionError) as error:
+        why = "; ".join(_faults(error)) if isinstance(error, ValidationError) else str(error)
+        raise DamageError(f"{Path(where).name} cannot be read: {why}"[:400], where=where, fix="irpipe verify") from None
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:

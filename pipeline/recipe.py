@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irpipe.pipeline.errors import RecipeError, combined, did_you_mean
+from irpipe.pipeline.machines import ExecutorSettings, RemoteSettings
 from irpipe.pipeline.search import SEARCH, Search
 from irpipe.pipeline.settings import Config, default_config, groups_of, nested, settings_of
 from irpipe.pipeline.stage import Stage, find_stage, registered
@@ -46,6 +47,7 @@ class Recipe:
         searches: the searches by name. trials: the nodes of their trials in the order of drawing; two may be one node.
         pending: for each search that is not finished the node of its next trial.
         source: the tables as they were read, with overrides, before grids and searches became nodes.
+        remote, executor: the tables of these names, which are no nodes.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Recipe:
     trials: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pending: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remote: RemoteSettings = field(default_factory=RemoteSettings)
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from irpipe.pipeline.errors import RecipeError, did_you_mean
+from irpipe.pipeline.machines import EXECUTOR, REMOTE, ExecutorSettings, RemoteSettings, read_settings
 from irpipe.pipeline.recipe import DEFAULT, GRID, LIKE, STAGE, Recipe, field_of, node_of, nodes_by_kind
 from irpipe.pipeline.search import SEARCH, Point, Search, read_search
 from irpipe.pipeline.wiring import RECIPE_FILE, WIRING
@@ -36,10 +37,14 @@ def load_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: there is none, it is not TOML, or an override names nothing.
     """
     name, store, tables = _read(root / RECIPE_FILE)
+    remote = read_settings(RemoteSettings, REMOTE, tables.pop(REMOTE, {}))
+    executor = read_settings(ExecutorSettings, EXECUTOR, tables.pop(EXECUTOR, {}))
     tables.setdefault(WIRING, {})
     for override in overrides:
         _override(tables, override)
-    recipe = Recipe(name, root, (root / store).resolve(), tables, tuple(overrides), source=tables)
+    recipe = Recipe(
+        name, root, (root / store).resolve(), tables, tuple(overrides), source=tables, remote=remote, executor=executor
+    )
     return with_points(recipe, {})
 
 

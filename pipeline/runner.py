@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,16 +23,19 @@ from irpipe.pipeline.environment import git, numerics, packages, surroundings
 from irpipe.pipeline.errors import InputError, IrpipeError, RecipeError, StageError, StoreError, combined
 from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
+from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
 from irpipe.pipeline.plan import Planner, Step, input_entry
 from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Recipe
+from irpipe.pipeline.remote import Remote
 from irpipe.pipeline.requirements import not_reachable, to_download
 from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import Context, Inputs, Report, find_stage, registered
+from irpipe.pipeline.stage import Context, Inputs, ProgressMaker, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
+from irpipe.pipeline.team import push_results, take
 from irpipe.pipeline.trials import announced, naming_the_search, with_trials
 from irpipe.pipeline.wiring import Node, Wiring
 
@@ -44,6 +47,8 @@ class Runner:
     """Runs the stages of one recipe up to a target."""
 
     planner: Planner
+    remote: Remote | None = None  # whose results are taken before a run
+    push: bool = False  # whether the remote gets them after it
 
     @property
     def recipe(self) -> Recipe:
@@ -69,7 +74,7 @@ class Runner:
             step = self.planner.plan(target)[-1]
         scratch = self.store.work_path(step.key) / "scratch"
         inputs = open_inputs(self.store, step.inputs)
-        context = Context(scratch, Watcher().progress, lambda _: None, step.externals.paths, step.externals.models)
+        context = self._context(step, scratch, Watcher().progress, lambda _: None)
         with tempfile.TemporaryDirectory() as nowhere:
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
 
@@ -103,6 +108,8 @@ class Runner:
             self._refuse_alone(self.recipe.chain(target)[-1])
         set_threads()  # before numpy or torch is loaded
         with disk_errors(self.store.root), self.store.in_use():
+            if self.remote is not None:
+                take(self.planner, self.remote, target)
             steps = self.planner.plan(target)  # all that is missing is an error now, not after hours
             self._refuse(step for step in steps if not (only and step.name != target))
             self._tell_plan(steps)
@@ -117,6 +124,8 @@ class Runner:
                     record = self._reuse(step) if step.record else self._make(step)
                 self.store.point(self.recipe.name, node.name, record)
                 entries[step.name] = input_entry(node, record)
+            if self.remote is not None and self.push:
+                push_results(self.planner, self.remote, [target])
         self.planner.watcher.event(
             "done",
             stage=target,
@@ -140,7 +149,7 @@ class Runner:
         with naming_the_search(self.recipe, trial):
             replace(self, planner=replace(self.planner, force=None)).run(trial)
         known = with_trials(self.recipe, self.store)
-        return Runner(replace(self.planner, recipe=known, _by_stage={}))
+        return replace(self, planner=replace(self.planner, recipe=known, _by_stage={}))
 
     def _tell_plan(self, steps: Sequence[Step]) -> None:
         """Say which stages are reused, and which run, why, and how long they took before."""
@@ -239,9 +248,7 @@ class Runner:
         write_durably(attempt_file, to_json(state))
         started, clock = _now(), time.monotonic()
         inputs = open_inputs(self.store, step.inputs)
-        context = Context(
-            scratch, watcher.progress, lambda text: watcher.say(f"  {text}"), step.externals.paths, step.externals.models
-        )
+        context = self._context(step, scratch, watcher.progress, lambda text: watcher.say(f"  {text}"))
         try:
             with together(*self._workers(step), self._command(step)):
                 report = stage.load_run()(step.node.config, inputs, out, context)
@@ -257,6 +264,11 @@ class Runner:
             raise
         self._announce_result(step, record, before, watcher)
         return record
+
+    def _context(self, step: Step, scratch: Path, progress: ProgressMaker, say: Callable[[str], None]) -> Context:
+        """The surroundings of a run."""
+        machines = Machines(settings=self.recipe.executor, store=self.store.root, remote=self.recipe.remote.url)
+        return Context(scratch, progress, say, step.externals.paths, step.externals.models, machines)
 
     def _announce_result(self, step: Step, record: Record, before: Record | None, watcher: Journal) -> None:
         """Say how many rows were kept and rejected, and whether the same key gave another result before."""

@@ -18,6 +18,7 @@ from irpipe.pipeline.commit import remove
 from irpipe.pipeline.cpus import usable_cpus
 from irpipe.pipeline.errors import RecipeError, did_you_mean
 from irpipe.pipeline.hashing import content_id, file_digest
+from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.manifest import list_files
 from irpipe.pipeline.registry import EXECUTORS, declared
 from irpipe.pipeline.settings import Config, setting
@@ -39,7 +40,7 @@ class Worker(Protocol):
 class Executor(Protocol):
     """Runs a worker over shards, in this process or in others.
 
-    A package declares one under the entry-point group `irpipe.executors`: a function from the number of processes to an executor.
+    A package declares one under the entry-point group `irpipe.executors`: a function from `Machines` to an executor.
     """
 
     def map(self, worker: Worker, shards: Mapping[str, tuple[Any, Path]], done: Callable[[str], None]) -> None:
@@ -70,7 +71,7 @@ class MapConfig(Config):
         None,
         role="execution",
         meaning="Where shards are made: inline, processes, or an executor that an installed package declares as irpipe.executors."
-        " Unset: by num_processes.",
+        " Unset: the recipe's [executor], or by num_processes.",
     )
 
     def unused(self) -> dict[str, str]:
@@ -168,20 +169,25 @@ class _Missing(Mapping[str, tuple[Any, Path]]):
         return len(self.names)
 
 
-def make_executor(name: str | None, processes: int) -> Executor:
-    """An executor by name; without a name, `inline` for one process, else `processes`.
+def make_executor(name: str | None, machines: Machines) -> Executor:
+    """An executor by name, else the recipe's; without either, `inline` for one process, `processes` for several.
 
     Raises:
         RecipeError: no installed package declares it.
     """
-    name = name or ("inline" if processes == 1 else "processes")
+    name = name or machines.settings.name or ("inline" if machines.processes == 1 else "processes")
     executors = declared(EXECUTORS)
     if name not in executors:
         raise RecipeError(
             f"there is no executor {name!r}{did_you_mean(name, executors)}",
             fix=f"install the package that declares it under the entry-point group {EXECUTORS!r}",
         )
-    executor: Executor = executors[name].load()(processes)
+    try:
+        executor: Executor = executors[name].load()(machines)
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"the executor {name!r} needs the package {error.name}, which is not installed", fix=f"pip install 'irpipe[{name}]'"
+        ) from None
     return executor
 
 

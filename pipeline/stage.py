@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from irpipe.pipeline.errors import RecipeError, StageError, did_you_mean
+from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.registry import STAGES, declared
 from irpipe.pipeline.settings import Config, FilePath, Group, Role, Sources, given, group, setting
 
@@ -84,6 +85,7 @@ class Context:
         say: prints one line for the user.
         sources: the resolved files (or artifacts) of each external setting.
         models: the models of each setting that names some.
+        machines: where shards may be made.
     """
 
     work: Path
@@ -91,6 +93,7 @@ class Context:
     say: Callable[[str], None]
     sources: Mapping[str, tuple[Path, ...]]
     models: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
+    machines: Machines = field(default_factory=Machines)
 
     def map(
         self,
@@ -110,7 +113,7 @@ class Context:
             shards: the worker's argument for each shard, by the name of its file.
             what: the title of the bar, and the folder in `work`: "embedding".
             unit: what is counted: "prompts"; size: how many of them a shard holds.
-            processes: how many make shards side by side; executor: where, by name, if not on this machine.
+            processes: how many make shards side by side; executor: where, by name, if not where the recipe says.
 
         Returns:
             the results, in the order of `shards`.
@@ -125,7 +128,7 @@ class Context:
                 worker,
                 shards,
                 self.work / what.replace(" ", "-"),
-                lambda missing: make_executor(executor, min(processes, missing)),
+                lambda missing: make_executor(executor, replace(self.machines, processes=min(processes, missing))),
                 lambda name: bar.advance(size(shards[name])),
             )
 

@@ -72,8 +72,11 @@ def _set_aside(store: Store, path: Path) -> str:
 def record_fault(store: Store, path: Path) -> str | None:
     """What is wrong with a run's record, or None: it must be whole, under its own key, and the key that of what it tells."""
     record = store.record(path.stem)
-    if record is None:
-        return "cannot be read, was changed, or is another run's"
+    return "cannot be read, was changed, or is another run's" if record is None else key_fault(record)
+
+
+def key_fault(record: Record) -> str | None:
+    """What is wrong with the key of a run's record, or None: it must be that of the settings and inputs that the record tells."""
     try:
         stage = find_stage(record.stage)
         if stage.version != record.stage_version:
