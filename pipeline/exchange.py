@@ -81,8 +81,18 @@ def push(
     """
     remote.begin()
     _write_root(remote, store, recipe, newest, pinned)
+    moved = send(remote, store, [record.content_id for record in records], watcher)
     now = remote.clock()
-    manifests = {record.content_id: store.open(record.content_id).manifest for record in records}
+    with ThreadPoolExecutor(THREADS) as pool:
+        moved.records = sum(pool.map(lambda run: _settle(remote, record_path(run.key), record_json(run), now), records))
+    return moved
+
+
+def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watcher) -> Moved:
+    """Upload artifacts that the remote lacks, without records: in reach of `collect` after its grace time. See `push`."""
+    remote.begin()
+    now = remote.clock()
+    manifests = {identity: store.open(identity).manifest for identity in dict.fromkeys(content_ids)}
     with ThreadPoolExecutor(THREADS) as pool:
         lacking = {identity: _lacking(remote, manifest, pool) for identity, manifest in manifests.items()}
         moved = Moved(bytes=sum(part.size for parts in lacking.values() for part in parts))
@@ -93,7 +103,6 @@ def push(
                     bar.advance(job.result())
                 text = to_json(asdict(manifests[identity]))
                 moved.artifacts += _settle(remote, object_path(identity), text, now) or bool(parts)
-        moved.records = sum(pool.map(lambda run: _settle(remote, record_path(run.key), record_json(run), now), records))
     return moved
 
 
@@ -161,7 +170,17 @@ def pull(remote: Remote, store: Store, records: Sequence[Record], watcher: Watch
         DamageError: the remote's bytes are not what their names say; nothing of that artifact is kept.
         StoreError: the remote cannot be read, or the disk is too small.
     """
-    wanted = {record.content_id: record for record in records if not store.holds(record.content_id)}
+    moved = bring(remote, store, [record.content_id for record in records], watcher)
+    for record in records:
+        if store.record(record.key) is None:
+            write_durably(store.record_path(record.key), record_json(record))
+            moved.records += 1
+    return moved
+
+
+def bring(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watcher) -> Moved:
+    """Bring artifacts that the store lacks, without records; see `pull`."""
+    wanted = [identity for identity in dict.fromkeys(content_ids) if not store.holds(identity)]
     manifests = {identity: _manifest(remote, identity) for identity in wanted}
     moved = Moved(bytes=sum(manifest.size for manifest in manifests.values()))
     _check_room(store, moved.bytes)
@@ -171,10 +190,6 @@ def pull(remote: Remote, store: Store, records: Sequence[Record], watcher: Watch
                 if not store.holds(identity):
                     _bring(remote, store, manifest, pool, watcher, bar.advance)
                     moved.artifacts += 1
-    for record in records:
-        if store.record(record.key) is None:
-            write_durably(store.record_path(record.key), record_json(record))
-            moved.records += 1
     return moved
 
 

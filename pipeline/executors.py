@@ -122,12 +122,12 @@ def _serve(worker: Worker, pipe: Connection, parent: int) -> None:
         try:
             worker(shard, path)
         except Exception as error:  # noqa: BLE001 # it is raised in the other process
-            pipe.send_bytes(_pickled(error))
+            pipe.send_bytes(pickled_error(error))
         else:
             pipe.send(None)
 
 
-def _pickled(error: Exception) -> bytes:
+def pickled_error(error: Exception) -> bytes:
     """An error for another process. Ours is sent as it is; any other one takes its traceback along."""
     trace = "".join(traceback.format_exception(error))
     if not isinstance(error, IrpipeError):

@@ -33,7 +33,8 @@ class ExecutorSettings(BaseModel):
 
     Attributes:
         name: inline, processes, ray, or one that a package declares. None: by a stage's num_processes.
-        address: of the cluster; auto: the one that this machine is part of.
+        address: of the cluster; auto: the one that this machine is part of; local: one of this machine alone.
+        workers: how many make shards on a cluster. None: as many as it has room for.
         num_cpus, num_gpus, memory_gb: what one worker takes of the cluster.
         share: how workers on other machines get what they read and give what they make. folder: the store's folder lies at the
             same path everywhere. remote: inputs come from the remote, and results back through the cluster. auto: folder where
@@ -44,6 +45,7 @@ class ExecutorSettings(BaseModel):
 
     name: str | None = None
     address: str = "auto"
+    workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
     num_cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     num_gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
     memory_gb: Annotated[float, Field(gt=0)] | None = None
@@ -77,11 +79,8 @@ def read_settings(kind: type[Settings], name: str, table: Mapping[str, Any]) -> 
     unknown = [key for key in table if key not in kind.model_fields]
     if unknown:
         raise RecipeError(f"[{name}] has no setting {unknown[0]!r}{did_you_mean(unknown[0], kind.model_fields)}")
-    whole = {
-        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value for key, value in table.items()
-    }
     try:
-        return kind.model_validate(whole)
+        return kind.model_validate(dict(table))
     except ValidationError as error:
         faults = [f"[{name}] {'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()]
         raise RecipeError("\n".join(faults).replace("Input should be", "should be")) from None
