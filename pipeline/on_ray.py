@@ -9,6 +9,7 @@ comes back through the cluster.
 from __future__ import annotations
 
 import pickle
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ from irpipe.pipeline.shards import Durable, Worker
 from irpipe.pipeline.store import Store, write_durably
 
 _MOST_DEATHS = 3  # of workers that were making one shard
-_WAIT_SECONDS = 1.0
+_WAIT_SECONDS, _ANSWER_SECONDS = 1.0, 10.0
 
 
 class Ray:
@@ -258,14 +259,12 @@ def _connected(address: str) -> Iterator[None]:
     """A connection to a cluster, or a cluster of this machine alone (`local`), for the length of a block."""
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": f"irpipe-{uuid.uuid4().hex}"}
     mine = not ray.is_initialized()
+    _check_answers(address)
     try:
         if mine:
             ray.init(**quiet) if address == "local" else ray.init(address=address, **quiet)
     except ConnectionError as error:
-        raise StageError(
-            f"there is no Ray cluster at {address!r}: {error}"[:400],
-            fix="ray start --head on this machine, --address HOST:PORT of another one, or --address local",
-        ) from None
+        raise _no_cluster(address, error) from None
     except (RuntimeError, RayError) as error:
         raise StageError(
             f"Ray does not begin: {error}"[:600], fix="the same versions of ray and Python on all machines"
@@ -275,6 +274,28 @@ def _connected(address: str) -> Iterator[None]:
     finally:
         if mine:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ask whether something listens at HOST:PORT: Ray itself would ask for eight minutes.
+
+    Raises:
+        StageError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: OSError) -> StageError:
+    return StageError(
+        f"there is no Ray cluster at {address!r}: {error}"[:400],
+        fix="ray start --head on this machine, --address HOST:PORT of another one, or --address local",
+    )
 
 
 @contextmanager
