@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +25,31 @@ from irpipe.recipes import shipped_recipes
 
 if TYPE_CHECKING:
     from irpipe.pipeline.plan import Planner
+    from irpipe.pipeline.progress import Watcher
     from irpipe.pipeline.remote import Remote
     from irpipe.pipeline.status import Standing
     from irpipe.pipeline.store import Store
 
 _FOLLOW_SECONDS = 0.5
 _LONGEST_LINE = 2000  # characters
+
+
+ProcessesOption = Annotated[
+    int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together, for example one per GPU.")
+]
+EventsOption = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON event per line; the last: 'done', with key, content_id and metrics, or 'failed'."),
+]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="NAME", help="Where shards are made: inline, processes, ray, or a package's own."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="ADDRESS", help="Of the cluster; auto: the one this machine is part of.")
+]
+PushOption = Annotated[bool, typer.Option("--push", help="Push the result to the recipe's remote afterwards.")]
+NoRemoteOption = Annotated[bool, typer.Option("--no-remote", help="Leave the recipe's remote alone.")]
 
 
 def init(
@@ -64,23 +85,13 @@ def run(
     only: Annotated[bool, typer.Option("--only", help="Run this stage alone; the artifacts that it reads must exist.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run this stage although its result exists.")] = False,
     strict_code: StrictOption = False,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, metavar="N", help="Processes that train together, for example one per GPU.")
-    ] = 1,
-    executor: Annotated[
-        str | None,
-        typer.Option("--executor", metavar="NAME", help="Where shards are made: inline, processes, ray, or a package's own."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", metavar="ADDRESS", help="Of the cluster; auto: the one this machine is part of.")
-    ] = None,
-    push: Annotated[bool, typer.Option("--push", help="Push the result to the recipe's remote afterwards.")] = False,
-    no_remote: Annotated[bool, typer.Option("--no-remote", help="Leave the recipe's remote alone.")] = False,
+    processes: ProcessesOption = 1,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+    push: PushOption = False,
+    no_remote: NoRemoteOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
-    json_: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON event per line; the last: 'done', with key, content_id and metrics, or 'failed'."),
-    ] = False,
+    json_: EventsOption = False,
 ) -> None:
     """Make a stage's artifact: run the missing stages upstream, reuse the others, and say which and why.
 
@@ -90,26 +101,38 @@ def run(
     from irpipe.pipeline.progress import Watcher, watcher_for
     from irpipe.pipeline.runner import Runner
 
+    forced = stage if force else None
     if rank():
-        Runner(planner(set_, watcher=Watcher(), force=stage if force else None, strict=strict_code)).follow(stage)
+        Runner(planner(set_, watcher=Watcher(), force=forced, strict=strict_code)).follow(stage)
         return
     watcher = watcher_for(json_lines=json_, quiet=quiet)
-    arguments = ["run", stage, *(part for setting in set_ or () for part in ("--set", setting)), *(["--force"] if force else [])]
-    arguments += ["--strict-code"] if strict_code else []
-    try:
-        examiner = planner(set_, watcher=watcher, force=stage if force else None, strict=strict_code, remember=True)
+    with _telling_a_failure(watcher, stage):
+        examiner = planner(set_, watcher=watcher, force=forced, strict=strict_code, remember=True)
         examiner = on_machines(examiner, executor, address)
         remote = remote_of(examiner, push=push, no_remote=no_remote)
         runner = Runner(examiner, remote, push or examiner.recipe.remote.push)
-        with together(processes, None, arguments):
+        with together(processes, None, arguments_of(stage, set_, force=force, strict_code=strict_code)):
             record = runner.run(stage, only=only)
-    except BaseException as error:  # reported and raised again: a program that reads the events must learn how it ended
-        watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
-        raise
     if not json_:
         for name, value in record.metrics.items():
             watcher.say(f"  {name}: {value}")
         print(runner.store.object_path(record.content_id))
+
+
+@contextmanager
+def _telling_a_failure(watcher: Watcher, stage: str) -> Iterator[None]:
+    """An error is an event as well, and raised again: a program that reads the events must learn how it ended."""
+    try:
+        yield
+    except BaseException as error:
+        watcher.event("failed", stage=stage, error=str(error) or type(error).__name__)
+        raise
+
+
+def arguments_of(stage: str, settings: list[str] | None, *, force: bool, strict_code: bool) -> list[str]:
+    """The command line of another process of the same run."""
+    flags = [flag for flag, given in (("--force", force), ("--strict-code", strict_code)) if given]
+    return ["run", stage, *(part for setting in settings or () for part in ("--set", setting)), *flags]
 
 
 def on_machines(examiner: Planner, executor: str | None, address: str | None) -> Planner:

@@ -27,7 +27,7 @@ from irpipe.pipeline.settings import (
     shown_config,
     value_of,
 )
-from irpipe.pipeline.stage import Stage, kind_in
+from irpipe.pipeline.stage import Inputs, Stage, kind_in
 from irpipe.pipeline.store import Store
 from irpipe.pipeline.wiring import Node, Wiring
 
@@ -71,6 +71,11 @@ class Step:
             "notes": list(self.notes),
             "expected_seconds": self.expected_seconds,
         }
+
+    @property
+    def told_notes(self) -> str:
+        """Its notes in brackets, to stand behind something; empty where there are none."""
+        return f" ({'; '.join(self.notes)})" if self.notes else ""
 
     @property
     def lines(self) -> list[str]:
@@ -255,6 +260,11 @@ def _because(config: Config, stage: Stage, kind: str) -> str:
 def input_entry(node: Node, record: Record) -> InputEntry:
     """The entry of an input in a run's record."""
     return InputEntry(node.stage.name, node.name, record.key, record.content_id)
+
+
+def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
+    """The artifacts that a run reads."""
+    return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
 
 
 def _differences(node: Node, record: Record, inputs: Mapping[str, InputEntry], externals: Externals) -> Iterator[str]:

@@ -25,7 +25,7 @@ from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
-from irpipe.pipeline.plan import Planner, Step, input_entry
+from irpipe.pipeline.plan import Planner, Step, input_entry, open_inputs
 from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
 from irpipe.pipeline.recipe import Recipe
@@ -33,7 +33,7 @@ from irpipe.pipeline.remote import Remote
 from irpipe.pipeline.requirements import not_reachable, to_download
 from irpipe.pipeline.settings import Config, given_names, shown_config
 from irpipe.pipeline.shards import MapConfig
-from irpipe.pipeline.stage import Context, Inputs, ProgressMaker, Report, find_stage, registered
+from irpipe.pipeline.stage import Context, ProgressMaker, Report, find_stage, registered
 from irpipe.pipeline.store import Store, disk_errors, write_durably
 from irpipe.pipeline.team import push_results, take
 from irpipe.pipeline.trials import announced, naming_the_search, with_trials
@@ -195,7 +195,7 @@ class Runner:
         watcher = self.planner.watcher
         self._clear_work(step.name, record.key)
         watcher.event("reused", stage=step.name, key=record.key, content_id=record.content_id, notes=list(step.notes))
-        watcher.say(f"{step.name}: reused {record.content_id[:12]}{notes_of(step)}")
+        watcher.say(f"{step.name}: reused {record.content_id[:12]}{step.told_notes}")
         return record
 
     def _make(self, step: Step) -> Record:
@@ -240,7 +240,7 @@ class Runner:
             pid=os.getpid(),
             command=["irpipe", *sys.argv[1:]],
         )
-        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{notes_of(step)}")
+        watcher.say(f"{step.name}: runs, since {'; '.join(step.reasons)}{step.told_notes}")
         code = code_digest(stage.package)
         out, scratch = begin(self.store, key, code, anew=self.planner.force == step.name)
         state = {"stage": stage.name, "node": step.name, "recipe": self.recipe.name, "pid": os.getpid(), "started": _now()}
@@ -370,11 +370,6 @@ class Runner:
         )
 
 
-def open_inputs(store: Store, entries: Mapping[str, InputEntry]) -> Inputs:
-    """The artifacts that a run reads."""
-    return Inputs({slot: (entry.node, store.open(entry.content_id)) for slot, entry in entries.items()})
-
-
 def _workers(config: Config) -> dict[str, int]:
     """How many processes worked on a run, and with how many threads each computed. Call it while they work together."""
     if isinstance(config, MapConfig) and config.num_processes > 1:
@@ -387,10 +382,6 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return error.what if isinstance(error, IrpipeError) else f"{type(error).__name__}: {error}"
-
-
-def notes_of(step: Step) -> str:
-    return f" ({'; '.join(step.notes)})" if step.notes else ""
 
 
 def _check(name: str, report: object) -> None:

@@ -167,7 +167,8 @@ def test_the_command_line_is_frozen():
         "cite": {"stage": ["stage"], "json_": ["--json"]},
         "diff": {"first": ["first"], "second": ["second"], "json_": ["--json"]},
         "export": {"identifier": ["identifier"], "folder": ["folder"], "to": ["--to"], "private": ["--private"]},
-        "gc": {"yes": ["--yes"], "json_": ["--json"]},
+        "gc": {"yes": ["--yes"], "remote": ["--remote"], "grace": ["--grace"], "json_": ["--json"]},
+        **{name: {"names": ["names"], "remote": ["--remote"], "json_": ["--json"]} for name in ("push", "pull", "fetch")},
         "init": {"name": ["name"], "recipe": ["--recipe"]},
         "log": {"stage": ["stage"], "follow": ["--follow", "-f"], "json_": ["--json"]},
         "report": {"identifier": ["identifier"], "out": ["--out"], "watch": ["--watch"], "open_": ["--open"]},
@@ -180,6 +181,10 @@ def test_the_command_line_is_frozen():
             "force": ["--force"],
             "strict_code": ["--strict-code"],
             "processes": ["--processes"],
+            "executor": ["--executor"],
+            "address": ["--address"],
+            "push": ["--push"],
+            "no_remote": ["--no-remote"],
             "quiet": ["--quiet"],
             "json_": ["--json"],
         },
@@ -196,7 +201,7 @@ def test_the_command_line_is_frozen():
         "sql": {"query": ["query"], "seconds": ["--seconds"], "memory": ["--memory"], "json_": ["--json"]},
         "status": {"json_": ["--json"]},
         "trace": {"row_id": ["row_id"], "json_": ["--json"]},
-        "verify": {"rerun": ["--rerun"], "json_": ["--json"]},
+        "verify": {"rerun": ["--rerun"], "remote": ["--remote"], "json_": ["--json"]},
     }
 
 

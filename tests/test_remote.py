@@ -143,12 +143,12 @@ class TestDamage:
         assert second("verify").out.endswith("0 damaged\n")
         assert match.rsplit(":", maxsplit=1)[-1].strip() in second("verify", "--remote", url, status=1).out
 
-    def test_cut_off(self, pushed, second, url):
+    def test_cut_off(self, pushed, second, url, monkeypatch):
         path = part_of(url)
         path.write_bytes(path.read_bytes()[:-1])
         self.refused(second, url, f"has {path.stat().st_size:,} of {path.stat().st_size + 1:,} bytes")
         pushed_again = Project(pushed.root, pushed._run)
-        os.chdir(pushed.root)
+        monkeypatch.chdir(pushed.root)
         pushed_again("push", "--remote", url)
         assert verify_remote(Remote(url), Watcher()) == (2, [])
 
@@ -204,7 +204,7 @@ class TestKills:
                 write(bucket, path, data)
 
             monkeypatch.setattr(Bucket, "write", until)
-            os.chdir(pushed.root)
+            monkeypatch.chdir(pushed.root)
             ended = pushed._run("push", "--remote", url).status
             monkeypatch.setattr(Bucket, "write", write)
             if root.exists():
@@ -280,7 +280,7 @@ class TestParts:
 
 
 class TestUpkeep:
-    def test_what_any_recipe_of_any_store_refers_to_stays(self, pushed, second, url):
+    def test_what_any_recipe_of_any_store_refers_to_stays(self, pushed, second, url, monkeypatch):
         """Another recipe with nodes of the same names in the same remote, from another store."""
         second.recipe(recipe("other", count=50))
         second("run", "embed-prompts")
@@ -296,7 +296,7 @@ class TestUpkeep:
         second("gc", "--remote", url, "--grace", "0", "--yes")
         assert sum(path.startswith("objects") for path in files_of(url)) == 4
         assert verify_remote(Remote(url), Watcher()) == (4, [])
-        os.chdir(pushed.root)
+        monkeypatch.chdir(pushed.root)
         shutil.rmtree(pushed.root / "artifacts")
         assert pushed("pull", "--remote", url, "--json").json["artifacts"] == 2
 
@@ -398,11 +398,11 @@ class TestAddresses:
             with pytest.raises(InputError, match=match):
                 Remote(wrong).bucket  # noqa: B018 # it is opened by being asked for
 
-    def test_what_fsspec_knows(self, tmp_path, pushed, second):
+    def test_what_fsspec_knows(self, tmp_path, pushed, second, monkeypatch):
         pushed_url = "memory://team/irpipe"
-        os.chdir(pushed.root)
+        monkeypatch.chdir(pushed.root)
         pushed("push", "--remote", pushed_url)
-        os.chdir(second.root)
+        monkeypatch.chdir(second.root)
         assert second("pull", "--remote", pushed_url, "--json").json["artifacts"] == 2
         assert second("verify", "--remote", pushed_url).out == "2 artifacts checked, 0 damaged\n"
 
