@@ -1,12 +1,13 @@
-"""Commands that share results with a team: push, pull, fetch."""
+"""Commands that share results: push, pull and fetch with a team, publish with everybody."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from irpipe.cli.common import JsonOption, planner, print_json
+from irpipe.cli.common import IdArgument, JsonOption, find, planner, print_json, print_table
 
 if TYPE_CHECKING:
     from irpipe.pipeline.exchange import Moved
@@ -84,4 +85,39 @@ def _tell(done: str, moved: Moved, url: str, json_: bool, sought: Sought | None 
     print(f"{done} {moved.artifacts:,} artifacts and {moved.records:,} records, {size(moved.bytes)}: {url}")
 
 
-COMMANDS = (push, pull, fetch)
+class PublishKind(StrEnum):
+    hf_dataset = "hf-dataset"
+    diffusers = "diffusers"
+    reward_model = "reward-model"
+
+
+def publish(
+    identifier: IdArgument,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face Hub; made if it is not there.")
+    ],
+    to: Annotated[PublishKind, typer.Option("--to", help="As of irpipe export.")] = PublishKind.hf_dataset,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload what is listed.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that this makes.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """List what would be uploaded to the Hugging Face Hub, and upload it with --yes. Names of people and places are left out.
+
+    Example: irpipe publish build-pairs me/my-pairs
+    """
+    from irpipe.exports.publish import publish as upload
+    from irpipe.pipeline.progress import size
+    from irpipe.pipeline.store import disk_errors
+
+    _, store, record = find(identifier)
+    with disk_errors(store.root), store.in_use():
+        published = upload(store, record, repo, to, upload=yes, public=public)
+    if json_:
+        print_json({"page": published.page, "uploaded": yes, "files": published.files})
+        return
+    print_table(("file", "size"), [(name, size(bytes_)) for name, bytes_ in published.files.items()])
+    total = size(sum(published.files.values()))
+    print(f"uploaded {total}: {published.page}" if yes else f"would upload {total} to {published.page}; --yes uploads it")
+
+
+COMMANDS = (push, pull, fetch, publish)

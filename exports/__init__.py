@@ -1,6 +1,7 @@
 """Exports of artifacts to the layouts of other tools, each with a card that describes and reproduces it.
 
 cards         the parts that all cards share: settings, rows, lineage, licence
+files         the files of an exported table
 dataset       tables as a folder for `datasets.load_dataset`
 generator     a tuned generator as a folder for diffusers
 kinds         which artifacts have which layout

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 import irpipe.schemas
 from irpipe.exports.cards import Origin, write_card
+from irpipe.exports.files import Numbered, SplitFiles
 from irpipe.exports.kinds import has_rows, kind_of, refuse
 from irpipe.exports.markup import code, fenced, joined, plain, table
 from irpipe.pipeline.errors import IrpipeError
@@ -64,6 +65,9 @@ def export_dataset(store: Store, record: Record, folder: Path, *, hidden: bool =
     Rows are split by the column `split`, or by their prompt's split where the artifact has those. Dictionary columns become
     plain ones, which every reader reads alike. Memory holds one row group and every prompt's split.
 
+    Args:
+        hidden: leave out what `irpipe.pipeline.private` says, and number the annotators in place of their names.
+
     Raises:
         StoreError: there are no tables with rows, or the folder exists already.
     """
@@ -71,11 +75,16 @@ def export_dataset(store: Store, record: Record, folder: Path, *, hidden: bool =
     if not has_rows(artifact):
         raise refuse(store, record, "hf-dataset")
     with new_folder(folder) as draft:
-        configs = config_names(artifact.manifest.tables)
+        configs, annotators = config_names(artifact.manifest.tables), Numbered() if hidden else None
         by_prompt = prompt_splitter(artifact)
         exported = [
             write_table(
-                name, configs[name], artifact.table(name), draft, splitter(artifact.manifest.tables[name].columns, by_prompt)
+                name,
+                configs[name],
+                artifact.table(name),
+                draft,
+                splitter(artifact.manifest.tables[name].columns, by_prompt),
+                annotators,
             )
             for name in artifact.manifest.tables
         ]
@@ -152,27 +161,34 @@ def _parts(rows: Any, splits: Any) -> Iterator[tuple[str, Any]]:
         yield name, rows.filter(pc.equal(names, name))
 
 
-def write_table(name: str, config: str, files: Sequence[Path], out: Path, split: Splitter) -> Exported:
-    """Write a table to `CONFIG/SPLIT-NUMBER.parquet`, one number per file. Splits without rows have no file."""
+def write_table(
+    name: str, config: str, files: Sequence[Path], out: Path, split: Splitter, annotators: Numbered | None = None
+) -> Exported:
+    """Write a table to `CONFIG/SPLIT-NUMBER.parquet`, a new number after each 5 GB. Splits without rows have no file."""
     rows: Counter[str] = Counter()
     split_names: dict[str, str] = {}
     schema = exported_schema(pq.read_schema(files[0]))
-    for number, file in enumerate(files):
-        with ExitStack() as stack, pq.ParquetFile(file) as parquet:
-            writers: dict[str, Any] = {}
-            for group in range(parquet.num_row_groups):
-                for split_value, part in split(as_exported(parquet.read_row_group(group), schema)):
+    with ExitStack() as stack:
+        writers: dict[str, SplitFiles] = {}
+        for file in files:
+            for shown in row_groups(file, schema):
+                for split_value, part in split(shown if annotators is None else annotators(shown)):
                     if split_value not in split_names:
                         split_names[split_value] = split_name(split_value, split_names.values())
                     folder_name = split_names[split_value]
                     if folder_name not in writers:
-                        path = out / config / f"{folder_name}-{number:05}.parquet"
-                        path.parent.mkdir(exist_ok=True)
-                        writers[folder_name] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-                    writers[folder_name].write_table(part, row_group_size=len(part))
+                        writers[folder_name] = stack.enter_context(SplitFiles(out / config, folder_name, schema))
+                    writers[folder_name].write(part)
                     rows[folder_name] += len(part)
     order = [*SPLITS, *sorted(rows.keys() - {*SPLITS, UNASSIGNED}), UNASSIGNED]
     return Exported(name, config, schema, {folder_name: rows[folder_name] for folder_name in order if rows[folder_name]})
+
+
+def row_groups(file: Path, schema: Any) -> Iterator[Any]:
+    """The rows of a file under a schema of `exported_schema`, one row group at a time."""
+    with pq.ParquetFile(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            yield as_exported(parquet.read_row_group(group), schema)
 
 
 def split_name(value: str, taken: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from irpipe.pipeline.manifest import Record
 
-LEFT_OUT = "host, user, command lines, and of absolute paths all but the last part"
+LEFT_OUT = "host, user, command lines, names of annotators, and of absolute paths all but the last part"
 _WITHIN = "…/"  # in place of the folders of a path
 # An absolute path: of POSIX (also a home's), a file: address, of Windows. Not the path of an address on the web.
 _PATH = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:~[\w.-]*)?(?:/[^\s/:;,'\"<>|()\[\]{}]+){2,}/?|\b[A-Za-z]:\\[^\s:;,'\"<>|]+")

@@ -45,7 +45,10 @@ def test_what_is_published_names_nobody_and_no_place(told, kind):
     assert embed["config"]["path"] == "…/prompts.txt" == embed["external"]["path"]["given"]
     assert embed["external"]["path"]["digest"], "what it was is still known"
     if kind == "hf-dataset":
-        assert "left out were: host, user, command lines, and of absolute paths all but the last part" in found["README.md"]
+        assert (
+            "left out were: host, user, command lines, names of annotators, and of absolute paths all but the last part"
+            in found["README.md"]
+        )
 
 
 def test_without_it_everything_is_told(told):
