@@ -15,6 +15,7 @@ from benchmarks import common
 NAMES = (
     "startup",
     "store",
+    "engine",
     "pairs",
     "votek",
     "embed",

@@ -6,6 +6,7 @@ import stat
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from irpipe.pipeline.stage import find_stage
 from irpipe.pipeline.store import Store
 from irpipe.pipeline.wiring import _table_for
 from irpipe.stages.build_pairs.aggregate import _joint_ranks
+from irpipe.stages.build_pairs.run import Candidates, pair_columns
 from irpipe.stages.evaluate_rm.run import figures
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rm.data import share
@@ -149,6 +151,19 @@ class TestFigures:
     def test_ranks_of_strengths_begin_at_one(self):
         votes = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
         assert _joint_ranks(votes, "bradley-terry").tolist() == [1, 2, 3]
+
+    def test_a_pair_names_its_ranking(self):
+        block = SimpleNamespace(
+            rankings=np.array([7, 7], dtype=np.uint64),
+            images=np.array([1, 2], dtype=np.uint64),
+            prompts=np.array([5, 5], dtype=np.uint64),
+            ranks=np.array([2, 1], dtype=np.int32),
+            annotators=pa.array(["ann", "ann"]),
+        )
+        batch = Candidates(block, np.array([0]), np.array([1]), np.array([-1]), np.array([-1]), np.array([0]))
+        facts = SimpleNamespace(categories=np.array([0]), category_names=["x"], splits=np.array([0]))
+        columns = pair_columns(batch, np.array([True]), facts, np.array([1.0]))
+        assert [columns[name].tolist() for name in ("ranking_id", "better", "worse", "prompt_id")] == [[7], [2], [1], [5]]
 
     def test_a_blind_choice_is_of_the_same_prompts_and_none_twice(self):
         scores = np.array([[0.1, 0.2, np.nan], [0.3, 0.1, 0.2]])

@@ -46,6 +46,12 @@ min_images = 4
 max_images = 4
 guidance_scale = 1.0
 dtype = "float32"
+[import-images]
+layout = "folder"
+image_root = "{images}"
+min_images = 1
+[reads]
+images = "generate-images"
 [split-prompts]
 near_duplicate = "off"
 [score-images]
@@ -55,7 +61,7 @@ split = "all"
 [predict-rich-feedback]
 reward_model = "micro-rahf"
 """
-TARGETS = ("embed-prompts", "generate-images", "score-images", "predict-rich-feedback")
+TARGETS = ("embed-prompts", "generate-images", "import-images", "score-images", "predict-rich-feedback")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +103,9 @@ def made(project, target: str, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("share", ["folder", "remote"])
-def test_the_same_artifacts_as_inline(share, cluster, project, tmp_path, monkeypatch):
+def test_the_same_artifacts_as_inline(share, cluster, project, pool_renders, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    recipe = RECIPE.format(remote=f"file://{tmp_path}/remote", share=share)
+    recipe = RECIPE.format(remote=f"file://{tmp_path}/remote", share=share, images=pool_renders)
     project.recipe(recipe)
     inline = {target: made(project, target, "--executor", "inline") for target in TARGETS}
     (project.root / "artifacts").rename(tmp_path / "inline")
