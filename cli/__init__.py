@@ -38,6 +38,9 @@ def main() -> None:
             )
         raise
     except Exception as error:
+        if _of_an_interrupt(error):
+            print("\ninterrupted: finished work is kept; the same command goes on", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
         from irpipe.pipeline.errors import IrpipeError
 
         if isinstance(error, OSError) and error.filename is not None:
@@ -49,3 +52,12 @@ def main() -> None:
         for line in f"error: {error}".split("\n"):  # what a file holds is shown, not obeyed
             print(visible(line, _LONGEST_LINE), file=sys.stderr)
         sys.exit(2)
+
+
+def _of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt stands behind an error: compiled modules that are being imported turn it into an ImportError."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

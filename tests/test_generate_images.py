@@ -111,7 +111,9 @@ def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(small, tiny):
         assert np.abs(ours - np.rint(made * 255)).max() <= 2
 
 
-@pytest.mark.parametrize("scheduler", ["own", "ddpm", "euler-ancestral"])
+@pytest.mark.parametrize(
+    "scheduler", ["own", pytest.param("ddpm", marks=pytest.mark.slow), pytest.param("euler-ancestral", marks=pytest.mark.slow)]
+)
 def test_pixels_do_not_depend_on_batches_shards_or_processes(small, scheduler):
     """Also with samplers that draw noise at every step."""
     one, ids = pixels(small, small.last("generate-images", f"generate-images.scheduler={scheduler}"))

@@ -344,6 +344,7 @@ class TestStages:
         nothing = small.run("compare-generators", "compare-generators.score_guidance.scales=[]", status=2).err
         assert "nothing is compared" in nothing
 
+    @pytest.mark.slow
     def test_the_recipes_reward_model_guides(self, world):
         """By a node of its own: the reward model was trained on other images."""
         text = (world.root / "irpipe.toml").read_text(encoding="utf-8")

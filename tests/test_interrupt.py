@@ -97,3 +97,19 @@ def test_nobody_has_to_listen(stderr):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write, text=True, check=False)
     os.close(write)
     assert done.stdout.split() == ["whole", "interrupted"]
+
+
+def test_an_interrupted_import_ends_as_any_interrupt(monkeypatch, capsys):
+    """Compiled modules that are being imported turn an interrupt into an ImportError."""
+    from irpipe.cli import commands, main
+
+    def interrupted_import() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("a module failed to initialise") from interrupt
+
+    monkeypatch.setattr(commands, "app", interrupted_import)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130 and "interrupted: finished work is kept" in capsys.readouterr().err

@@ -408,6 +408,7 @@ class TestStages:
         assert plain["scores"][0]["raw"] != overall["scores"][0]["raw"]
         assert "there is no score 'beauty'" in rich(*shared, "--aspect", "beauty", status=2).err
 
+    @pytest.mark.slow
     def test_a_score_is_refls_reward(self, rich):
         done = rich.last("refl", "refl.reads.reward-model=train-rahf", "refl.aspect=overall", "refl.steps=2")
         assert done["metrics"]["steps"] == 2
@@ -420,6 +421,7 @@ class TestStages:
         told = rich.run("refl", "refl.reads.reward-model=train-rm", *weighed, status=2).err
         assert "weight_map: a reward model of the format 'irpipe-imagereward' has no heatmaps" in told
 
+    @pytest.mark.slow
     def test_what_is_implausible_is_drawn_anew(self, rich):
         """Pixels outside of the mask stay as they were; what is kept is the more plausible; empty masks change nothing."""
         some = ("inpaint-images.threshold=0.055", "inpaint-images.dilation=0.03")

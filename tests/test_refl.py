@@ -255,7 +255,12 @@ class TestInterrupted:
         assert world.store.newest("micro", "refl").content_id == whole["content_id"]
 
     @pytest.mark.parametrize(
-        "settings", [(), ("refl.refresh_every=3", "refl.rollouts=5"), ("refl.evaluation.every=2", "refl.optimizer.ema_decay=0.9")]
+        "settings",
+        [
+            pytest.param((), marks=pytest.mark.slow),
+            ("refl.refresh_every=3", "refl.rollouts=5"),
+            pytest.param(("refl.evaluation.every=2", "refl.optimizer.ema_decay=0.9"), marks=pytest.mark.slow),
+        ],
     )
     def test_killed_and_resumed_has_the_same_weights(self, world, settings):
         laid = ("refl.steps=8", "refl.training.checkpoint_minutes=0", *(settings or ("refl.evaluation.every=100",)))

@@ -419,6 +419,7 @@ class TestBadInput:
 
 
 class TestWatching:
+    @pytest.mark.slow
     def test_it_is_written_again_while_a_run_goes_on(self, seen):
         """The lock says that it runs: it is held here as a run holds it."""
         store, key, out = seen.store, "f" * 64, seen.root / "report.html"

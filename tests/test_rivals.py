@@ -144,6 +144,7 @@ class TestStages:
     def test_pools_as_rare_as_steps(self, world):
         assert "there would be one pool" in world.run("raft", "raft.pool_every=4", status=2).err
 
+    @pytest.mark.slow
     def test_killed_and_resumed_has_the_same_weights(self, world):
         laid = ("raft.steps=8", "raft.pool_every=3", "raft.evaluation.every=100", "raft.training.checkpoint_minutes=0")
         whole = world.last("raft", *laid)

@@ -22,6 +22,7 @@ class TestSweep:
         plain = rm.run("train-rm", "train-rm.optimizer.learning_rate=0.001").err
         assert "train-rm: reused" in plain, "a point of a grid is an ordinary run"
 
+    @pytest.mark.slow
     def test_trainings_of_two_processes_follow_each_other_in_one_run(self, rm):
         """Each meets anew: the other process of an earlier training is gone."""
         rm.run("sweep-rm", "train-rm.training.processes=2", "train-rm.training.threads=1", "train-rm.epochs=1")

@@ -200,6 +200,7 @@ class TestTheSameHoweverItIsCut:
         assert close(one, two)
         assert one["metrics"]["validation_loss"] == pytest.approx(two["metrics"]["validation_loss"], abs=1e-4)
 
+    @pytest.mark.slow
     def test_under_torchrun(self, rm):
         one = rm.last("train-rm", "train-rm.epochs=1")
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
@@ -287,6 +288,7 @@ class TestInterrupted:
         assert any("goes on after step 6 of" in event.get("text", "") for event in resumed)
         assert resumed[-1]["content_id"] == rm_again(rm, *settings)["content_id"]
 
+    @pytest.mark.slow
     def test_on_another_micro_batch_it_agrees_to_rounding_and_says_so(self, rm):
         settings = ("train-rm.epochs=4", "train-rm.training.checkpoint_minutes=0")
         process = self.start(rm, *settings)
