@@ -415,6 +415,7 @@ class TestStages:
         told = rich.run("refl", "refl.reads.reward-model=train-rm", "refl.aspect=overall", "refl.steps=2", status=2).err
         assert "there is no score 'overall': the reward model has one score" in told
 
+    @pytest.mark.slow
     def test_a_heatmap_weighs_refls_gradient(self, rich):
         weighed = ("refl.steps=1", "refl.weight_map=implausibility")
         assert rich.last("refl", "refl.reads.reward-model=train-rahf", *weighed)["metrics"]["steps"] == 1

@@ -251,7 +251,7 @@ class TestInterrupted:
             assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
             time.sleep(0.02)
 
-    @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+    @pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
     def test_goes_on_bit_by_bit(self, rm, sign):
         settings = (
             "train-rm.epochs=4",
