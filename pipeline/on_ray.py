@@ -8,6 +8,7 @@ comes back through the cluster.
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import tempfile
@@ -262,7 +263,7 @@ def _connected(address: str) -> Iterator[None]:
     _check_answers(address)
     try:
         if mine:
-            ray.init(**quiet) if address == "local" else ray.init(address=address, **quiet)
+            ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
     except (RuntimeError, RayError) as error:
@@ -279,9 +280,14 @@ def _connected(address: str) -> Iterator[None]:
 def _check_answers(address: str) -> None:
     """Ask whether something listens at HOST:PORT: Ray itself would ask for eight minutes.
 
+    The address of `auto` is in the environment, or in a file that Ray leaves, also where its cluster was killed.
+
     Raises:
         StageError: nothing does.
     """
+    known = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or (known.read_text(encoding="utf-8").strip() if known.is_file() else "auto")
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         return

@@ -223,6 +223,13 @@ class TestRefused:
         told = project("run", "embed-prompts", "--executor", "ray", "--address", "127.0.0.1:1", status=2).err
         assert "there is no Ray cluster at '127.0.0.1:1'" in told and "ray start --head" in told
 
+    def test_a_cluster_that_was_killed(self, project, monkeypatch):
+        """Its address is still known."""
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        project.recipe('recipe = "x"\n[simulate-prompts]\ncount = 30\n[embed-prompts]\nembedder = "lexical"\n')
+        told = project("run", "embed-prompts", "--executor", "ray", status=2).err
+        assert "there is no Ray cluster at '127.0.0.1:1'" in told
+
     def test_other_packages(self, settings, tmp_path, monkeypatch):
         monkeypatch.setattr("irpipe.pipeline.on_ray.versions", lambda: {"python": "2.7", "numpy": "0.1"})
         with pytest.raises(StageError, match=r"has other packages than the driver: python 3\.\d+, not 2\.7; numpy"):
