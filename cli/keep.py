@@ -89,9 +89,9 @@ def verify(
 
 def _verify_remote(url: str, json_: bool) -> None:
     """Read a remote whole and tell what is damaged."""
-    from irpipe.pipeline.exchange import verify_remote
     from irpipe.pipeline.progress import watcher_for
     from irpipe.pipeline.remote import Remote
+    from irpipe.pipeline.remote_upkeep import verify_remote
 
     checked, faults = verify_remote(Remote(url), watcher_for(json_lines=False, quiet=json_))
     if json_:
@@ -144,9 +144,9 @@ def gc(
 
 def _collect_remote(url: str, days: float, yes: bool, json_: bool) -> None:
     """List what a remote's roots do not need, and delete it if asked."""
-    from irpipe.pipeline.exchange import collect, drop
     from irpipe.pipeline.progress import size, watcher_for
     from irpipe.pipeline.remote import Remote
+    from irpipe.pipeline.remote_upkeep import collect, drop
 
     there = Remote(url)
     entries = collect(there, days * 86_400, watcher_for(json_lines=False, quiet=json_))

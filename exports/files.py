@@ -19,14 +19,25 @@ class Numbered:
 
     def __call__(self, rows: Any) -> Any:
         """Rows whose annotators have numbers for names."""
-        if "annotator" not in rows.column_names:
+        for column in ("annotator", "label", "detail"):
+            if column in rows.column_names:
+                rows = self._without_names(rows, column)
+        return rows
+
+    def _without_names(self, rows: Any, column: str) -> Any:
+        """Rows without the names in a column: labels are names where the part says so; details of rejected rows may hold any."""
+        at = rows.schema.get_field_index(column)
+        if column == "detail" and "reason" in rows.column_names:
+            return rows.set_column(at, rows.schema.field(at), pa.nulls(len(rows), rows.schema.field(at).type))
+        if column == "detail" or (column == "label" and "part" not in rows.column_names):
             return rows
-        at = rows.schema.get_field_index("annotator")
-        names = rows["annotator"].to_pylist()
-        numbers = [
-            None if name is None else self._numbers.setdefault(name, f"annotator-{len(self._numbers):04}") for name in names
-        ]
+        parts = rows["part"].to_pylist() if column == "label" else ["annotator"] * len(rows)
+        names = rows[column].to_pylist()
+        numbers = [self._number(name) if part == "annotator" else name for name, part in zip(names, parts, strict=True)]
         return rows.set_column(at, rows.schema.field(at), pa.array(numbers, rows.schema.field(at).type))
+
+    def _number(self, name: str | None) -> str | None:
+        return None if name is None else self._numbers.setdefault(name, f"annotator-{len(self._numbers):04}")
 
 
 class SplitFiles:

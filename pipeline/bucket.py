@@ -98,11 +98,12 @@ class Bucket:
         return sorted((entry for entry in files if _DRAFT not in entry.path), key=lambda entry: entry.path)
 
     def is_empty(self) -> bool:
-        """Whether nothing at all lies there; True where there is not even a folder."""
+        """Whether nothing at all lies there but drafts; True where there is not even a folder."""
         from pyarrow.fs import FileSelector
 
         with self._errors(""):
-            return not self._files.get_file_info(FileSelector(self._at(""), allow_not_found=True))
+            found = self._files.get_file_info(FileSelector(self._at(""), allow_not_found=True))
+        return all(_DRAFT in known.path for known in found)
 
     def delete(self, path: str) -> None:
         """Delete a file; nothing where there is none."""

@@ -6,13 +6,13 @@ import hashlib
 import platform
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from irpipe.pipeline.bucket import Entry
 from irpipe.pipeline.commit import place, remove, seal, shapes
 from irpipe.pipeline.errors import DamageError, StoreError
 from irpipe.pipeline.hashing import file_digest
@@ -96,11 +96,13 @@ def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watc
     with ThreadPoolExecutor(THREADS) as pool:
         lacking = {identity: _lacking(remote, manifest, pool) for identity, manifest in manifests.items()}
         moved = Moved(bytes=sum(part.size for parts in lacking.values() for part in parts))
-        with watcher.progress("pushing", moved.bytes, "bytes") as bar:
+        with watcher.progress("pushing", moved.bytes, "bytes") as bar, _cancelled(pool):
             for identity, parts in lacking.items():
                 jobs = [pool.submit(_upload, remote, store.object_path(identity), part) for part in parts]
                 for job in jobs:
                     bar.advance(job.result())
+                for part in _lacking(remote, manifests[identity], pool):  # a `collect` took what was there before
+                    _upload(remote, store.object_path(identity), part)
                 text = to_json(asdict(manifests[identity]))
                 moved.artifacts += _settle(remote, object_path(identity), text, now) or bool(parts)
     return moved
@@ -109,13 +111,14 @@ def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watc
 def _write_root(remote: Remote, store: Store, recipe: str, newest: Sequence[Record], pinned: Sequence[Record]) -> None:
     """Say what this store's recipe refers to."""
     path = f"roots/{recipe}/{store_name(store)}.json"
-    before = _root(remote, path)
+    before = root_in(remote, path)
     kept = dict(before.pinned) if before is not None else {}
     root = Root({run.key: run.content_id for run in newest}, kept | {run.key: run.content_id for run in pinned})
     remote.bucket.write(path, to_json(asdict(root)).encode())
 
 
-def _root(remote: Remote, path: str) -> Root | None:
+def root_in(remote: Remote, path: str) -> Root | None:
+    """What a file of roots says; None where there is none."""
     data = remote.bucket.read(path, _MOST_ROOT)
     root: Root | None = None if data is None else parse_typed(data.decode("utf-8", "replace"), Root, path)
     return root
@@ -130,6 +133,16 @@ def store_name(store: Store) -> str:
     return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
+@contextmanager
+def _cancelled(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Leave out what waits in a pool when a block ends early: an interrupt must not wait for all of it."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
 def _lacking(remote: Remote, manifest: Manifest, pool: ThreadPoolExecutor) -> list[Part]:
     """The parts of an artifact that the remote lacks, or has cut off."""
     parts = parts_of(manifest)
@@ -141,6 +154,8 @@ def _upload(remote: Remote, folder: Path, part: Part) -> int:
     """Upload a part of an artifact; its size."""
     data = bytearray()
     for piece in part.pieces:
+        if piece.start == 0 and file_digest(folder / piece.file.path) != piece.file.sha256:
+            raise DamageError(f"{piece.file.path} is not that of the manifest", where=str(folder), fix="irpipe verify")
         with (folder / piece.file.path).open("rb") as file:
             file.seek(piece.start)
             data += file.read(piece.size)
@@ -172,7 +187,7 @@ def pull(remote: Remote, store: Store, records: Sequence[Record], watcher: Watch
     """
     moved = bring(remote, store, [record.content_id for record in records], watcher)
     for record in records:
-        if store.record(record.key) is None:
+        if store.lookup(record.key) is None:
             write_durably(store.record_path(record.key), record_json(record))
             moved.records += 1
     return moved
@@ -181,9 +196,9 @@ def pull(remote: Remote, store: Store, records: Sequence[Record], watcher: Watch
 def bring(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watcher) -> Moved:
     """Bring artifacts that the store lacks, without records; see `pull`."""
     wanted = [identity for identity in dict.fromkeys(content_ids) if not store.holds(identity)]
-    manifests = {identity: _manifest(remote, identity) for identity in wanted}
+    manifests = {identity: manifest_in(remote, identity) for identity in wanted}
     moved = Moved(bytes=sum(manifest.size for manifest in manifests.values()))
-    _check_room(store, moved.bytes)
+    _check_room(store, moved.bytes - sum(_brought(store, identity) for identity in manifests))
     with ThreadPoolExecutor(THREADS) as pool, watcher.progress("pulling", moved.bytes, "bytes") as bar:
         for identity, manifest in manifests.items():
             with store.lock(identity, lambda: watcher.say("another process is pulling it; waiting")):
@@ -193,11 +208,22 @@ def bring(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Wat
     return moved
 
 
-def _manifest(remote: Remote, identity: str) -> Manifest:
+def manifest_in(remote: Remote, identity: str) -> Manifest:
+    """An artifact's manifest.
+
+    Raises:
+        StoreError: the remote lacks it.
+    """
     manifest = remote.manifest(identity)
     if manifest is None:
         raise StoreError(f"the artifact {identity[:12]} is not in the remote", where=remote.bucket.url)
     return manifest
+
+
+def _brought(store: Store, identity: str) -> int:
+    """Bytes that an earlier attempt has written to the disk."""
+    out = store.root / "work" / f"pull-{identity}" / "out"
+    return sum(path.stat().st_blocks * 512 for path in out.rglob("*") if path.is_file())
 
 
 def _check_room(store: Store, needed: int) -> None:
@@ -220,20 +246,20 @@ def _bring(
     out = work / "out"
     out.mkdir(parents=True, exist_ok=True)
     done = _whole(out, manifest)
-    for file in manifest.files:
+    for file in {file.sha256: file for file in manifest.files}.values():
         if file.sha256 not in done:
-            (out / file.path).parent.mkdir(parents=True, exist_ok=True)
-            with (out / file.path).open("wb") as stream:
-                stream.truncate(file.size)
+            _create(out / file.path, file.size)
     advance(sum(file.size for file in manifest.files if file.sha256 in done))
     missing = [part for part in parts_of(manifest) if any(piece.file.sha256 not in done for piece in part.pieces)]
-    for job in [pool.submit(_download, remote, part, out, done) for part in missing]:
-        advance(job.result())
+    with _cancelled(pool):
+        for job in [pool.submit(_download, remote, part, out, done) for part in missing]:
+            advance(job.result())
     _copy_twins(manifest, out)
-    found = seal(out, watcher, "checking")
-    if found.content_id != manifest.content_id or shapes(found.tables) != shapes(manifest.tables):
-        wrong = {(file.path, file.sha256) for file in found.files} ^ {(file.path, file.sha256) for file in manifest.files}
-        name = min(wrong)[0] if wrong else "what its tables hold"
+    wrong = [file.path for file in manifest.files if file_digest(out / file.path) != file.sha256]
+    if not wrong and shapes(seal(out, watcher, "checking").tables) != shapes(manifest.tables):
+        wrong = ["what its tables hold"]
+    if wrong:
+        name = wrong[0]
         remove(work)
         raise DamageError(
             f"{object_path(manifest.content_id)} of the remote is damaged: {name} is otherwise than it tells",
@@ -246,8 +272,16 @@ def _bring(
 
 def _whole(out: Path, manifest: Manifest) -> set[str]:
     """Digests of the files that an earlier attempt brought whole."""
-    paths = {file.path: file for file in manifest.files if (out / file.path).is_file()}
-    return {file.sha256 for path, file in paths.items() if file_digest(out / path) == file.sha256}
+    brought = {file.sha256: file for file in manifest.files}  # the last of each content, as in `parts_of`
+    return {sha for sha, file in brought.items() if (out / file.path).is_file() and file_digest(out / file.path) == sha}
+
+
+def _create(path: Path, length: int) -> None:
+    """A file of zeros, in place of what an earlier attempt has left, which may be read-only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with path.open("wb") as stream:
+        stream.truncate(length)
 
 
 def _download(remote: Remote, part: Part, out: Path, done: set[str]) -> int:
@@ -268,6 +302,7 @@ def _copy_twins(manifest: Manifest, out: Path) -> None:
     brought = {file.sha256: file for file in manifest.files}  # the last of each, as in `parts_of`
     for file in manifest.files:
         if brought[file.sha256] is not file:
+            _create(out / file.path, 0)
             shutil.copyfile(out / brought[file.sha256].path, out / file.path)
 
 
@@ -281,104 +316,3 @@ def checked(remote: Remote, record: Record) -> Record:
     if fault is not None:
         raise DamageError(f"{record_path(record.key)} of the remote {fault}", where=remote.bucket.url)
     return record
-
-
-# -- upkeep -----------------------------------------------------------------------------------------------------------
-
-
-def verify_remote(remote: Remote, watcher: Watcher) -> tuple[int, list[tuple[str, str]]]:
-    """Read a remote whole.
-
-    Returns:
-        how many artifacts there are, and what is damaged, each with why.
-    """
-    remote.check_begun()
-    files = remote.files()
-    faults: list[tuple[str, str]] = []
-    objects = [identity for folder, identity, _ in files if folder == "objects"]
-    with watcher.progress("verifying", len(objects), "artifacts") as bar:
-        for identity in objects:
-            try:
-                fault = _fault(remote, _manifest(remote, identity))
-            except DamageError as error:
-                fault = error.what
-            faults += [(object_path(identity), fault)] if fault else []
-            bar.advance(1)
-    there = set(objects)
-    for folder, key, entry in files:
-        if folder == "keys":
-            fault = _record_fault(remote, key, there)
-            faults += [(entry.path, fault)] if fault else []
-    return len(objects), faults
-
-
-def _fault(remote: Remote, manifest: Manifest) -> str | None:
-    """The first file of an artifact whose bytes are others."""
-    digests = {file.sha256: hashlib.sha256() for file in manifest.files}
-    for part in parts_of(manifest):
-        data, at = remote.part(part), 0
-        for piece in part.pieces:
-            digests[piece.file.sha256].update(data[at : at + piece.size])
-            at += piece.size
-    wrong = (file.path for file in manifest.files if digests[file.sha256].hexdigest() != file.sha256)
-    return next((f"{path} has other bytes" for path in wrong), None)
-
-
-def _record_fault(remote: Remote, key: str, there: set[str]) -> str | None:
-    try:
-        record = remote.record(key)
-    except DamageError as error:
-        return error.what
-    if record is None:
-        return None  # deleted meanwhile
-    return key_fault(record) or (None if record.content_id in there else f"its artifact {record.content_id[:12]} is missing")
-
-
-def collect(remote: Remote, grace: float, watcher: Watcher) -> list[Entry]:
-    """What nobody refers to and nobody wrote within the grace time, in the order to delete it: what is needed by others last.
-
-    Files that are not named as a remote's are never among it.
-
-    Args:
-        grace: seconds, by the remote's clock; longer than any push takes.
-
-    Raises:
-        DamageError: a root or a manifest cannot be read, so it is not known what is needed.
-    """
-    remote.check_begun()
-    roots = [_needed_root(remote, entry.path) for entry in remote.bucket.entries("roots")]
-    keys = {key for root in roots for key in (*root.runs, *root.pinned)}
-    objects = {identity for root in roots for identity in (*root.runs.values(), *root.pinned.values())}
-    files = remote.files()
-    now = remote.clock()
-    old = [(folder, identity, entry) for folder, identity, entry in files if now - entry.written > grace]
-    dropped = [entry for folder, key, entry in old if folder == "keys" and key not in keys]
-    gone = {identity for folder, identity, _ in old if folder == "objects" and identity not in objects}
-    dropped += [entry for folder, identity, entry in old if folder == "objects" and identity in gone]
-    kept = [identity for folder, identity, _ in files if folder == "objects" and identity not in gone]
-    used = set()
-    with watcher.progress("reading manifests", len(kept), "artifacts") as bar, ThreadPoolExecutor(THREADS) as pool:
-        for manifest in pool.map(lambda identity: _manifest(remote, identity), kept):
-            used |= {part.path for part in parts_of(manifest)}
-            bar.advance(1)
-    return dropped + [entry for folder, _, entry in old if folder == "parts" and entry.path not in used]
-
-
-def _needed_root(remote: Remote, path: str) -> Root:
-    root = _root(remote, path)
-    if root is None:
-        raise StoreError(
-            f"{path} of the remote was there and is not any more", where=remote.bucket.url, fix="the same command again"
-        )
-    return root
-
-
-def drop(remote: Remote, entries: Sequence[Entry]) -> int:
-    """Delete files of `collect`, but for those that somebody has written again since. Returns the bytes freed."""
-    freed = 0
-    for entry in entries:
-        now = remote.bucket.entry(entry.path)
-        if now is not None and now.written == entry.written:
-            remote.bucket.delete(entry.path)
-            freed += entry.size
-    return freed

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from irpipe.pipeline.cpus import set_threads
 from irpipe.pipeline.errors import IrpipeError, RecipeError, StageError
@@ -90,6 +90,7 @@ class Ray:
         waiting, deaths, failed = iter(shards), dict[str, int](), dict[str, Exception]()
         again: list[str] = []
         running: dict[Any, tuple[Any, str]] = {}
+        made = 0
         while True:
             for actor in pool.free():
                 name = again.pop() if again else next(waiting, None)
@@ -98,7 +99,7 @@ class Ray:
                 shard, path = shards[name]
                 running[actor.make.remote(Parcel(store).pack(shard), str(path.relative_to(store.root)))] = (actor, name)
                 pool.busy(actor)
-            if not running and not again and pool.idle():
+            if not running and not again and (pool.idle() or len(failed) + made == len(shards)):
                 break
             ready, _ = ray.wait([*running, *pool.starting], num_returns=1, timeout=_WAIT_SECONDS)
             for ref in ready:
@@ -106,19 +107,14 @@ class Ray:
                     pool.started(ref)
                     continue
                 actor, name = running.pop(ref)
-                try:
-                    error = _received(ray.get(ref), shards[name][1])
-                except RayActorError as death:
-                    pool.lost(actor)
-                    deaths[name] = deaths.get(name, 0) + 1
-                    if deaths[name] < _MOST_DEATHS:
-                        again.append(name)
-                    else:
-                        failed[name] = StageError(f"{deaths[name]} workers ended while they made it: {death}"[:400])
-                    continue
-                pool.give_back(actor)
+                error, died = _outcome(ref, shards[name][1])
+                (pool.lost if died else pool.give_back)(actor)
+                deaths[name] = deaths.get(name, 0) + died
                 if error is None:
+                    made += 1
                     done(name)
+                elif died and deaths[name] < _MOST_DEATHS:
+                    again.append(name)
                 else:
                     failed[name] = error
         if failed:
@@ -134,6 +130,7 @@ class _Pool:
     starting: dict[Any, Any] = field(default_factory=dict)
     _free: list[Any] = field(default_factory=list)
     _busy: list[Any] = field(default_factory=list)
+    _deaths: int = 0  # of workers that were starting, one after the other
 
     def __post_init__(self) -> None:
         for _ in range(self.count):
@@ -162,6 +159,7 @@ class _Pool:
     def lost(self, actor: Any) -> None:
         """Another takes the place of one that died."""
         self._busy.remove(actor)
+        ray.kill(actor)  # only its answer may be lost
         self._start()
 
     def started(self, ref: Any) -> None:
@@ -173,9 +171,15 @@ class _Pool:
         actor = self.starting.pop(ref)
         try:
             error = ray.get(ref)
-        except RayActorError:  # its machine was lost before it could begin
+        except RayTaskError:
+            raise
+        except RayError as death:  # its machine was lost before it could begin, or it asks for more than there is
+            self._deaths += 1
+            if self._deaths >= _MOST_DEATHS:
+                raise StageError(f"{self._deaths} workers ended before they could begin: {death}"[:600]) from None
             self._start()
             return
+        self._deaths = 0
         if error is not None:
             raise pickle.loads(error)  # noqa: S301 # of our own worker
         self._free.append(actor)
@@ -232,6 +236,16 @@ class _Sent:
             target = draft / name if name else draft
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
+
+
+def _outcome(ref: Any, path: Path) -> tuple[Exception | None, bool]:
+    """The error of a shard that was asked for, None where it is made; and whether its worker was lost."""
+    try:
+        return _received(ray.get(ref), path), False
+    except RayTaskError:
+        raise
+    except RayError as death:  # of the worker, its machine, or its memory
+        return StageError(f"{_MOST_DEATHS} workers ended while they made it: {death}"[:400]), True
 
 
 def _received(answer: bytes | dict[str, bytes] | None, path: Path) -> Exception | None:

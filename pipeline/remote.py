@@ -106,7 +106,7 @@ class Remote:
         """
         bucket = Bucket(self.url)
         mark = bucket.read(MARK, 1000)
-        if mark is None and not bucket.is_empty():
+        if mark is None and not bucket.is_empty() and (mark := bucket.read(MARK, 1000)) is None:  # not even meanwhile
             raise StoreError(
                 "there are files that are not irpipe's: nothing was written or deleted",
                 where=bucket.url,
@@ -220,7 +220,7 @@ class Remote:
         return DamageError(
             f"{path} of the remote is damaged: {what}",
             where=self.bucket.url,
-            fix="irpipe verify --remote names all damage; irpipe push from a store that has it mends it",
+            fix="irpipe verify --remote names all damage; delete that there, then irpipe push from a store that has it",
         )
 
     def files(self) -> list[tuple[str, str, Entry]]:

@@ -48,7 +48,7 @@ def push_results(planner: Planner, remote: Remote, names: Sequence[str]) -> Move
         StoreError: a name has no result, or the remote cannot be written.
     """
     store, recipe = planner.store, planner.recipe
-    newest = [record for node in recipe.tables if (record := store.newest(recipe.name, node)) and store.holds(record.content_id)]
+    newest = [record for node in recipe.tables if (record := store.newest(recipe.name, node))]
     chosen: list[Record] = []
     for name in names:
         node = _node(planner, name)
@@ -56,7 +56,7 @@ def push_results(planner: Planner, remote: Remote, names: Sequence[str]) -> Move
         if record is None or not store.holds(record.content_id):
             raise StoreError(f"{name} has no artifact yet", fix=f"irpipe run {name}")
         chosen.append(record)
-    if not (chosen or newest):
+    if not chosen and not any(store.holds(record.content_id) for record in newest):
         raise StoreError("the recipe has no results yet", fix="irpipe run")
     of_nodes = {record.key for record in newest}
     sent = with_ancestors(store, chosen) if names else with_ancestors(store, newest)
@@ -111,7 +111,8 @@ def seek(planner: Planner, remote: Remote, targets: Iterable[str]) -> Sought:
             continue
         record = step.record
         if record is None and step.key is not None and (found := remote.record(step.key)) is not None:
-            record = checked(remote, found)
+            there = planner.store.holds(found.content_id) or remote.manifest(found.content_id) is not None
+            record = checked(remote, found) if there else None
         if record is None:
             sought.absent.append(name)
             continue

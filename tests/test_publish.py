@@ -168,3 +168,14 @@ def test_a_file_ends_when_it_is_large(tmp_path, monkeypatch):
     counts = {path.name: pq.read_metadata(path).num_rows for path in sorted((tmp_path / "x").iterdir())}
     assert sum(counts.values()) == 7000 and list(counts) == [f"train-{number:05}.parquet" for number in range(len(counts))]
     assert len(counts) > 1 and max(counts.values()) < 7000
+
+
+def test_names_in_other_columns_are_numbered_or_left_out():
+    import pyarrow as pa
+
+    numbered = export_files.Numbered()
+    numbered(pa.table({"annotator": ["Ada", None, "Grace"]}))
+    groups = numbered(pa.table({"part": ["annotator", "category"], "label": ["Grace", "Grace"]}))
+    assert groups["label"].to_pylist() == ["annotator-0001", "Grace"]
+    rejected = numbered(pa.table({"reason": ["stands twice"], "detail": ["7 by Ada"]}))
+    assert rejected.to_pylist() == [{"reason": "stands twice", "detail": None}]

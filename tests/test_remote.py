@@ -15,11 +15,12 @@ import pytest
 from irpipe.pipeline import remote as layout
 from irpipe.pipeline.bucket import Bucket, Entry
 from irpipe.pipeline.errors import DamageError, InputError, RecipeError
-from irpipe.pipeline.exchange import bring, collect, drop, pull, send, verify_remote
+from irpipe.pipeline.exchange import bring, pull, send
 from irpipe.pipeline.machines import ExecutorSettings, RemoteSettings, read_settings
 from irpipe.pipeline.manifest import FileEntry, Manifest
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.remote import MARK, Remote, parts_of
+from irpipe.pipeline.remote_upkeep import collect, drop, verify_remote
 from irpipe.pipeline.store import Store
 from tests.conftest import Project
 
@@ -255,6 +256,80 @@ def store_with(tmp_path: Path, files: dict[str, bytes]) -> Store:
         (out / name).write_bytes(data)
     place(store, out, seal(out, Watcher(), "sealing").content_id)
     return store
+
+
+class TestFoundByReading:
+    """What a reading by fresh eyes has found."""
+
+    def test_a_damaged_footer_is_damage_and_can_be_mended(self, pushed, second, url):
+        path = part_of(url)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        identity = path.name.partition(".")[0]
+        for _ in range(2):
+            with pytest.raises(DamageError, match="is otherwise than it tells"):
+                bring(Remote(url), second.store, [identity], Watcher())
+        path.write_bytes(whole)
+        bring(Remote(url), second.store, [identity], Watcher())
+        assert second.store.holds(identity)
+
+    def test_a_kill_while_twins_are_sealed(self, tmp_path, url, monkeypatch):
+        from irpipe.pipeline import exchange
+
+        store = store_with(tmp_path, {"a": b"same", "b": b"same", "c": b"", "d": b""})
+        [identity] = [path.name for path in store.objects()]
+        send(Remote(url), store, [identity], Watcher())
+        seal, target = exchange.seal, Store(tmp_path / "target")
+
+        def killed(*arguments):
+            seal(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(exchange, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bring(Remote(url), target, [identity], Watcher())
+        out = target.root / "work" / f"pull-{identity}" / "out"
+        assert {path.stat().st_mode & 0o222 for path in out.iterdir() if path.name != "manifest.json"} == {0}
+        monkeypatch.setattr(exchange, "seal", seal)
+        (out / "d").unlink()
+        bring(Remote(url), target, [identity], Watcher())
+        assert target.holds(identity)
+
+    def test_a_result_that_was_lost_here_stays_in_the_root(self, pushed, url):
+        from irpipe.pipeline.commit import remove
+
+        lost = pushed.store.newest("team", "embed-prompts")
+        remove(pushed.store.object_path(lost.content_id))
+        pushed("push", "simulate-prompts", "--remote", url)
+        pushed("gc", "--remote", url, "--grace", "0", "--yes")
+        assert verify_remote(Remote(url), Watcher()) == (2, [])
+        assert pushed("pull", "--remote", url, "--json").json["artifacts"] == 1
+
+    def test_rotten_bytes_are_not_pushed(self, tmp_path, url):
+        store = store_with(tmp_path, {"a": b"fine"})
+        [path] = store.objects()
+        (path / "a").chmod(0o644)
+        (path / "a").write_bytes(b"fire")
+        with pytest.raises(DamageError, match="a is not that of the manifest"):
+            send(Remote(url), store, [path.name], Watcher())
+
+    def test_parts_that_a_push_relies_on_stay(self, tmp_path, url, monkeypatch):
+        """Two artifacts share a large file; the older one is refused by nobody, and gc runs between listing and deleting."""
+        monkeypatch.setattr(layout, "_SMALL", 10)
+        first = store_with(tmp_path / "1", {"large": b"x" * 50, "a": b"1"})
+        second = store_with(tmp_path / "2", {"large": b"x" * 50, "b": b"2"})
+        [one], [other] = ([path.name for path in store.objects()] for store in (first, second))
+        send(Remote(url), first, [one], Watcher())
+        doomed = collect(Remote(url), -1.0, Watcher())
+        send(Remote(url), second, [other], Watcher())
+        drop(Remote(url), doomed)
+        assert verify_remote(Remote(url), Watcher()) == (1, [])
+
+    def test_a_draft_of_a_killed_first_push_is_nobodys(self, pushed, url, tmp_path):
+        remote = tmp_path / "fresh"
+        remote.mkdir()
+        (remote / f"{MARK}.draft-0123").write_text("{")
+        assert pushed("push", "--remote", f"file://{remote}", "--json").json["artifacts"] == 2
 
 
 class TestParts:

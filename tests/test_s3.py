@@ -12,9 +12,10 @@ import pytest
 from pyarrow import fs
 
 from irpipe.pipeline.errors import StoreError
-from irpipe.pipeline.exchange import bring, send, verify_remote
+from irpipe.pipeline.exchange import bring, send
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.remote import MARK, Remote, parts_of
+from irpipe.pipeline.remote_upkeep import verify_remote
 from irpipe.pipeline.store import Store
 from tests.conftest import Project
 from tests.servers import KEY, SECRET, Server, environment, serving
