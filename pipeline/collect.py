@@ -9,7 +9,7 @@ from pathlib import Path
 
 from irpipe.pipeline.commit import attempt, remove
 from irpipe.pipeline.errors import StoreError
-from irpipe.pipeline.lineage import lineage
+from irpipe.pipeline.lineage import with_ancestors
 from irpipe.pipeline.manifest import Record
 from irpipe.pipeline.store import Store
 
@@ -69,13 +69,8 @@ def _unneeded(store: Store, present: Iterable[Record]) -> Iterator[Garbage]:
 
 def _needed(store: Store) -> list[Record]:
     """The newest result of every stage of every recipe, and all ancestors."""
-    records: dict[str, Record] = {}
-    for path in store.children("refs", "*"):
-        record = store.newest(path.parent.name, path.stem)
-        if record is not None and record.key not in records:
-            for run in (record, *lineage(store, record).ancestors):
-                records[run.key] = run
-    return list(records.values())
+    newest = (store.newest(path.parent.name, path.stem) for path in store.children("refs", "*"))
+    return with_ancestors(store, (record for record in newest if record is not None))
 
 
 def _refuse_unreadable(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Push and pull between a store and a remote, and the remote's upkeep. A kill at any moment leaves both as before, or ahead."""
+"""Push and pull between a store and a remote. A kill at any moment leaves both as before, or ahead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import ClassVar
 from irpipe.pipeline.commit import place, remove, seal, shapes
 from irpipe.pipeline.errors import DamageError, StoreError
 from irpipe.pipeline.hashing import file_digest
-from irpipe.pipeline.lineage import lineage
 from irpipe.pipeline.manifest import Manifest, Record, parse_typed, record_json, to_json
 from irpipe.pipeline.progress import Watcher, size
 from irpipe.pipeline.remote import THREADS, Part, Remote, object_path, parts_of, record_path
@@ -44,15 +43,6 @@ class Moved:
     artifacts: int = 0
     records: int = 0
     bytes: int = 0
-
-
-def with_ancestors(store: Store, records: Iterable[Record]) -> list[Record]:
-    """Runs and all that they were made from, each after its inputs."""
-    found: dict[str, Record] = {}
-    for record in records:
-        for run in (*lineage(store, record).ancestors, record):
-            found.setdefault(run.key, run)
-    return list(found.values())
 
 
 # -- push -------------------------------------------------------------------------------------------------------------
@@ -255,6 +245,7 @@ def _bring(
         for job in [pool.submit(_download, remote, part, out, done) for part in missing]:
             advance(job.result())
     _copy_twins(manifest, out)
+    # Before `seal` reads tables, which fails on damaged ones in a way of its own, and makes files read-only.
     wrong = [file.path for file in manifest.files if file_digest(out / file.path) != file.sha256]
     if not wrong and shapes(seal(out, watcher, "checking").tables) != shapes(manifest.tables):
         wrong = ["what its tables hold"]

@@ -45,6 +45,14 @@ def lineage(store: Store, focus: Record) -> Lineage:
     )
 
 
+def with_ancestors(store: Store, focuses: Iterable[Record]) -> list[Record]:
+    """Some runs and all that they were made from, each after its inputs. Every record is read once."""
+    records, up = _runs(store)
+    given = {record.key: record for record in focuses}
+    wanted = given.keys() | {key for start in given for key in _reach(start, up)}
+    return [given.get(key, records[key]) for key in _sorted_by_depth(records, up) if key in wanted]
+
+
 def stages_behind(store: Store, content_ids: Iterable[str]) -> set[str]:
     """Names of the stages that made some artifacts and their ancestors.
 

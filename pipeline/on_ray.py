@@ -91,7 +91,7 @@ class Ray:
         again: list[str] = []
         running: dict[Any, tuple[Any, str]] = {}
         made = 0
-        while True:
+        while made + len(failed) < len(shards):
             for actor in pool.free():
                 name = again.pop() if again else next(waiting, None)
                 if name is None:
@@ -99,8 +99,6 @@ class Ray:
                 shard, path = shards[name]
                 running[actor.make.remote(Parcel(store).pack(shard), str(path.relative_to(store.root)))] = (actor, name)
                 pool.busy(actor)
-            if not running and not again and (pool.idle() or len(failed) + made == len(shards)):
-                break
             ready, _ = ray.wait([*running, *pool.starting], num_returns=1, timeout=_WAIT_SECONDS)
             for ref in ready:
                 if ref not in running:
@@ -143,10 +141,6 @@ class _Pool:
     def free(self) -> list[Any]:
         """Those that wait for work."""
         return list(self._free)
-
-    def idle(self) -> bool:
-        """Whether nobody works, and somebody could."""
-        return not self._busy and bool(self._free)
 
     def busy(self, actor: Any) -> None:
         self._free.remove(actor)

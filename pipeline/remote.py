@@ -151,11 +151,8 @@ class Remote:
             DamageError: what lies there is not that record.
         """
         path = record_path(key)
-        data = self.bucket.read(path, _MOST_JSON)
-        if data is None:
-            return None
-        record: Record = self._checked(path, lambda: parse_record(data.decode(), path))
-        if record.key != key:
+        record: Record | None = self._document(path, parse_record)
+        if record is not None and record.key != key:
             raise self._damaged(path, "it is another run's record")
         return record
 
@@ -166,11 +163,8 @@ class Remote:
             DamageError: what lies there is not that manifest.
         """
         path = object_path(content_id)
-        data = self.bucket.read(path, _MOST_JSON)
-        if data is None:
-            return None
-        manifest: Manifest = self._checked(path, lambda: parse_manifest(data.decode(), path))
-        if manifest.content_id != content_id or not manifest.is_whole:
+        manifest: Manifest | None = self._document(path, parse_manifest)
+        if manifest is not None and (manifest.content_id != content_id or not manifest.is_whole):
             raise self._damaged(path, "it is another artifact's manifest")
         return manifest
 
@@ -180,14 +174,11 @@ class Remote:
         Raises:
             DamageError: it is missing, or has another size.
         """
-        known = self.bucket.entry(part.path)
-        if known is None:
+        data = self.bucket.read(part.path, 2 * _PART)
+        if data is None:
             raise self._damaged(part.path, "it is missing")
-        if known.size != part.size:
-            raise self._damaged(part.path, f"it has {known.size:,} of {part.size:,} bytes")
-        data = self.bucket.read(part.path, part.size)
-        if data is None or len(data) != part.size:
-            raise self._damaged(part.path, "it changed while it was read")
+        if len(data) != part.size:
+            raise self._damaged(part.path, f"it has {len(data):,} of {part.size:,} bytes")
         return data
 
     def resolve(self, prefix: str) -> Record:
@@ -210,9 +201,11 @@ class Remote:
             )
         return max(records, key=lambda record: record.ended)
 
-    def _checked(self, path: str, parse: Callable[[], Any]) -> Any:
+    def _document(self, path: str, parse: Callable[[str, str], Any]) -> Any:
+        """What a JSON file says, or None where there is none."""
+        data = self.bucket.read(path, _MOST_JSON)
         try:
-            return parse()
+            return None if data is None else parse(data.decode(), path)
         except (DamageError, UnicodeDecodeError) as error:
             raise self._damaged(path, error.what if isinstance(error, DamageError) else "it is no text") from None
 

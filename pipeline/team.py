@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from irpipe.pipeline.errors import IrpipeError, RecipeError, StoreError, did_you_mean
-from irpipe.pipeline.exchange import Moved, checked, pull, push, with_ancestors
+from irpipe.pipeline.exchange import Moved, checked, pull, push
+from irpipe.pipeline.lineage import with_ancestors
 from irpipe.pipeline.manifest import InputEntry, Record
 from irpipe.pipeline.plan import Planner, input_entry
 from irpipe.pipeline.remote import Remote
@@ -122,10 +123,6 @@ def seek(planner: Planner, remote: Remote, targets: Iterable[str]) -> Sought:
 
 def take(planner: Planner, remote: Remote, target: str) -> None:
     """Before a run: bring what the team has made of the target and of what it reads."""
-    wanted = Wiring(planner.recipe)
-    wanted.visit(target)
-    if planner.force is not None and planner.force not in wanted.nodes:
-        return
     sought = seek(planner, remote, [target])
     there = {name: record for name, record in sought.records.items() if name != planner.force}
     lacking = [name for name, record in there.items() if not planner.store.holds(record.content_id)]
