@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from benchmarks.common import larger_pool, made_vectors, peak_in_child, real_vectors, show, timed
-from irpipe.schemas.embeddings import open_vectors
+from benchmarks.common import larger_pool, made_vectors, peak_in_child, quiet_context, real_vectors, show, timed
+from irpipe.schemas.embeddings import open_vectors, save_vectors
 from irpipe.schemas.graph import Graph
 from irpipe.stages.prompt_graph import PromptGraphConfig
-from irpipe.stages.prompt_graph.run import search
-from irpipe.stages.prompt_graph.search import Points
+from irpipe.stages.prompt_graph.parts import EDGES_FILE, Pool
+from irpipe.stages.prompt_graph.run import recall, search
 from irpipe.stages.select_prompts.votek import Ballot, vote_k
 
 
@@ -51,11 +53,15 @@ def main(folder: Path, size: Size) -> None:
 
 
 def _search(path: Path, count: int, index: Literal["exact", "ivf"], size: Size) -> tuple[float, float, float]:
-    recalls: list[float] = []
-    points = Points(open_vectors(path), np.arange(count))
-    config = PromptGraphConfig(k=size.k, index=index)
-    seconds, blocks = timed(lambda: [block.targets.astype(np.int32) for block in search(config, points, recalls, lambda n: None)])
-    targets = np.concatenate(blocks)
-    graph = Graph(np.arange(count + 1, dtype=np.int64) * size.k, targets.ravel(), np.zeros(count, dtype=np.int32))
+    """Seconds of the search, recall, and seconds of the picks, of the first prompts of a pool."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        save_vectors(Path(folder, "some.npy"), [open_vectors(path)[:count]], (count, open_vectors(path).shape[1]))
+        pool = Pool(PromptGraphConfig(k=size.k, index=index), Path(folder, "some.npy"))
+        context = quiet_context(Path(folder, "work"))
+        seconds, (lists, made) = timed(lambda: search(pool, context))
+        recall_ = recall(pool, 0, made) if lists else 1.0
+        edges = [shard / EDGES_FILE for shard in made]
+        targets = np.concatenate([pq.read_table(file, columns=["target"])["target"].to_numpy() for file in edges])
+    graph = Graph(np.arange(count + 1, dtype=np.int64) * size.k, targets, np.zeros(count, dtype=np.int32))
     picked, _ = timed(lambda: vote_k(Ballot(graph, 10), np.arange(count), size.picks))
-    return seconds, recalls[0] if recalls else 1.0, picked
+    return seconds, recall_, picked

@@ -23,6 +23,7 @@ from irpipe.schemas.images import IMAGES, ROWS_PER_GROUP
 from irpipe.schemas.prompts import SELECTED_PROMPTS
 from irpipe.schemas.scores import SCORES
 from irpipe.stages.import_images import run as importing
+from irpipe.stages.prompt_graph import parts
 from irpipe.stages.score_images import ScoreImagesConfig
 from irpipe.stages.score_images import run as scoring
 
@@ -35,6 +36,9 @@ embedder = "lexical"
 shard_size = 16
 [prompt-graph]
 k = 5
+index = "ivf"
+probes = 3
+sets = 2
 [select-prompts]
 count = 24
 [generate-images]
@@ -51,7 +55,7 @@ scorers = ["random"]
 [score-images.reads]
 images = "generate-images"
 """
-STAGES = ["embed-prompts", "generate-images", "import-images", "score-images"]
+STAGES = ["embed-prompts", "prompt-graph", "generate-images", "import-images", "score-images"]
 SMALL = 32  # rows per shard of the stages without a setting for it
 
 # Runs the command line and kills the process once so many shards are made.
@@ -59,7 +63,9 @@ KILLED = f"""
 import os, signal, sys
 from irpipe.pipeline import shards
 from irpipe.stages.import_images import run as importing
+from irpipe.stages.prompt_graph import parts
 from irpipe.stages.score_images import run as scoring
+parts.INDEXED_ROWS = 16
 importing.ROWS_PER_SHARD = scoring._ROWS_PER_SHARD = {SMALL}
 left, real = int(sys.argv.pop(1)), shards.Durable.__call__
 def call(self, shard, path):
@@ -79,6 +85,7 @@ def sharded(project, pool_renders, monkeypatch):
     """A project whose stages cut small shards, and the names of the shards that were made."""
     (project.root / "images").symlink_to(pool_renders)
     project.recipe(RECIPE)
+    monkeypatch.setattr(parts, "INDEXED_ROWS", 16)
     monkeypatch.setattr(importing, "ROWS_PER_SHARD", SMALL)
     monkeypatch.setattr(scoring, "_ROWS_PER_SHARD", SMALL)
     made, real = [], shards.Durable.__call__
@@ -94,7 +101,11 @@ def sharded(project, pool_renders, monkeypatch):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_costs_no_finished_shard(sharded, stage):
     project, made = sharded.project, sharded.made
-    project.run({"embed-prompts": "simulate-prompts", "score-images": "generate-images"}.get(stage, "select-prompts"))
+    project.run(
+        {"embed-prompts": "simulate-prompts", "prompt-graph": "embed-prompts", "score-images": "generate-images"}.get(
+            stage, "select-prompts"
+        )
+    )
     made.clear()
     command = [sys.executable, "-c", KILLED, "4", "run", stage, "--quiet"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
@@ -105,7 +116,7 @@ def test_a_kill_costs_no_finished_shard(sharded, stage):
     assert len(made) > 4 and len(after) == len(made) - 4 and set(after) < set(made)
 
 
-@pytest.mark.parametrize("stage", ["embed-prompts", "import-images", "score-images"])
+@pytest.mark.parametrize("stage", ["embed-prompts", "prompt-graph", "import-images", "score-images"])
 def test_several_processes_make_the_same(sharded, stage):
     project, made = sharded.project, sharded.made
     one = project.last(stage)["content_id"]

@@ -5,17 +5,20 @@ Writes: the tables `edges` and `vertices`.
 Paper: ImageReward, appendix A.1; Su et al. 2022 (fast vote-k), section 3.
 Deviates: a prompt never counts as its own neighbour, also among exact duplicates, where the released code drops
     whichever comes first.
-Cost: exact 2 n^2 d / sets floating-point operations, ivf 2 n^1.5 probes d / 4; memory n d / sets floats (ivf: halves).
+Cost: exact 2 n^2 d / sets floating-point operations, ivf 2 n^1.5 probes d / 4 and 8 n^1.5 d for its lists. Memory per process:
+    n d / sets floats (ivf: halves). Disk: 12 bytes per edge until the artifact is committed. A kill costs a part of 20,000
+    prompts (ivf: 100,000).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from irpipe.pipeline.stage import Config, Stage, setting
+from irpipe.pipeline.shards import MapConfig
+from irpipe.pipeline.stage import Stage, setting
 
 
-class PromptGraphConfig(Config):
+class PromptGraphConfig(MapConfig):
     k: int = setting(
         150, ge=1, le=2000, meaning="Nearest others of each prompt.", source="ImageReward A.1; Su et al. 2022, all call sites"
     )
@@ -37,7 +40,7 @@ class PromptGraphConfig(Config):
     )
 
     def unused(self) -> dict[str, str]:
-        why = {}
+        why = super().unused()
         if self.index != "auto":
             why["exact_up_to"] = "index is not 'auto'"
         if self.index == "exact":
@@ -49,7 +52,7 @@ class PromptGraphConfig(Config):
 
 STAGE = Stage(
     name="prompt-graph",
-    version=1,
+    version=2,
     reads=("embeddings",),
     writes="prompt-graph",
     determinism="bitwise",
