@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -59,12 +59,14 @@ class Machines:
     Attributes:
         processes: how many make shards side by side.
         store, remote: of the run, for executors on other machines.
+        say: prints one line for the user.
     """
 
     processes: int = 1
     settings: ExecutorSettings = field(default_factory=ExecutorSettings)
     store: Path | None = None
     remote: str | None = None
+    say: Callable[[str], None] = lambda text: None  # a field
 
 
 Settings = TypeVar("Settings", RemoteSettings, ExecutorSettings)

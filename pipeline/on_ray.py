@@ -36,6 +36,7 @@ from irpipe.pipeline.store import Store, write_durably
 
 _MOST_DEATHS = 3  # of workers that were making one shard
 _WAIT_SECONDS, _ANSWER_SECONDS = 1.0, 10.0
+_IDLE_WAITS = 20  # without any worker, after which it is said
 
 
 class Ray:
@@ -85,12 +86,23 @@ class Ray:
             wanted = max(1, int(min(room)))
         return min(wanted, shards)
 
+    def _asked(self) -> str:
+        """What a worker asks for, and what there is."""
+        settings, there = self._settings, ray.cluster_resources()
+        memory = "" if settings.memory_gb is None else f", {settings.memory_gb:g} GB"
+        has = f"{there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs, {there.get('memory', 0) / 1e9:.0f} GB"
+        return (
+            f"no worker has begun: each asks for {settings.num_cpus:g} CPUs, {settings.num_gpus:g} GPUs{memory} (table [executor]), and"
+            f" all machines together have {has}, in part taken by others. A cluster that grows may be starting machines; Ctrl-C ends"
+            " the wait, and what is made stays"
+        )
+
     def _drive(self, pool: _Pool, store: Store, shards: Mapping[str, tuple[Any, Path]], done: Callable[[str], None]) -> None:
         """Hand out shards to whoever is free, again where a worker died, until all are made or have failed."""
         waiting, deaths, failed = iter(shards), dict[str, int](), dict[str, Exception]()
         again: list[str] = []
         running: dict[Any, tuple[Any, str]] = {}
-        made = 0
+        made = idle = 0
         while made + len(failed) < len(shards):
             for actor in pool.free():
                 name = again.pop() if again else next(waiting, None)
@@ -99,6 +111,9 @@ class Ray:
                 shard, path = shards[name]
                 running[actor.make.remote(Parcel(store).pack(shard), str(path.relative_to(store.root)))] = (actor, name)
                 pool.busy(actor)
+            idle = 0 if running else idle + 1
+            if idle == _IDLE_WAITS:
+                self._machines.say(self._asked())
             ready, _ = ray.wait([*running, *pool.starting], num_returns=1, timeout=_WAIT_SECONDS)
             for ref in ready:
                 if ref not in running:

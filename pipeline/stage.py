@@ -128,7 +128,7 @@ class Context:
                 worker,
                 shards,
                 self.work / what.replace(" ", "-"),
-                lambda missing: make_executor(executor, replace(self.machines, processes=min(processes, missing))),
+                lambda missing: make_executor(executor, replace(self.machines, processes=min(processes, missing), say=self.say)),
                 lambda name: bar.advance(size(shards[name])),
             )
 

@@ -37,6 +37,8 @@ count = 60
 embedder = "lexical"
 [prompt-graph]
 k = 5
+index = "ivf"
+sets = 2
 [select-prompts]
 count = 6
 [generate-images]
@@ -61,7 +63,7 @@ split = "all"
 [predict-rich-feedback]
 reward_model = "micro-rahf"
 """
-TARGETS = ("embed-prompts", "generate-images", "import-images", "score-images", "predict-rich-feedback")
+TARGETS = ("embed-prompts", "prompt-graph", "generate-images", "import-images", "score-images", "predict-rich-feedback")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,23 @@ def test_a_killed_driver_goes_on(cluster, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
     assert sorted(int(path.stem) for path in tmp_path.glob("work/x/*.sha256")) == list(range(20))
     assert all(len(list(tmp_path.glob(f"tried-{name}-*"))) == 1 for name in finished)
+
+
+def test_workers_that_never_fit_are_told(settings, tmp_path, monkeypatch):
+    """A cluster may still grow, so the run waits, but not in silence."""
+    from irpipe.pipeline import on_ray
+
+    told: list[str] = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_ray, "_IDLE_WAITS", 2)
+    machines = Machines(settings=settings.model_copy(update={"num_cpus": 64.0}), store=tmp_path, say=say)
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(Slow(), {"a": "a"}, tmp_path / "work" / "x", lambda _: on_ray.Ray(machines), lambda name: None)
+    assert "each asks for 64 CPUs, 0 GPUs" in told[0] and "have 2 CPUs" in told[0]
 
 
 class TestRefused:
