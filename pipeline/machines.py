@@ -66,7 +66,7 @@ class Machines:
     settings: ExecutorSettings = field(default_factory=ExecutorSettings)
     store: Path | None = None
     remote: str | None = None
-    say: Callable[[str], None] = lambda text: None  # a field
+    say: Callable[[str], None] = lambda _: None
 
 
 Settings = TypeVar("Settings", RemoteSettings, ExecutorSettings)
