@@ -92,7 +92,7 @@ class Ray:
         memory = "" if settings.memory_gb is None else f", {settings.memory_gb:g} GB"
         has = f"{there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs, {there.get('memory', 0) / 1e9:.0f} GB"
         return (
-            f"no worker has begun: each asks for {settings.num_cpus:g} CPUs, {settings.num_gpus:g} GPUs{memory} (table [executor]),"
+            f"no worker has begun: each asks for {settings.num_cpus:g} CPUs, {settings.num_gpus:g} GPUs{memory} ([executor]),"
             f" and all machines together have {has}, in part taken by others. A cluster that grows may be starting machines;"
             " Ctrl-C ends the wait, and what is made stays"
         )
