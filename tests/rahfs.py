@@ -81,14 +81,15 @@ def examples(count: int = 10) -> Examples:
     )
 
 
-def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head") -> Any:
-    """One of RAHF's objectives, in micro-batches of a size."""
+def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head", contrast: float = 0.0) -> Any:
+    """One of RAHF's objectives, in micro-batches of a size; with a contrast of prompts, images of one to four prompts."""
 
     def made(folder: Path, size: int, **settings: Any) -> tuple[RahfObjective, dict[str, Any]]:
         config = TrainRahfConfig(
             model="x",
             variant=variant,
-            batch_size=6,
+            batch_size=3 if contrast else 6,
+            prompt_contrast=contrast,
             augmentation=AUGMENTED,
             captions={"weight": 1.0, "replaced": 0.3},
             training={"micro_batch_size": size, **settings},
@@ -96,6 +97,8 @@ def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head")
         model = start_from_blip(Model("micro-blip", "r", shipped_folder("micro-blip")), variant, HEADS, T5, 0)
         rng = np.random.default_rng(4)
         pictures = rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+        if contrast:
+            pictures = pictures[[0, 1, 2, 1, 0, 3, 1, 4, 1, 0]]
 
         def read(rows: Sequence[int]) -> np.ndarray:
             return pictures[list(rows)]
@@ -109,4 +112,5 @@ OBJECTIVES = {
     "rahf": rahf(),
     "rahf, augmented prompt": rahf(variant="augmented-prompt"),
     "rahf, captions": rahf(CaptionObjective),
+    "rahf, contrast": rahf(contrast=4.0),
 }

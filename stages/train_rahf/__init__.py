@@ -126,6 +126,12 @@ class TrainRahfConfig(Config):
     steps: int = setting(20_000, ge=1, le=10_000_000, meaning="Optimiser steps.", source=_REPLICATIONS)
     batch_size: int = setting(256, ge=1, le=65_536, meaning="Images per step.", source=_REPLICATIONS)
     heatmap_weight: float = setting(1.0, ge=0, meaning="Weight of the heatmaps' mean squared error.", source="a replication: 1")
+    prompt_contrast: float = setting(
+        0.0,
+        ge=0,
+        meaning="Weight, beside a heatmap's error, of the error of how it differs between the prompts of one image; a step takes"
+        " each image under all its prompts then. 0: off. For feedback on images under several prompts each.",
+    )
     score_weight: float = setting(1.0, ge=0, meaning="Weight of the scores' mean squared error.", source="a replication: 1")
     word_weight: float = setting(1.0, ge=0, meaning="Weight of the words' cross-entropy.", source="a replication: 1")
     freeze_rate: float = setting(
@@ -157,6 +163,8 @@ class TrainRahfConfig(Config):
 
     def unused(self) -> dict[str, str]:
         idle = self.training.unused() | self.optimizer.unused()
+        if self.heatmap_weight == 0:
+            idle["prompt_contrast"] = "heatmap_weight is 0"
         if self.model is not None:
             idle |= dict.fromkeys(("vision", "t5"), "model is given")
         if self.model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from irpipe.models.loading import memory_errors
 from irpipe.models.maps import map_squares, through_jpeg
 from irpipe.models.reward.rahf import Fused, Rahf, padded
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
+from irpipe.pipeline.errors import InputError
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.augment import augmented
@@ -26,6 +28,7 @@ from irpipe.stages.train_rahf.data import Examples
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _IGNORED = -100
+_READ_ROWS = 256
 
 FlaggedWords = tuple[Sequence[Sequence[int]], Sequence[bool]]
 """The words of a prompt as token ids, and which are misaligned."""
@@ -33,16 +36,19 @@ FlaggedWords = tuple[Sequence[Sequence[int]], Sequence[bool]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in one forward pass.
+    """Images in one forward pass, each once per prompt.
 
     Attributes:
         rows: their rows; pictures: (n, size, size, 3) uint8; maps: (n, 2, size, size) uint8.
-        step_tokens: decoder tokens of the whole step, on all processes; the words' loss is a mean over them.
+        images: the number of each row's image; rows of one image are together.
+        step_rows, step_tokens: rows and decoder tokens of the whole step, on all processes: losses are means over them.
     """
 
     rows: list[int]
     pictures: Tensor
     maps: Tensor
+    images: Sequence[int] = ()
+    step_rows: int = 0
     step_tokens: int = 0
 
 
@@ -69,40 +75,68 @@ class RahfObjective(Objective):
         self.carried: list[list[float]] = []
         self.words = model.words_of(examples.prompts).pieces
         self.tokens = [len(model.sequence(*pair)) for pair in zip(self.words, examples.labels, strict=True)]
-        self.may_flip = [not _SIDES.search(prompt) for prompt in examples.prompts]
+        self.images = self.rows_of_images()
+        self.may_flip = [not any(_SIDES.search(examples.prompts[row]) for row in rows) for rows in self.images]
 
     def prepare(self, step: int, save: Any) -> None:  # noqa: ARG002 # nothing is made that a kill could lose
         """Training mode."""
         self.model.train()
 
-    def step_rows(self, step: int) -> list[int]:
+    def rows_of_images(self) -> list[list[int]]:
+        """What a step draws: with a contrast of prompts the rows of each image, by its pixels, otherwise each row alone.
+
+        Raises:
+            InputError: no image has several prompts.
+        """
+        if not self.config.prompt_contrast:
+            return [[row] for row in range(len(self.examples))]
+        images: dict[bytes, list[int]] = {}
+        for rows in micro_batches(range(len(self.examples)), _READ_ROWS):
+            for row, picture in zip(rows, self.read(rows), strict=True):
+                images.setdefault(hashlib.sha256(picture).digest(), []).append(row)
+        if all(len(rows) == 1 for rows in images.values()):
+            raise InputError(
+                "no image has feedback under several prompts, which prompt_contrast compares",
+                where="rich-feedback",
+                fix="--set train-rahf.prompt_contrast=0",
+            )
+        return list(images.values())
+
+    def step_images(self, step: int) -> list[int]:
         """The images of a step: every one once before any comes again."""
-        size, count = self.config.batch_size, len(self.examples)
-        return shuffled(count, self.config.training.seed, self.order, range(step * size, (step + 1) * size))
+        size = self.config.batch_size
+        return shuffled(len(self.images), self.config.training.seed, self.order, range(step * size, (step + 1) * size))
 
     def parts(self, step: int) -> Sequence[Batch]:
         """See `Objective`."""
-        rows = self.step_rows(step)
-        mine = [rows[place] for place in own_share(len(rows), self.accelerator)]
+        images = self.step_images(step)
+        rows = [row for image in images for row in self.images[image]]
         tokens = self.step_tokens(step, rows)
+        mine = [images[place] for place in own_share(len(images), self.accelerator)]
         parts = micro_batches(mine, self.config.training.micro_batch_size)
-        return [replace(self.batch(part, step), step_tokens=tokens) for part in parts]
+        return [replace(self.step_batch(part, step), step_rows=len(rows), step_tokens=tokens) for part in parts]
 
     def step_tokens(self, step: int, rows: Sequence[int]) -> int:  # noqa: ARG002 # of captions, which words are replaced
-        """Decoder tokens of the images of a step."""
+        """Decoder tokens of the rows of a step."""
         return sum(self.tokens[row] for row in rows)
 
-    def batch(self, rows: Sequence[int], step: int | None = None) -> Batch:
-        """Images by row; of a step with its JPEG."""
-        pictures = self.read(rows)
-        if step is not None and self.config.augmentation.jpeg_quality < 100:
-            for place, row in enumerate(rows):
-                rng = np.random.default_rng(self._seed(step, row, "jpeg"))
-                if rng.random() < 0.5:
-                    pictures[place] = through_jpeg(pictures[place], int(rng.integers(self.config.augmentation.jpeg_quality, 100)))
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Rows as they are, each for itself."""
         size = self.model.preprocess.image_size
         maps = map_squares([self.examples.maps[row] for row in rows], size)
-        return Batch(list(rows), torch.from_numpy(pictures), torch.from_numpy(maps))
+        return Batch(list(rows), torch.from_numpy(self.read(rows)), torch.from_numpy(maps), range(len(rows)))
+
+    def step_batch(self, images: Sequence[int], step: int) -> Batch:
+        """Some images of a step, each under all its prompts, with the step's JPEG."""
+        shown = [image for image in images for _ in self.images[image]]
+        made = self.batch([row for image in images for row in self.images[image]])
+        if self.config.augmentation.jpeg_quality < 100:
+            for place, image in enumerate(shown):
+                rng = np.random.default_rng(self._seed(step, image, "jpeg"))
+                if rng.random() < 0.5:
+                    quality = int(rng.integers(self.config.augmentation.jpeg_quality, 100))
+                    made.pictures[place] = torch.tensor(through_jpeg(made.pictures[place].numpy(), quality))
+        return replace(made, images=shown)
 
     def _seed(self, step: int, row: int, what: str) -> int:
         return noise_seed(self.config.training.seed, what, step, row)
@@ -111,27 +145,39 @@ class RahfObjective(Objective):
         """See `Objective`. An augmented prompt is for one map, one score and the words per step, in turn."""
         device = self.accelerator.device
         pictures, maps = (part.pictures.to(device).permute(0, 3, 1, 2).float() / 255, part.maps.to(device).float() / 255)
-        seeds = [self._seed(step, row, "augmentation") for row in part.rows]
-        pictures, maps = augmented(pictures, maps, seeds, [self.may_flip[row] for row in part.rows], self.config.augmentation)
+        seeds = [self._seed(step, image, "augmentation") for image in part.images]
+        may_flip = [self.may_flip[image] for image in part.images]
+        pictures, maps = augmented(pictures, maps, seeds, may_flip, self.config.augmentation)
         together = self.config.variant == "multi-head"
         kinds = KINDS if together else (KINDS[step % len(KINDS)],)
         aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
-        losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects)
-        heat, scores = (losses[name].sum() / self.config.batch_size for name in ("heatmaps", "scores"))
-        loss = self.config.heatmap_weight * heat + self.config.score_weight * scores
+        losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects, part.images)
+        heat, contrast, scores = (losses[name].sum() / part.step_rows for name in ("heatmaps", "contrast", "scores"))
+        loss = self.config.heatmap_weight * (heat + self.config.prompt_contrast * contrast) + self.config.score_weight * scores
         loss = loss + self.config.word_weight * losses["words"].sum() / part.step_tokens
         counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
-        figures = {name: Samples(losses[name].detach()) for name in ("heatmaps", "scores")}
+        shown = ("heatmaps", "scores", *(("contrast",) if self.config.prompt_contrast else ()))
+        figures = {name: Samples(losses[name].detach()) for name in shown}
         return loss, figures | {"words": Samples(losses["words"].detach().double().cpu() / counts, counts)}
 
     def losses(
-        self, rows: Sequence[int], pictures: Tensor, maps: Tensor, kinds: Sequence[str] = KINDS, aspects: Sequence[str] = ASPECTS
+        self,
+        rows: Sequence[int],
+        pictures: Tensor,
+        maps: Tensor,
+        kinds: Sequence[str] = KINDS,
+        aspects: Sequence[str] = ASPECTS,
+        images: Sequence[int] = (),
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Of each image: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
+        """Of each row: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
+
+        `contrast` is the squared error of how its maps differ from their mean over the prompts of its image: what all prompts
+        share cancels out, so it gets smaller only where the prompt is read.
 
         Args:
             pictures: (n, 3, size, size) from 0 to 1; maps: (n, 2, size, size).
             kinds, aspects: those that are asked; they stand for all.
+            images: (n,) which image each row shows; without, each its own.
 
         Returns:
             The losses, each (n,), and the predicted scores (n, aspects).
@@ -141,18 +187,19 @@ class RahfObjective(Objective):
         image = model.look(pixels)
         texts = model.encode_texts([self.examples.prompts[row] for row in rows])
         shared = model.shared(image, texts)
-        heat = [
-            ((model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)]) ** 2).mean(dim=(1, 2))
-            for kind in kinds
-        ]
+        errors = torch.stack(
+            [model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)] for kind in kinds], dim=1
+        )
         truth = torch.from_numpy(self.examples.scores[list(rows)]).to(pictures.device)
         wanted = truth[:, [ASPECTS.index(aspect) for aspect in aspects]]
         found = torch.stack([model.score(image, texts, aspect, shared) for aspect in aspects], dim=1)
-        errors = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
+        misses = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
         words = [(self.words[row], self.examples.labels[row]) for row in rows]
+        whole = len(KINDS) / len(kinds)
         losses = {
-            "heatmaps": torch.stack(heat).sum(dim=0) * (len(KINDS) / len(kinds)),
-            "scores": errors.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1),
+            "heatmaps": whole * (errors**2).mean(dim=(2, 3)).sum(dim=1),
+            "contrast": whole * (about_mean(errors, images or range(len(rows))) ** 2).mean(dim=(2, 3)).sum(dim=1),
+            "scores": misses.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1),
             "words": self.word_losses(shared or model.fuse(image, texts, "words"), words),
         }
         return losses, found
@@ -179,9 +226,13 @@ class CaptionObjective(RahfObjective):
 
     name = order = "captions"
 
-    def batch(self, rows: Sequence[int], step: int | None = None) -> Batch:  # noqa: ARG002 # captioned images stay as they are
+    def rows_of_images(self) -> list[list[int]]:
+        """Each captioned image has one caption."""
+        return [[row] for row in range(len(self.examples))]
+
+    def step_batch(self, images: Sequence[int], step: int) -> Batch:  # noqa: ARG002 # captioned images stay as they are
         """Images by row; they have no maps."""
-        return Batch(list(rows), torch.from_numpy(self.read(rows)), torch.empty(0))
+        return Batch(list(images), torch.from_numpy(self.read(images)), torch.empty(0))
 
     def step_tokens(self, step: int, rows: Sequence[int]) -> int:
         """See `RahfObjective`."""
@@ -211,3 +262,11 @@ class CaptionObjective(RahfObjective):
         wrong = [bool(others) and bool(rng.random() < self.config.captions.replaced) for _ in words]
         made = [str(rng.choice(others)) if replace else word for word, replace in zip(words, wrong, strict=True)]
         return made, [new != old for new, old in zip(made, words, strict=True)]
+
+
+def about_mean(values: Tensor, groups: Sequence[int]) -> Tensor:
+    """Values (n, ...) less the mean of their group, by the group of each (n,)."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    member = F.one_hot(torch.tensor([numbers[group] for group in groups], device=values.device)).to(values.dtype)
+    means = (member / member.sum(dim=0)).T @ values.flatten(1)
+    return values - (member @ means).view_as(values)
