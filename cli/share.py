@@ -25,7 +25,14 @@ RemoteOption = Annotated[
 ]
 
 
-def push(names: NamesArgument = None, remote: RemoteOption = None, json_: JsonOption = False) -> None:
+def push(
+    names: NamesArgument = None,
+    remote: RemoteOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also read what is there already, and send again what is damaged.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
     """Upload results, with all that they were made from, to a store that a team shares. What is there already is not sent again.
 
     Example: irpipe push train-rm --remote s3://bucket/irpipe
@@ -37,7 +44,7 @@ def push(names: NamesArgument = None, remote: RemoteOption = None, json_: JsonOp
     examiner = planner(None, watcher=watcher_for(json_lines=False, quiet=json_))
     with disk_errors(examiner.store.root), examiner.store.in_use():
         there = open_remote(examiner, remote)
-        _tell("pushed", push_results(examiner, there, names or ()), there.bucket.url, json_)
+        _tell("pushed", push_results(examiner, there, names or (), repair=repair), there.bucket.url, json_)
 
 
 def pull(names: NamesArgument = None, remote: RemoteOption = None, json_: JsonOption = False) -> None:

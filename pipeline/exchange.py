@@ -16,7 +16,7 @@ from typing import ClassVar
 from irpipe.pipeline.commit import place, remove, seal, shapes
 from irpipe.pipeline.errors import DamageError, StoreError
 from irpipe.pipeline.hashing import file_digest
-from irpipe.pipeline.manifest import Manifest, Record, parse_typed, record_json, to_json
+from irpipe.pipeline.manifest import Manifest, Record, parse_typed, record_json, to_json, with_digest, without_digest
 from irpipe.pipeline.progress import Watcher, size
 from irpipe.pipeline.remote import THREADS, Part, Remote, object_path, parts_of, record_path
 from irpipe.pipeline.store import Store, write_durably
@@ -56,6 +56,8 @@ def push(
     pinned: Sequence[Record],
     records: Sequence[Record],
     watcher: Watcher,
+    *,
+    repair: bool = False,
 ) -> Moved:
     """Upload what the remote lacks: first what is referred to, then files, manifests and records.
 
@@ -64,6 +66,7 @@ def push(
     Args:
         newest: the runs that the recipe refers to, with their ancestors. pinned: others that are to stay.
         records: those to upload, each after its inputs.
+        repair: also read what is there, and write again what has other bytes.
 
     Raises:
         StoreError: the remote cannot be written, or is another tool's.
@@ -71,20 +74,29 @@ def push(
     """
     remote.begin()
     _write_root(remote, store, recipe, newest, pinned)
-    moved = send(remote, store, [record.content_id for record in records], watcher)
+    moved = send(remote, store, [record.content_id for record in records], watcher, repair=repair)
     now = remote.clock()
+
+    def settle(run: Record) -> bool:
+        return _settle(remote, record_path(run.key), record_json(run), now, repair=repair)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        moved.records = sum(pool.map(lambda run: _settle(remote, record_path(run.key), record_json(run), now), records))
+        moved.records = sum(pool.map(settle, records))
     return moved
 
 
-def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watcher) -> Moved:
+def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watcher, *, repair: bool = False) -> Moved:
     """Upload artifacts that the remote lacks, without records: in reach of `collect` after its grace time. See `push`."""
     remote.begin()
     now = remote.clock()
     manifests = {identity: store.open(identity).manifest for identity in dict.fromkeys(content_ids)}
     with ThreadPoolExecutor(THREADS) as pool:
         lacking = {identity: _lacking(remote, manifest, pool) for identity, manifest in manifests.items()}
+        if repair:
+            lacking = {
+                identity: lacking[identity] + _damaged(remote, store, m, lacking[identity], pool)
+                for identity, m in manifests.items()
+            }
         moved = Moved(bytes=sum(part.size for parts in lacking.values() for part in parts))
         with watcher.progress("pushing", moved.bytes, "bytes") as bar, _cancelled(pool):
             for identity, parts in lacking.items():
@@ -94,7 +106,7 @@ def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watc
                 for part in _lacking(remote, manifests[identity], pool):  # a `collect` took what was there before
                     _upload(remote, store.object_path(identity), part)
                 text = to_json(asdict(manifests[identity]))
-                moved.artifacts += _settle(remote, object_path(identity), text, now) or bool(parts)
+                moved.artifacts += _settle(remote, object_path(identity), text, now, repair=repair) or bool(parts)
     return moved
 
 
@@ -104,13 +116,24 @@ def _write_root(remote: Remote, store: Store, recipe: str, newest: Sequence[Reco
     before = root_in(remote, path)
     kept = dict(before.pinned) if before is not None else {}
     root = Root({run.key: run.content_id for run in newest}, kept | {run.key: run.content_id for run in pinned})
-    remote.bucket.write(path, to_json(asdict(root)).encode())
+    remote.bucket.write(path, with_digest(asdict(root)).encode())
 
 
 def root_in(remote: Remote, path: str) -> Root | None:
-    """What a file of roots says; None where there is none."""
+    """What a file of roots says; None where there is none.
+
+    Raises:
+        DamageError: it is not what was written, so it is not known what its store refers to.
+    """
     data = remote.bucket.read(path, _MOST_ROOT)
-    root: Root | None = None if data is None else parse_typed(data.decode("utf-8", "replace"), Root, path)
+    try:
+        root: Root | None = None if data is None else parse_typed(data.decode("utf-8", "replace"), Root, path, without_digest)
+    except DamageError as error:
+        raise DamageError(
+            f"{path} of the remote is damaged: {error.what}",
+            where=remote.bucket.url,
+            fix="delete it there, and irpipe push again from the store that wrote it, with the ids that were pushed by id",
+        ) from None
     return root
 
 
@@ -140,8 +163,26 @@ def _lacking(remote: Remote, manifest: Manifest, pool: ThreadPoolExecutor) -> li
     return [part for part, entry in zip(parts, known, strict=True) if entry is None or entry.size != part.size]
 
 
+def _damaged(remote: Remote, store: Store, manifest: Manifest, lacking: Sequence[Part], pool: ThreadPoolExecutor) -> list[Part]:
+    """The parts of an artifact that are there with other bytes. Reads all of them."""
+    there = [part for part in parts_of(manifest) if part not in lacking]
+    folder = store.object_path(manifest.content_id)
+    same = pool.map(lambda part: remote.part(part) == _bytes_of(folder, part), there)
+    return [part for part, good in zip(there, same, strict=True) if not good]
+
+
 def _upload(remote: Remote, folder: Path, part: Part) -> int:
     """Upload a part of an artifact; its size."""
+    remote.bucket.write(part.path, _bytes_of(folder, part))
+    return part.size
+
+
+def _bytes_of(folder: Path, part: Part) -> bytes:
+    """A part of an artifact of the store.
+
+    Raises:
+        DamageError: its files are not those of its manifest.
+    """
     data = bytearray()
     for piece in part.pieces:
         if piece.start == 0 and file_digest(folder / piece.file.path) != piece.file.sha256:
@@ -151,16 +192,16 @@ def _upload(remote: Remote, folder: Path, part: Part) -> int:
             data += file.read(piece.size)
     if len(data) != part.size:
         raise DamageError("its files are not those of its manifest", where=str(folder), fix="irpipe verify")
-    remote.bucket.write(part.path, bytes(data))
-    return part.size
+    return bytes(data)
 
 
-def _settle(remote: Remote, path: str, text: str, now: float) -> bool:
-    """Write a small file unless it is there as it should be and was written lately; whether it was not there."""
+def _settle(remote: Remote, path: str, text: str, now: float, *, repair: bool) -> bool:
+    """Write a small file unless it is there as it should be and was written lately; whether it was not there, or was damaged."""
     known, data = remote.bucket.entry(path), text.encode()
-    if known is None or known.size != len(data) or now - known.written > _DAY:
+    damaged = repair and known is not None and remote.bucket.read(path, len(data)) != data
+    if known is None or known.size != len(data) or now - known.written > _DAY or damaged:
         remote.bucket.write(path, data)
-    return known is None
+    return known is None or damaged
 
 
 # -- pull -------------------------------------------------------------------------------------------------------------

@@ -205,8 +205,13 @@ def _is_below(path: str) -> bool:
 
 
 def record_json(record: Record) -> str:
-    """A record as it is stored: with a digest of the rest, by which a change shows."""
-    data = json.loads(json.dumps(asdict(record), allow_nan=False))  # as it is read again: names of figures are text there
+    """A record as it is stored; see `with_digest`."""
+    return with_digest(asdict(record))
+
+
+def with_digest(data: Mapping[str, Any]) -> str:
+    """A JSON object with a digest of itself, by which a change shows; `without_digest` reads it."""
+    data = json.loads(json.dumps(data, allow_nan=False))  # as it is read again: names of figures are text there
     return to_json({**data, _DIGEST: _digest_of(data)})
 
 
@@ -216,17 +221,22 @@ def read_record(path: Path) -> Record:
     Raises:
         DamageError: it cannot be read, or was changed after it was written.
     """
-    record: Record = read_typed(path, Record, _without_digest)
+    record: Record = read_typed(path, Record, without_digest)
     return record
 
 
 def parse_record(text: str, where: str) -> Record:
     """A run's record from its text; see `read_record`."""
-    record: Record = parse_typed(text, Record, where, _without_digest)
+    record: Record = parse_typed(text, Record, where, without_digest)
     return record
 
 
-def _without_digest(text: str) -> str:
+def without_digest(text: str) -> str:
+    """What `with_digest` was given, as JSON.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
     data = json.loads(text)
     if not isinstance(data, dict) or data.pop(_DIGEST, None) != _digest_of(data):
         raise ValueError("it was changed after it was written")

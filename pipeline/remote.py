@@ -213,7 +213,7 @@ class Remote:
         return DamageError(
             f"{path} of the remote is damaged: {what}",
             where=self.bucket.url,
-            fix="irpipe verify --remote names all damage; delete that there, then irpipe push from a store that has it",
+            fix="irpipe verify --remote names all damage; irpipe push --repair, from a store that has it, sends it again",
         )
 
     def files(self) -> list[tuple[str, str, Entry]]:

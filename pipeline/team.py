@@ -42,8 +42,11 @@ def open_remote(planner: Planner, url: str | None) -> Remote:
     return Remote(address)
 
 
-def push_results(planner: Planner, remote: Remote, names: Sequence[str]) -> Moved:
+def push_results(planner: Planner, remote: Remote, names: Sequence[str], *, repair: bool = False) -> Moved:
     """Push the results of nodes and ids with all that they were made from; without names, of all nodes.
+
+    Args:
+        repair: also read what is there, and write again what is damaged.
 
     Raises:
         StoreError: a name has no result, or the remote cannot be written.
@@ -63,7 +66,8 @@ def push_results(planner: Planner, remote: Remote, names: Sequence[str]) -> Move
     sent = with_ancestors(store, chosen) if names else with_ancestors(store, newest)
     sent = [record for record in sent if store.holds(record.content_id)]
     pinned = [record for record in sent if record.key not in of_nodes] if names else []
-    return push(remote, store, recipe.name, with_ancestors(store, newest), pinned, sent, planner.watcher)
+    newest = with_ancestors(store, newest)
+    return push(remote, store, recipe.name, newest, pinned, sent, planner.watcher, repair=repair)
 
 
 def pull_results(planner: Planner, remote: Remote, names: Sequence[str], *, point: bool) -> tuple[Moved, Sought]:

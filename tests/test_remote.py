@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -131,62 +130,6 @@ class TestTogether:
         pushers = [subprocess.Popen(command, cwd=pushed.root, stdout=subprocess.DEVNULL) for _ in range(3)]
         assert [pusher.wait() for pusher in pushers] == [0, 0, 0]
         assert verify_remote(Remote(url), Watcher()) == (2, [])
-
-
-class TestDamage:
-    """Nothing of a damaged artifact gets into a store, and `verify --remote` names it."""
-
-    def refused(self, second, url, match: str) -> None:
-        for command in (("pull", "--remote", url), ("run", "embed-prompts")):
-            second.recipe(recipe(more=f'[remote]\nurl = "{url}"\n'))
-            assert match in second(*command, status=2).err
-        assert all(second.store.holds(path.name) for path in second.store.objects())
-        assert second("verify").out.endswith("0 damaged\n")
-        assert match.rsplit(":", maxsplit=1)[-1].strip() in second("verify", "--remote", url, status=1).out
-
-    def test_cut_off(self, pushed, second, url, monkeypatch):
-        path = part_of(url)
-        path.write_bytes(path.read_bytes()[:-1])
-        self.refused(second, url, f"has {path.stat().st_size:,} of {path.stat().st_size + 1:,} bytes")
-        pushed_again = Project(pushed.root, pushed._run)
-        monkeypatch.chdir(pushed.root)
-        pushed_again("push", "--remote", url)
-        assert verify_remote(Remote(url), Watcher()) == (2, [])
-
-    def test_a_flipped_byte(self, pushed, second, url):
-        path = part_of(url)
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(DamageError, match="is otherwise than it tells"):
-            bring(Remote(url), second.store, [path.name.partition(".")[0]], Watcher())
-        assert not second.store.objects() and not list(second.store.children("work"))
-        assert "has other bytes" in second("verify", "--remote", url, status=1).out
-
-    def test_missing(self, pushed, second, url):
-        part_of(url).unlink()
-        self.refused(second, url, "of the remote is damaged: it is missing")
-
-    @pytest.mark.parametrize("folder", ["objects", "keys"])
-    def test_a_changed_manifest_or_record(self, folder, pushed, second, url):
-        for path in Path(url.removeprefix("file://")).glob(f"{folder}/*/*.json"):
-            document = json.loads(path.read_text())
-            document |= {"seconds": 1e9} if folder == "keys" else {"files": document["files"][:-1]}
-            path.write_text(json.dumps(document))
-        self.refused(second, url, "of the remote is damaged")
-
-    def test_a_record_under_another_key(self, pushed, second, url):
-        one, other = sorted(Path(url.removeprefix("file://")).glob("keys/*/*.json"))
-        one.write_bytes(other.read_bytes())
-        assert "it is another run's record" in second("verify", "--remote", url, status=1).out
-
-    def test_a_path_out_of_the_store(self, tmp_path, pushed, second, url):
-        manifest = next(Path(url.removeprefix("file://")).glob("objects/*/*.json"))
-        document = json.loads(manifest.read_text())
-        document["files"][0]["path"] = "../../../escaped"
-        manifest.write_text(json.dumps(document))
-        with pytest.raises(DamageError, match="is no file of the artifact"):
-            bring(Remote(url), second.store, [manifest.stem], Watcher())
 
 
 class TestKills:

@@ -187,22 +187,24 @@ class RahfObjective(Objective):
         image = model.look(pixels)
         texts = model.encode_texts([self.examples.prompts[row] for row in rows])
         shared = model.shared(image, texts)
-        errors = torch.stack(
-            [model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)] for kind in kinds], dim=1
-        )
-        truth = torch.from_numpy(self.examples.scores[list(rows)]).to(pictures.device)
-        wanted = truth[:, [ASPECTS.index(aspect) for aspect in aspects]]
+        wrong = [model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)] for kind in kinds]
+        errors, whole = torch.stack(wrong, dim=1), len(KINDS) / len(kinds)
         found = torch.stack([model.score(image, texts, aspect, shared) for aspect in aspects], dim=1)
-        misses = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
         words = [(self.words[row], self.examples.labels[row]) for row in rows]
-        whole = len(KINDS) / len(kinds)
         losses = {
             "heatmaps": whole * (errors**2).mean(dim=(2, 3)).sum(dim=1),
             "contrast": whole * (about_mean(errors, images or range(len(rows))) ** 2).mean(dim=(2, 3)).sum(dim=1),
-            "scores": misses.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1),
+            "scores": self.score_losses(rows, found, aspects),
             "words": self.word_losses(shared or model.fuse(image, texts, "words"), words),
         }
         return losses, found
+
+    def score_losses(self, rows: Sequence[int], found: Tensor, aspects: Sequence[str]) -> Tensor:
+        """(n,) the mean squared error of scores (n, aspects), of those that people gave."""
+        truth = torch.from_numpy(self.examples.scores[list(rows)]).to(found.device)
+        wanted = truth[:, [ASPECTS.index(aspect) for aspect in aspects]]
+        errors = torch.where(wanted.isnan(), 0.0, found - wanted.nan_to_num()) ** 2
+        return errors.sum(dim=1) / (~wanted.isnan()).sum(dim=1).clamp(min=1)
 
     def word_losses(self, fused: Fused, words: Sequence[FlaggedWords]) -> Tensor:
         """(n,) cross-entropy of the flagged prompts, a sum over tokens; padding is left out."""
