@@ -36,7 +36,7 @@ def test_the_unchanged_input_is_read_whole(name, tmp_path):
     target = TARGETS[name]
     target.beside(tmp_path)
     (tmp_path / target.file).write_bytes(target.make())
-    models = {name: 1 for name in TARGETS if name.partition(" ")[0] in ("clip", "blip", "sentences")}
+    models = {name: 1 for name in TARGETS if name.partition(" ")[0] in ("clip", "blip", "sentences", "remote")}
     whole = models | {"recipe": 6, "vectors": 1, "excluded jsonl": 1, "excluded parquet": 1}
     assert len(target.read(tmp_path)) == whole.get(name, len(targets.PROMPTS)), "or a change of it says nothing"
 

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from irpipe.stages.import_images.shards import checked
 from irpipe.stages.import_images.sources import Zips, cells_of, fetch
 from irpipe.stages.load_annotations.check import BadRecordError, check
 from irpipe.stages.load_annotations.readers import read_records
-from tests.fuzz import mutations
+from tests.fuzz import mutations, remotes
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square", "star")]
 Rows = Mapping[Any, Any]
@@ -310,6 +311,12 @@ def sentences(model: Model) -> None:
     sentence_encoder(EmbedPromptsConfig(device="cpu"), model)
 
 
+def remote(kind: str) -> Target:
+    """A file of a remote; what else is there is whole."""
+    structure = None if kind == "part" else mutations.document_changed
+    return Target("changed", partial(remotes.first_of, kind), partial(remotes.read, kind), structure)
+
+
 TARGETS = {
     "jsonl": Target("a.jsonl", own_records, annotations("jsonl", "a.jsonl"), mutations.json_changed),
     "csv": Target("a.csv", own_csv, annotations("csv", "a.csv"), mutations.csv_changed),
@@ -370,4 +377,5 @@ TARGETS = {
     "blip config.json": model("blip", "config.json", blip),
     "blip preprocessor_config.json": model("blip", "preprocessor_config.json", blip),
     "sentences config.json": model("sentences", "config.json", sentences),
+    **{f"remote {kind}": remote(kind) for kind in remotes.FOLDERS},
 }
