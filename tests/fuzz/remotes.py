@@ -1,4 +1,4 @@
-"""A remote of two runs: whatever becomes of one of its files, a pull brings what was pushed or nothing, and `gc` deletes nothing."""
+"""A remote of two runs: whatever becomes of one of its files, a pull brings what was pushed or nothing; `gc` deletes nothing."""
 
 from __future__ import annotations
 
