@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 _SHOWN = 80  # characters
 # As writers spell a missing cell in a column of names; somebody may be called Null.
@@ -17,11 +18,11 @@ def given(value: Any) -> Any:
     return value
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a number, and a finite one; a truth value is none."""
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number, and a finite one that a float can hold; a truth value is none."""
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def name_of(value: Any) -> str | None:

@@ -156,7 +156,7 @@ def _items(file: Path) -> Iterator[Mapping[str, Any]]:
             for item in ijson.items(stream, "messages.item"):
                 count += 1
                 yield item
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{file.name} is no whole JSON after {count:,} messages: {str(error).splitlines()[0]}"[:200],
                 where=str(file),
@@ -207,7 +207,17 @@ def _media(attachment: Mapping[str, Any], folder: PurePosixPath, root: Path) -> 
     path = str(folder / url)
     native = url.replace("\\", "/")  # an export of Windows
     for spelled in dict.fromkeys(str(folder / way) for way in (url, unquote(url), native, unquote(native))):
-        file = (root / spelled).resolve()
-        if file.is_relative_to(root.resolve()) and file.is_file() and file.stat().st_size <= _MOST_BYTES:
+        file = _downloaded(root, spelled)
+        if file is not None:
             return Media(spelled, name, size, file)
     return Media(path, name, size, None)
+
+
+def _downloaded(root: Path, path: str) -> Path | None:
+    """A file below a folder; None where there is none, or no disk can have one of that name."""
+    try:
+        file = (root / path).resolve()
+        there = file.is_relative_to(root.resolve()) and file.is_file() and file.stat().st_size <= _MOST_BYTES
+    except OSError:
+        return None
+    return file if there else None

@@ -13,7 +13,8 @@ from typing import Any
 
 from irpipe.schemas.files import is_text, read_json
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, token_spans
-from irpipe.stages.load_rich_feedback.own import checked_point, checked_scores
+from irpipe.schemas.values import is_finite
+from irpipe.stages.load_rich_feedback.own import checked_point, checked_scores, is_side
 from irpipe.stages.load_rich_feedback.record import Answer, BadRecordError, Point
 
 _PROMPTS = ("prompt", "caption", "text")
@@ -101,12 +102,13 @@ def _answer(data: Mapping[str, Any], annotation: Any, latest: dict[str, str]) ->
 
 def _size(data: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Width and height of the image, which Label Studio writes beside points; else the task's own."""
-    sizes = {(result["original_width"], result["original_height"]) for result in results if "original_width" in result}
-    sizes |= {(data["width"], data["height"])} if {"width", "height"} <= data.keys() else set()
-    if len(sizes) != 1 or not all(isinstance(side, int) and side > 0 for side in next(iter(sizes), ())):
-        raise BadRecordError(
-            "width and height of the image are not known" if not sizes else "the image has several sizes", str(sizes)
-        )
+    told = [(result.get("original_width"), result.get("original_height")) for result in results if "original_width" in result]
+    told += [(data["width"], data["height"])] if {"width", "height"} <= data.keys() else []
+    sizes = {(width, height) for width, height in told if is_side(width) and is_side(height)}
+    if not told or not all(is_side(side) for size in told for side in size):
+        raise BadRecordError("width and height of the image are not known", f"{told!r:.80}")
+    if len(sizes) != 1:
+        raise BadRecordError("the image has several sizes", f"{sorted(sizes)!r:.80}")
     return next(iter(sizes))
 
 
@@ -115,7 +117,7 @@ def _points(value: Mapping[str, Any]) -> list[Point]:
     kinds = [str(label).strip().lower() for label in labels] if isinstance(labels, list) else []
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise BadRecordError(f"a point's label is none of {', '.join(KINDS)}", str(labels))
-    x, y = (part / 100 if isinstance(part, int | float) else part for part in (value.get("x"), value.get("y")))
+    x, y = (part / 100 if is_finite(part) else part for part in (value.get("x"), value.get("y")))
     return [checked_point(kinds[0], x, y)]
 
 
@@ -123,7 +125,7 @@ def _places(prompt: str, value: Mapping[str, Any]) -> set[int]:
     """The tokens that a span touches. Offsets count UTF-16 units where the browser made them: the text says which they are."""
     try:
         begin, end = int(value["start"]), int(value["end"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BadRecordError("a span has no begin and end", str(value)[:80]) from None
     text = value.get("text")
     spans = {(begin, end), (_code_point(prompt, begin), _code_point(prompt, end))}

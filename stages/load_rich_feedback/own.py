@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from irpipe.schemas.discovery import data_files, splits_of
 from irpipe.schemas.files import is_text, read_jsonl
@@ -78,9 +78,14 @@ def _text(value: Mapping[str, Any], name: str, *, needed: bool = True) -> str | 
 
 def _pixels(value: Mapping[str, Any], name: str) -> int:
     pixels = value.get(name)
-    if not isinstance(pixels, int) or isinstance(pixels, bool) or not 1 <= pixels <= 100_000:
-        raise BadRecordError("width and height of the image are not known", f"{name} = {pixels!r}")
+    if not is_side(pixels):
+        raise BadRecordError("width and height of the image are not known", f"{name} = {pixels!r}"[:80])
     return pixels
+
+
+def is_side(pixels: Any) -> TypeGuard[int]:
+    """Whether it can be the width or the height of an image."""
+    return isinstance(pixels, int) and not isinstance(pixels, bool) and 1 <= pixels <= 100_000
 
 
 def _points(values: Any) -> list[Point]:
@@ -101,10 +106,10 @@ def checked_point(kind: str, x: Any, y: Any) -> Point:
         BadRecordError: it is outside, or no point.
     """
     for share in (x, y):
-        if not isinstance(share, int | float) or isinstance(share, bool) or not is_finite(share):
+        if not is_finite(share):
             raise BadRecordError("a point's place is no number", repr((x, y))[:80])
         if not 0 <= share <= 1:
-            raise BadRecordError("a point is outside the image", f"({x:g}, {y:g}) of (0..1, 0..1)")
+            raise BadRecordError("a point is outside the image", f"{(x, y)!r:.80} of (0..1, 0..1)")
     return Point(kind, float(x), float(y))
 
 
@@ -128,8 +133,8 @@ def checked_scores(values: Any) -> dict[str, float | None]:
     for aspect, score in values.items():
         if score is None:
             continue
-        if not isinstance(score, int | float) or isinstance(score, bool) or not is_finite(score):
+        if not is_finite(score):
             raise BadRecordError("a score is no number", f"{aspect} = {score!r}"[:80])
         if not _LIKERT[0] <= score <= _LIKERT[1]:
-            raise BadRecordError("a score is not from 1 to 5", f"{aspect} = {score:g}")
+            raise BadRecordError("a score is not from 1 to 5", f"{aspect} = {score!r}"[:80])
     return {aspect: None if values.get(aspect) is None else float(values[aspect]) for aspect in ASPECTS}

@@ -40,7 +40,7 @@ from irpipe.stages.import_images.shards import checked
 from irpipe.stages.import_images.sources import Zips, cells_of, fetch
 from irpipe.stages.load_annotations.check import BadRecordError, check
 from irpipe.stages.load_annotations.readers import read_records
-from tests.fuzz import mutations, remotes
+from tests.fuzz import feedback, mutations, remotes
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square", "star")]
 Rows = Mapping[Any, Any]
@@ -370,6 +370,13 @@ TARGETS = {
     "table jsonl": Target("t.jsonl", a_table("jsonl"), images("table", "."), beside=with_images),
     "table csv": Target("t.csv", a_table("csv"), images("table", "."), beside=with_images),
     "table parquet": Target("t.parquet", a_table("parquet"), images("table", "."), beside=with_images),
+    "discord": Target("x.json", feedback.chat, feedback.choices, mutations.document_changed, feedback.media),
+    "rich jsonl": Target("a.jsonl", feedback.own, feedback.own_answers, mutations.json_changed),
+    "label-studio": Target("a.json", feedback.label_studio, feedback.studio_answers, mutations.json_changed),
+    "richhf-tfrecord": Target("a.tfrecord", feedback.tfrecord, feedback.published("richhf-tfrecord", "a.tfrecord")),
+    "richhf-parquet": Target(
+        "a.parquet", feedback.mirror, feedback.published("richhf-parquet", "a.parquet"), mutations.parquet_changed
+    ),
     "recipe": Target("irpipe.toml", lambda: RECIPE, recipe),
     **{f"clip {file}": model("clip", file, clip) for file in ("config.json", "tokenizer.json", "tokenizer_config.json")},
     "clip preprocessor_config.json": model("clip", "preprocessor_config.json", clip),
