@@ -1,0 +1,111 @@
+"""Small decisions by hand, each of which a mutant of a fourth draw has survived (tests/test_decisions.py)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.stats
+import torch
+
+from irpipe.models.tuning import evaluation
+from irpipe.models.tuning.evaluation import DIVERSITY, REWARD, STATISTICS, GeneratorEvaluator, diversity
+from irpipe.stages.build_pairs.run import Candidates, pair_columns
+from irpipe.stages.evaluate_rm.ranking import _correlation
+from irpipe.stages.train_rm.data import steps_of_epoch
+
+
+class TestPlan:
+    def test_unfinished_runs_of_other_settings_are_left(self, project, monkeypatch):
+        from irpipe.stages.simulate_prompts import run as simulating
+
+        def killed(*arguments):
+            (arguments[-1].work / "shard").write_text("made")
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(simulating, "run", killed)
+            project.run("simulate-prompts", "simulate-prompts.count=20", status=130)
+        same = project("plan", "simulate-prompts", "--set", "simulate-prompts.count=20").out
+        assert "continues where it was interrupted" in same and "leaves" not in same
+        other = project("plan", "simulate-prompts", "--set", "simulate-prompts.count=21").out
+        assert "leaves 1 unfinished run of other settings" in other and "continues" not in other
+
+
+class TestEvaluation:
+    def test_only_the_reward_is_normalised_and_pictures_are_from_0_to_1(self, monkeypatch):
+        asked = {}
+
+        def scored(scorer, texts, pictures, *, normalised):
+            asked[scorer] = normalised
+            return np.zeros(len(pictures))
+
+        monkeypatch.setattr(evaluation, "sample_images", lambda *_: torch.zeros(2, 4, 2, 2))
+        monkeypatch.setattr(evaluation, "score_pictures", scored)
+        accelerator = SimpleNamespace(autocast=torch.no_grad)
+        told = SimpleNamespace(
+            _images=[(0, 1), (1, 2)],
+            accelerator=accelerator,
+            config=SimpleNamespace(evaluation=SimpleNamespace(guidance_scale=1.0)),
+            denoiser=SimpleNamespace(decode=lambda latents: torch.full((2, 3, 4, 4), 1.0)),
+            prompts=["a", "b"],
+            scorers={REWARD: "reward", "a judge": "lower", "zoo": "higher"},
+            _schedule=None,
+            _conditions=None,
+        )
+        pixels, *figures = GeneratorEvaluator._sampled(told, [0, 1])
+        assert asked == {"reward": True, "lower": False, "higher": False}
+        assert pixels.dtype == torch.uint8 and int(pixels.min()) == 255
+        brightness = figures[len(told.scorers) + list(STATISTICS).index("brightness")]
+        assert brightness.tolist() == pytest.approx([1.0, 1.0])
+
+    def test_diversity_is_that_of_a_prompts_pictures(self, monkeypatch):
+        pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8))
+        rows = iter([[pixels, torch.zeros(4), *[torch.zeros(4)] * len(STATISTICS)], [torch.zeros(3)]])
+        monkeypatch.setattr(evaluation, "shared_rows", lambda *_: next(rows))
+        chosen = SimpleNamespace(images=2, kept_images=1)
+        config = SimpleNamespace(evaluation=chosen, training=SimpleNamespace(sample_batch_size=2))
+        told = SimpleNamespace(
+            config=config,
+            accelerator=None,
+            _images=range(4),
+            _sampled=None,
+            _denoising=None,
+            captioned=[],
+            prompts=["a", "b"],
+            scorers=[REWARD],
+        )
+        found = GeneratorEvaluator.measure(told, 3)
+        expected = diversity(pixels.numpy().reshape(2, 2, 4, 4, 3).astype(np.float64) / 255)
+        assert found.step == 3 and found.measures[DIVERSITY].tolist() == expected.tolist() and (expected > 0).all()
+
+
+class TestFigures:
+    def test_two_scores_have_no_correlation_and_three_have(self):
+        pair, three = np.array([1.0, 2.0]), np.array([1.0, 2.0, 4.0])
+        assert _correlation(scipy.stats.pearsonr, pair, pair) is None
+        assert _correlation(scipy.stats.pearsonr, three, -three) == pytest.approx(-1.0)
+
+    def test_a_rank_of_0_is_a_rank(self):
+        block = SimpleNamespace(
+            rankings=np.array([7, 7], dtype=np.uint64),
+            images=np.array([1, 2], dtype=np.uint64),
+            prompts=np.array([5, 5], dtype=np.uint64),
+            ranks=np.array([1, 0], dtype=np.int32),
+            annotators=pa.array(["ann", "ann"]),
+        )
+        batch = Candidates(block, np.array([0]), np.array([1]), np.array([-1]), np.array([-1]), np.array([0]))
+        facts = SimpleNamespace(categories=np.array([0]), category_names=["x"], splits=np.array([0]))
+        columns = pair_columns(batch, np.array([True]), facts, np.array([1.0]))
+        assert (columns["rank_better"].to_pylist(), columns["rank_worse"].to_pylist()) == ([0], [1])
+
+    def test_no_step_is_empty_where_groups_are_larger_than_a_step(self):
+        class Large:
+            pair_counts = np.array([21, 21, 21])
+
+            def __len__(self):
+                return 3
+
+        assert [len(step) for step in steps_of_epoch(Large(), 3, 0, 0)] == [1, 1, 1]
