@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from irpipe.models.reward.rahf_start import start_from_blip
-from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.errors import InputError, ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.objective import RahfObjective, about_mean
+from irpipe.stages.train_rahf.run import start
 from tests import rahfs
+
+BLIP = Model("micro-blip", "r", shipped_folder("micro-blip"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_the_contrast_counts_by_its_weight(objective):
 
 def test_images_of_one_prompt_each_are_refused():
     config = TrainRahfConfig(model="x", prompt_contrast=1.0)
-    model = start_from_blip(Model("micro-blip", "r", shipped_folder("micro-blip")), "multi-head", rahfs.HEADS, rahfs.T5, 0)
+    model = start_from_blip(BLIP, "multi-head", rahfs.HEADS, rahfs.T5, 0)
     pictures = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
     with pytest.raises(InputError, match="no image has feedback under several prompts"):
         RahfObjective(config, model, rahfs.examples(), lambda rows: pictures[list(rows)], Accelerator(cpu=True))
@@ -86,3 +91,42 @@ def test_images_of_one_prompt_each_are_refused():
 def test_it_needs_heatmaps(project):
     project.recipe('recipe = "x"\n[train-rahf]\nmodel = "micro-blip"\nheatmap_weight = 0.0\nprompt_contrast = 1.0\n')
     assert "prompt_contrast has no effect: heatmap_weight is 0" in project("plan", "train-rahf", status=2).err
+
+
+class TestFrozen:
+    """What a RAHF has learnt of prompts is kept while the rest goes on."""
+
+    def test_the_map_stays_and_the_rest_moves(self):
+        model = start_from_blip(BLIP, "multi-head", rahfs.HEADS, rahfs.T5, 0)
+        model.freeze(1.0, ("encoder", "misalignment"))
+        trained = {
+            name.split(".")[0] + "." + name.split(".")[1] for name, value in model.named_parameters() if value.requires_grad
+        }
+        assert trained == {"t5.decoder", "heatmaps.implausibility", *(f"scores.{aspect}" for aspect in model.aspects)}
+
+    @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+    def test_layers_of_the_towers(self, rate):
+        model = start_from_blip(BLIP, "multi-head", rahfs.HEADS, rahfs.T5, 0)
+        model.freeze(rate)
+        layers = model.vision.encoder.layers
+        free = [all(value.requires_grad for value in layer.parameters()) for layer in layers]
+        assert free == [number >= int(rate * len(layers)) for number in range(len(layers))]
+        assert all(value.requires_grad == (rate == 0) for value in model.vision.embeddings.parameters())
+
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            ({}, "freeze keeps parts of a RAHF, and model names none"),
+            ({"model": "'micro-rahf'", "variant": "'augmented-prompt'"}, "augmented-prompt has one head for both"),
+        ],
+    )
+    def test_what_cannot_be_kept_is_refused(self, project, settings, told):
+        lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        project.recipe(f'recipe = "x"\n[train-rahf]\nfreeze = ["misalignment"]\n{lines}')
+        assert told in project("plan", "train-rahf", status=2).err
+
+    def test_a_blip_has_nothing_to_keep(self):
+        config = TrainRahfConfig(model="micro-blip", freeze=("encoder",), heads={"map_convs": (16,)})
+        context = SimpleNamespace(models={"model": (BLIP,)})
+        with pytest.raises(ModelError, match="micro-blip is no RAHF: it has no encoder to keep"):
+            start(config, context)

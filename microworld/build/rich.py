@@ -38,6 +38,7 @@ SETTINGS = (
     "load-rich-feedback.format=richhf-parquet",
     "train-rahf.images=feedback",
     "train-rahf.captions.weight=0",
+    "train-rahf.freeze=[]",
     "train-rahf.optimizer.ema_decay=0.998",
     "train-rahf.training.processes=1",
     "train-rahf.augmentation.noise_std=0",
@@ -47,6 +48,7 @@ FIRST = (
     "train-rahf.freeze_rate=0",
     "train-rahf.batch_size=256",
     "train-rahf.evaluate_every=500",
+    "train-rahf.optimizer.learning_rate=1.5e-3",
     "train-rahf.optimizer.warmup_steps=200",
     "train-rahf.training.micro_batch_size=256",
 )

@@ -38,6 +38,7 @@ from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 FORMAT = "rahf"
 Variant = Literal["multi-head", "augmented-prompt"]
 VARIANTS: tuple[Variant, ...] = ("multi-head", "augmented-prompt")
+Part = Literal["encoder", "implausibility", "misalignment"]
 # The task strings of the augmented prompt (section 4.2), by output.
 TASKS = {
     **{kind: f"{kind} heatmap" for kind in KINDS},
@@ -209,18 +210,21 @@ class Rahf(nn.Module):
         """The aspect's score (n,), 0 to 1, of preprocessed images (n, 3, size, size), each for its text."""
         return self.score(self.look(pixels), texts, self.aspect)
 
-    def freeze(self, rate: float) -> None:
-        """Fix a share of the lower layers of the vision tower (and the text tower); 1 fixes them whole, 0 nothing."""
-        for tower in (self.vision, self.text_tower):
-            if tower is None:
-                continue
-            tower.requires_grad_(False)
-            if rate < 1:
-                layers = _layers_of(tower)
-                for parameter in tower.parameters() if rate == 0 else ():
-                    parameter.requires_grad_(True)
-                for layer in layers[int(rate * len(layers)) :]:
-                    layer.requires_grad_(True)
+    def freeze(self, rate: float, parts: Sequence[Part] = ()) -> None:
+        """Fix a share of the lower layers of the vision tower (and the text tower); 1 fixes them whole, 0 nothing.
+
+        Args:
+            parts: also the T5's encoder, with the embeddings and what joins images to it; the head of a heatmap (multi-head).
+        """
+        for tower in filter(None, (self.vision, self.text_tower)):
+            tower.requires_grad_(rate == 0)
+            layers = _layers_of(tower)
+            for layer in layers[int(rate * len(layers)) :]:
+                layer.requires_grad_(True)
+        encoder = [self.t5.encoder, self.t5.shared, self.join, *([self.join_text] if self.text_tower is not None else [])]
+        for part in parts:
+            for module in encoder if part == "encoder" else [self.heatmaps[part]]:
+                module.requires_grad_(False)
 
     def checkpoint_activations(self) -> None:
         """Keep only what enters each layer, and compute the rest again on the way back."""

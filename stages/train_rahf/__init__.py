@@ -140,6 +140,11 @@ class TrainRahfConfig(Config):
         le=1,
         meaning="Share of the vision tower's layers that are frozen, and of a BLIP's text tower's. 1: all of both.",
     )
+    freeze: Annotated[tuple[Literal["encoder", "implausibility", "misalignment"], ...], Strict(False)] = setting(
+        (),
+        meaning="Parts of the RAHF that model names which stay as they are: the T5's encoder, heads of heatmaps. A heatmap that"
+        " reads the prompt forgets it on feedback under one prompt per image; both frozen keep it.",
+    )
     evaluate_every: int = setting(1000, ge=1, meaning="Steps between evaluations on the validation images.")
     evaluation_images: int = setting(1000, ge=1, meaning="Validation images that are evaluated, the first ones.")
     patience: int = setting(0, ge=0, meaning="Stop after so many evaluations without a lower loss. 0: never.")
@@ -160,6 +165,10 @@ class TrainRahfConfig(Config):
         yield from super().faults()
         if not (self.heatmap_weight or self.score_weight or self.word_weight):
             yield "all weights are 0: there is nothing to train"
+        if self.freeze and self.model is None:
+            yield "freeze keeps parts of a RAHF, and model names none"
+        if set(self.freeze) - {"encoder"} and self.variant == "augmented-prompt":
+            yield "freeze names a heatmap's head, and augmented-prompt has one head for both"
 
     def unused(self) -> dict[str, str]:
         idle = self.training.unused() | self.optimizer.unused()

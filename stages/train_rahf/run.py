@@ -41,7 +41,7 @@ def run(config: TrainRahfConfig, inputs: Mapping[str, Artifact], out: Path, cont
     title = f"train-rahf {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rahf", config.training, title, shown_config(config))
     model = start(config, context)
-    model.freeze(config.freeze_rate)
+    model.freeze(config.freeze_rate, config.freeze)
     model.to(accelerator.device)
     examples = read_examples(inputs, rejections, own_splits=config.images == "feedback")
     examples, read_pictures = with_pictures(config, inputs, examples, model, rejections, accelerator, context)
@@ -82,6 +82,9 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
             raise ModelError(f"the RAHF was trained with its prompts {was}", fix=f"--set train-rahf.prompt={was}")
         check_sizes(config, known)
         return known
+    elif config.freeze:
+        given = context.models["model"][0]
+        raise ModelError(f"{given.shown} is no RAHF: it has no {config.freeze[0]} to keep", fix="--set train-rahf.freeze=[]")
     else:
         given = context.models["model"][0]
         model = start_from_blip(given, config.variant, heads, config.t5_sizes.model_dump(), seed)
