@@ -9,12 +9,18 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 
 from irpipe.models.tuning import evaluation
+from irpipe.models.tuning.captions import CaptionedImages, denoising_losses, encode_captioned
 from irpipe.models.tuning.evaluation import DIVERSITY, REWARD, STATISTICS, GeneratorEvaluator, diversity
+from irpipe.pipeline.errors import RecipeError
+from irpipe.pipeline.recipe_file import load_recipe
+from irpipe.pipeline.wiring import Wiring
 from irpipe.stages.build_pairs.run import Candidates, pair_columns
 from irpipe.stages.evaluate_rm.ranking import _correlation
 from irpipe.stages.train_rm.data import steps_of_epoch
+from tests.test_decisions import Plain
 
 
 class TestPlan:
@@ -109,3 +115,45 @@ class TestFigures:
                 return 3
 
         assert [len(step) for step in steps_of_epoch(Large(), 3, 0, 0)] == [1, 1, 1]
+
+
+class TestCaptioned:
+    class Told(Plain):
+        """Notes what it is given."""
+
+        def noised(self, latents, noise, timesteps, schedule):
+            self.latents, self.noise, self.timesteps = latents, noise, timesteps
+            return latents
+
+    def test_latents_noise_and_level_are_drawn_apart(self):
+        moments = np.zeros((1, 2, *Plain.shape), np.float32)
+        moments[:, 1] = 1.0
+        captioned = CaptionedImages(moments, {"prompt_embeds": np.zeros((1, 1), np.float32)})
+        denoiser, seeds = self.Told(), list(range(40))
+        denoising_losses(denoiser, SimpleNamespace(alphas=torch.ones(1000)), captioned, [0] * 40, seeds)
+        assert not (denoiser.latents == denoiser.noise).any()
+        with_noises_seed = [int(torch.randint(1000, (), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+        assert sum(a == b for a, b in zip(denoiser.timesteps.tolist(), with_noises_seed, strict=True)) < 3
+
+    def test_other_pictures_are_encoded_anew(self, tmp_path):
+        opened: list[str] = []
+        for what in ("x", "y", "y"):
+
+            def pictures(what=what):
+                opened.append(what)
+                return iter([Image.new("RGB", (4, 2))])
+
+            encode_captioned(Plain(), ["a"], pictures, what, tmp_path, 2, lambda count: None)
+        assert opened == ["x", "y"]
+
+
+def test_all_faults_of_independent_nodes_are_told(project, monkeypatch):
+    def broken(wiring, name, *arguments):
+        raise RecipeError(f"{name} is wrong")
+
+    project.recipe('recipe = "x"\n[one]\nstage = "simulate-prompts"\n[two]\nstage = "simulate-prompts"\n')
+    monkeypatch.setattr(Wiring, "_node", broken)
+    wired = Wiring(load_recipe(project.root))
+    for name in ("one", "two"):
+        wired.visit(name)
+    assert [str(error) for _, error in wired.faults] == ["one is wrong", "two is wrong"]
