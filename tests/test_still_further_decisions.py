@@ -13,11 +13,15 @@ from PIL import Image
 
 from irpipe.models.tuning import evaluation
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses, encode_captioned
-from irpipe.models.tuning.evaluation import DIVERSITY, REWARD, STATISTICS, GeneratorEvaluator, diversity
+from irpipe.models.tuning.denoiser import as_pixels
+from irpipe.models.tuning.evaluation import DIVERSITY, REWARD, STATISTICS, GeneratorEvaluator, diversity, image_statistics
+from irpipe.pipeline.commit import begin
 from irpipe.pipeline.errors import RecipeError
 from irpipe.pipeline.recipe_file import load_recipe
+from irpipe.pipeline.store import Store
 from irpipe.pipeline.wiring import Wiring
 from irpipe.stages.build_pairs.run import Candidates, pair_columns
+from irpipe.stages.compare_generators.table import compare
 from irpipe.stages.evaluate_rm.ranking import _correlation
 from irpipe.stages.train_rm.data import steps_of_epoch
 from tests.test_decisions import Plain
@@ -69,14 +73,15 @@ class TestEvaluation:
 
     def test_diversity_is_that_of_a_prompts_pictures(self, monkeypatch):
         pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8))
-        rows = iter([[pixels, torch.zeros(4), *[torch.zeros(4)] * len(STATISTICS)], [torch.zeros(3)]])
+        pixels = torch.cat([pixels, pixels[:2]])  # three of each prompt, of which two are kept
+        rows = iter([[pixels, torch.zeros(6), *[torch.zeros(6)] * len(STATISTICS)], [torch.zeros(3)]])
         monkeypatch.setattr(evaluation, "shared_rows", lambda *_: next(rows))
-        chosen = SimpleNamespace(images=2, kept_images=1)
+        chosen = SimpleNamespace(images=3, kept_images=1)
         config = SimpleNamespace(evaluation=chosen, training=SimpleNamespace(sample_batch_size=2))
         told = SimpleNamespace(
             config=config,
             accelerator=None,
-            _images=range(4),
+            _images=range(6),
             _sampled=None,
             _denoising=None,
             captioned=[],
@@ -84,11 +89,30 @@ class TestEvaluation:
             scorers=[REWARD],
         )
         found = GeneratorEvaluator.measure(told, 3)
-        expected = diversity(pixels.numpy().reshape(2, 2, 4, 4, 3).astype(np.float64) / 255)
+        expected = diversity(pixels.numpy().reshape(2, 3, 4, 4, 3).astype(np.float64) / 255)
+        assert found.pictures.shape == (2, 2, 4, 4, 3)
         assert found.step == 3 and found.measures[DIVERSITY].tolist() == expected.tolist() and (expected > 0).all()
+
+    def test_power_is_squared(self):
+        """One slow wave of amplitude .1 and a fast one of .05: the fast one has a fifth of the power."""
+        place = np.arange(32)
+        wave = 0.5 + 0.1 * np.cos(2 * np.pi * 2 * place / 32) + 0.05 * np.cos(2 * np.pi * 12 * place / 32)
+        picture = np.broadcast_to(wave[None, :, None], (32, 32, 3))[None]
+        assert image_statistics(picture)["high_frequency_share"][0] == pytest.approx(0.2)
+
+    def test_pixels_of_a_wide_picture(self):
+        pictures = torch.zeros(1, 3, 2, 4)
+        pictures[0, 1, 1, 3] = 0.5
+        (made,) = as_pixels(pictures)
+        assert made.shape == (2, 4, 3) and made[1, 3].tolist() == [0, 128, 0] and made.sum() == 128
 
 
 class TestFigures:
+    def test_wins_are_over_all_other_generators(self):
+        worths = {"judge": {name: np.array([[value]]) for name, value in {"a": 2.0, "base": 1.0, "z": 0.0}.items()}}
+        rows = compare(worths, dict.fromkeys(("a", "base", "z"), 1), 100, 0)
+        assert {row["generator"]: row["wins"] for row in rows} == {"a": 2.0, "base": 1.0, "z": 0.0}
+
     def test_two_scores_have_no_correlation_and_three_have(self):
         pair, three = np.array([1.0, 2.0]), np.array([1.0, 2.0, 4.0])
         assert _correlation(scipy.stats.pearsonr, pair, pair) is None
@@ -157,3 +181,13 @@ def test_all_faults_of_independent_nodes_are_told(project, monkeypatch):
     for name in ("one", "two"):
         wired.visit(name)
     assert [str(error) for _, error in wired.faults] == ["one is wrong", "two is wrong"]
+
+
+def test_what_other_code_left_is_deleted(tmp_path):
+    store = Store(tmp_path)
+    _, scratch = begin(store, "a" * 64, "one")
+    (scratch / "shard").write_text("of one")
+    _, scratch = begin(store, "a" * 64, "one")
+    assert (scratch / "shard").exists(), "the same code goes on"
+    _, scratch = begin(store, "a" * 64, "other")
+    assert not (scratch / "shard").exists()
