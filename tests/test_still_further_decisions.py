@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
+from irpipe.models.training.loop import Trainer
 from irpipe.models.tuning import evaluation
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses, encode_captioned
 from irpipe.models.tuning.denoiser import as_pixels
@@ -102,9 +103,26 @@ class TestEvaluation:
 
     def test_pixels_of_a_wide_picture(self):
         pictures = torch.zeros(1, 3, 2, 4)
-        pictures[0, 1, 1, 3] = 0.5
+        pictures[0, 1, 1, 3] = 0.99
         (made,) = as_pixels(pictures)
-        assert made.shape == (2, 4, 3) and made[1, 3].tolist() == [0, 128, 0] and made.sum() == 128
+        assert made.shape == (2, 4, 3) and made[1, 3].tolist() == [0, 252, 0] and made.sum() == 252
+
+
+@pytest.mark.parametrize(("setting", "longest"), [(0.5, 0.5), (None, float("inf"))])
+def test_gradients_are_clipped_to_the_settings_norm(setting, longest):
+    seen = []
+
+    def clipped(values, most):
+        seen.append(most)
+        return 1.0
+
+    told = SimpleNamespace(
+        weights=SimpleNamespace(sum_gradients=lambda accelerator: None, zero_gradients=lambda: None, trained={}),
+        config=SimpleNamespace(optimizer=SimpleNamespace(max_grad_norm=setting)),
+        accelerator=SimpleNamespace(scaler=None, clip_grad_norm_=clipped),
+        optimizer=SimpleNamespace(step=lambda: None),
+    )
+    assert Trainer._update(told, 0) == 1.0 and seen == [longest]
 
 
 class TestFigures:
@@ -139,6 +157,15 @@ class TestFigures:
                 return 3
 
         assert [len(step) for step in steps_of_epoch(Large(), 3, 0, 0)] == [1, 1, 1]
+
+    def test_every_step_is_filled_alike(self):
+        class Small:
+            pair_counts = np.ones(6, dtype=np.int64)
+
+            def __len__(self):
+                return 6
+
+        assert [len(step) for step in steps_of_epoch(Small(), 2, 0, 0)] == [2, 2, 2]
 
 
 class TestCaptioned:
