@@ -141,6 +141,7 @@ def test_bad_images_are_refused_each_with_its_reason(project):
     }
 
 
+@pytest.mark.slow
 def test_a_whole_image_of_900_million_pixels_is_never_decoded(project, monkeypatch):
     """100 kB of PNG that would take 900 MB."""
     row = zlib.compressobj()

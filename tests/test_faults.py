@@ -112,6 +112,7 @@ def whole(project) -> None:
     assert found["damaged"] == []
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_write_of_a_commit(project):
     """Invariant 5: before or after, never between; and what was finished is published, not made again."""
     project.recipe(SMALL)
@@ -150,7 +151,7 @@ def test_finished_work_is_published_not_made_again(project):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@pytest.mark.parametrize("share", [pytest.param(0.2, marks=pytest.mark.slow), 0.7])
 def test_a_kill_in_the_middle_of_a_stage(project, stage, share):
     project.recipe(SMALL)
     expected = project.last(stage)["content_id"]
@@ -196,6 +197,7 @@ def test_embedding_goes_on_after_the_last_whole_shard(project, monkeypatch):
     assert project("verify", "--rerun", "--json").json["rerun"][-1]["before"] == done["content_id"]
 
 
+@pytest.mark.slow
 def test_eight_processes_make_one_artifact(project):
     """Invariant 4: one computes, all get it."""
     project.recipe(SMALL)

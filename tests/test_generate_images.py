@@ -111,9 +111,8 @@ def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(small, tiny):
         assert np.abs(ours - np.rint(made * 255)).max() <= 2
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["own", pytest.param("ddpm", marks=pytest.mark.slow), pytest.param("euler-ancestral", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("scheduler", ["own", "ddpm", "euler-ancestral"])
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_batches_shards_or_processes(small, scheduler):
     """Also with samplers that draw noise at every step."""
     one, ids = pixels(small, small.last("generate-images", f"generate-images.scheduler={scheduler}"))
@@ -287,6 +286,7 @@ class TestModelsThatCannotBeUsed:
         (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
         assert "cannot be loaded" in small.run("generate-images", f"generate-images.models=['{folder}']", status=2).err
 
+    @pytest.mark.slow
     def test_a_licence_that_must_be_accepted(self, small):
         """The hub's own answer to that, from a server of our own."""
 
@@ -401,6 +401,7 @@ def test_a_kill_costs_at_most_the_shard_in_hand(small):
     assert {name: files[name] for name in kept} == kept, "finished shards were not made again"
 
 
+@pytest.mark.slow
 def test_a_shard_with_a_flipped_byte_is_made_again(small):
     small.run("select-prompts")
     assert start_and_kill(small, SLOW, lambda work: (work / "00001.sha256").exists())

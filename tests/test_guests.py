@@ -112,6 +112,7 @@ def test_irpipe_score_takes_it_and_the_scorer(world, colours):
     assert "the scorer clip needs a model" in world("score", "--scorer", "clip", "--prompt", "x", str(folder), status=2).err
 
 
+@pytest.mark.slow
 def test_refl_is_tuned_by_it_and_three_tunings_of_two_packages_are_compared(world, colours):
     world.recipe(
         RECIPE.replace('reads.generator = "refl"', 'reads.generator = ["refl", "refl-colours", "nudge"]')

@@ -228,6 +228,7 @@ def disturbed(real, number):
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_ctrl_c_and_sigterm_keep_every_whole_step(self, world, monkeypatch):
         """Four times on the way: while rollouts are sampled, within a step, in the middle of an evaluation, and after it."""
         laid = (

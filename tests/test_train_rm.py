@@ -181,6 +181,7 @@ class TestTheSameHoweverItIsCut:
         )
         assert not close(whole, rm_again(rm, *noisy, "train-rm.training.seed=5"))
 
+    @pytest.mark.slow
     def test_two_processes_do_what_one_does(self, rm):
         one = rm.last("train-rm", "train-rm.epochs=1")
         command = [
