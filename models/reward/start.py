@@ -190,8 +190,10 @@ def _blip(model: Model, folder: Path) -> _Towers:
             raise ModelError(f"{model.shown} holds no BLIP", where=str(folder), expected=expected)
         return _of_released_blip(state, folder)
     told = read_config(Model(model.name, "", folder))
-    if told.get("model_type") != "blip" or "BlipForImageTextRetrieval" not in (told.get("architectures") or ()):
-        kind = (told.get("architectures") or [told.get("model_type")])[0]
+    named = told.get("architectures")
+    architectures: list[Any] = named if isinstance(named, list) else []
+    if told.get("model_type") != "blip" or "BlipForImageTextRetrieval" not in architectures:
+        kind = (architectures or [told.get("model_type")])[0]
         raise ModelError(f"{model.shown} is a {kind}", where=str(folder), expected=expected)
     with load_errors(model, "the start", expected):
         return _of_hugging_face(folder)
