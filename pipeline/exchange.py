@@ -167,6 +167,9 @@ def _damaged(remote: Remote, store: Store, manifest: Manifest, lacking: Sequence
     """The parts of an artifact that are there with other bytes. Reads all of them."""
     there = [part for part in parts_of(manifest) if part not in lacking]
     folder = store.object_path(manifest.content_id)
+    wrong = [file.path for file in manifest.files if file_digest(folder / file.path) != file.sha256]
+    if wrong:  # or what is whole there would be replaced by what is damaged here
+        raise DamageError(f"{wrong[0]} is not that of the manifest", where=str(folder), fix="irpipe verify")
     same = pool.map(lambda part: remote.part(part) == _bytes_of(folder, part), there)
     return [part for part, good in zip(there, same, strict=True) if not good]
 
@@ -198,7 +201,8 @@ def _bytes_of(folder: Path, part: Part) -> bytes:
 def _settle(remote: Remote, path: str, text: str, now: float, *, repair: bool) -> bool:
     """Write a small file unless it is there as it should be and was written lately; whether it was not there, or was damaged."""
     known, data = remote.bucket.entry(path), text.encode()
-    damaged = repair and known is not None and remote.bucket.read(path, len(data)) != data
+    same_size = known is not None and known.size == len(data)
+    damaged = repair and same_size and remote.bucket.read(path, len(data)) != data
     if known is None or known.size != len(data) or now - known.written > _DAY or damaged:
         remote.bucket.write(path, data)
     return known is None or damaged

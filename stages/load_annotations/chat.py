@@ -218,6 +218,6 @@ def _downloaded(root: Path, path: str) -> Path | None:
     try:
         file = (root / path).resolve()
         there = file.is_relative_to(root.resolve()) and file.is_file() and file.stat().st_size <= _MOST_BYTES
-    except OSError:
+    except (OSError, ValueError):  # a name that is too long, or holds what no name can
         return None
     return file if there else None

@@ -40,6 +40,9 @@ class Pool:
     config: PromptGraphConfig
     path: Path
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "path": self.path}  # a memory map would be copied with its bytes
+
     @cached_property
     def vectors(self) -> NDArray[np.float16]:
         """(n, d), memory-mapped."""

@@ -59,7 +59,7 @@ def indexes(pool: Pool, context: Context) -> dict[int, Path]:
     """Files of the inverted lists of each set that is searched by an index."""
     config = pool.config
     sizes = np.bincount(pool.set_of, minlength=config.sets).tolist()
-    numbers = [number for number, size in enumerate(sizes) if is_indexed(config, size)]
+    numbers = [number for number, size in enumerate(sizes) if size > 1 and is_indexed(config, size)]
     if not numbers:
         return {}
     made = context.map(

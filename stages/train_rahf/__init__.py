@@ -143,7 +143,7 @@ class TrainRahfConfig(Config):
     freeze: Annotated[tuple[Literal["encoder", "implausibility", "misalignment"], ...], Strict(False)] = setting(
         (),
         meaning="Parts of the RAHF that model names which stay as they are: the T5's encoder, heads of heatmaps. A heatmap that"
-        " reads the prompt forgets it on feedback under one prompt per image; both frozen keep it.",
+        " reads the prompt forgets it on feedback under one prompt per image; both frozen, with freeze_rate = 1, keep it.",
     )
     evaluate_every: int = setting(1000, ge=1, meaning="Steps between evaluations on the validation images.")
     evaluation_images: int = setting(1000, ge=1, meaning="Validation images that are evaluated, the first ones.")

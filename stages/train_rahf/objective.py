@@ -216,7 +216,7 @@ class RahfObjective(Objective):
 
     def around(self, step: int, part: Batch) -> AbstractContextManager[None]:  # noqa: ARG002 # of `Objective`
         """Running out of memory names what helps."""
-        smaller = f"--set train-rahf.training.micro_batch_size={max(1, len(part.rows) // 2)}"
+        smaller = f"--set train-rahf.training.micro_batch_size={max(1, len(set(part.images or part.rows)) // 2)}"
         return memory_errors(f"{len(part.rows)} images per forward and backward pass", smaller)
 
 

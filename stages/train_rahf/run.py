@@ -171,9 +171,9 @@ def make_task(
         if not len(found):
             raise InputError(f"the feedback has no images of the {name} split", where="rich-feedback")
     rows["validation"] = rows["validation"][: config.evaluation_images]
-    training, validation = (
-        RahfObjective(config, model, examples.of(found), read.of(found), accelerator) for found in rows.values()
-    )
+    training = RahfObjective(config, model, examples.of(rows["train"]), read.of(rows["train"]), accelerator)
+    alone = config.model_copy(update={"prompt_contrast": 0.0})  # validation is of rows, each for itself
+    validation = RahfObjective(alone, model, examples.of(rows["validation"]), read.of(rows["validation"]), accelerator)
     return [training], RahfEvaluator(config, validation, accelerator)
 
 
