@@ -100,11 +100,15 @@ def send(remote: Remote, store: Store, content_ids: Iterable[str], watcher: Watc
         moved = Moved(bytes=sum(part.size for parts in lacking.values() for part in parts))
         with watcher.progress("pushing", moved.bytes, "bytes") as bar, _cancelled(pool):
             for identity, parts in lacking.items():
-                jobs = [pool.submit(_upload, remote, store.object_path(identity), part) for part in parts]
+                folder = store.object_path(identity)
+                _check_files(folder, parts)
+                jobs = [pool.submit(_upload, remote, folder, part) for part in parts]
                 for job in jobs:
                     bar.advance(job.result())
-                for part in _lacking(remote, manifests[identity], pool):  # a `collect` took what was there before
-                    _upload(remote, store.object_path(identity), part)
+                taken = _lacking(remote, manifests[identity], pool)  # by a `collect`, though it was there before
+                _check_files(folder, taken)
+                for part in taken:
+                    _upload(remote, folder, part)
                 text = to_json(asdict(manifests[identity]))
                 moved.artifacts += _settle(remote, object_path(identity), text, now, repair=repair) or bool(parts)
     return moved
@@ -167,11 +171,20 @@ def _damaged(remote: Remote, store: Store, manifest: Manifest, lacking: Sequence
     """The parts of an artifact that are there with other bytes. Reads all of them."""
     there = [part for part in parts_of(manifest) if part not in lacking]
     folder = store.object_path(manifest.content_id)
-    wrong = [file.path for file in manifest.files if file_digest(folder / file.path) != file.sha256]
-    if wrong:  # or what is whole there would be replaced by what is damaged here
-        raise DamageError(f"{wrong[0]} is not that of the manifest", where=str(folder), fix="irpipe verify")
+    _check_files(folder, there)  # or what is whole there would be replaced by what is damaged here
     same = pool.map(lambda part: remote.part(part) == _bytes_of(folder, part), there)
     return [part for part, good in zip(there, same, strict=True) if not good]
+
+
+def _check_files(folder: Path, parts: Iterable[Part]) -> None:
+    """Refuse to send parts of files that are damaged: a part alone does not show it.
+
+    Raises:
+        DamageError: a file is not that of the manifest.
+    """
+    for file in dict.fromkeys(piece.file for part in parts for piece in part.pieces):
+        if file_digest(folder / file.path) != file.sha256:
+            raise DamageError(f"{file.path} is not that of the manifest", where=str(folder), fix="irpipe verify")
 
 
 def _upload(remote: Remote, folder: Path, part: Part) -> int:
@@ -181,20 +194,12 @@ def _upload(remote: Remote, folder: Path, part: Part) -> int:
 
 
 def _bytes_of(folder: Path, part: Part) -> bytes:
-    """A part of an artifact of the store.
-
-    Raises:
-        DamageError: its files are not those of its manifest.
-    """
+    """A part of an artifact of the store, whose files `_check_files` has seen."""
     data = bytearray()
     for piece in part.pieces:
-        if piece.start == 0 and file_digest(folder / piece.file.path) != piece.file.sha256:
-            raise DamageError(f"{piece.file.path} is not that of the manifest", where=str(folder), fix="irpipe verify")
         with (folder / piece.file.path).open("rb") as file:
             file.seek(piece.start)
             data += file.read(piece.size)
-    if len(data) != part.size:
-        raise DamageError("its files are not those of its manifest", where=str(folder), fix="irpipe verify")
     return bytes(data)
 
 
@@ -203,7 +208,7 @@ def _settle(remote: Remote, path: str, text: str, now: float, *, repair: bool) -
     known, data = remote.bucket.entry(path), text.encode()
     same_size = known is not None and known.size == len(data)
     damaged = repair and same_size and remote.bucket.read(path, len(data)) != data
-    if known is None or known.size != len(data) or now - known.written > _DAY or damaged:
+    if known is None or not same_size or now - known.written > _DAY or damaged:
         remote.bucket.write(path, data)
     return known is None or damaged
 

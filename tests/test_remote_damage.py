@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from irpipe.pipeline import remote as layout
 from irpipe.pipeline.errors import DamageError
-from irpipe.pipeline.exchange import bring
+from irpipe.pipeline.exchange import bring, send
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.remote import Remote
 from irpipe.pipeline.remote_upkeep import collect, verify_remote
 from tests.conftest import Project
-from tests.test_remote import files_of, part_of, pushed, recipe, second, url  # noqa: F401
+from tests.test_remote import files_of, part_of, pushed, recipe, second, store_with, url  # noqa: F401
 
 
 class TestDamage:
@@ -89,6 +90,31 @@ class TestDamage:
         assert files_of(url) == whole
         again = pushed("push", "--remote", url, "--repair", "--json").json
         assert (again["artifacts"], again["records"], again["bytes"]) == (0, 0, 0)
+
+    @pytest.mark.parametrize("repair", [False, True])
+    def test_what_is_damaged_here_is_not_sent(self, tmp_path, url, monkeypatch, repair):
+        """Not even a later part of a file whose first one is there."""
+        monkeypatch.setattr(layout, "_SMALL", 100)
+        monkeypatch.setattr(layout, "_PART", 1000)
+        store = store_with(tmp_path, {"large": bytes(range(250)) * 14})
+        [identity] = [path.name for path in store.objects()]
+        send(Remote(url), store, [identity], Watcher())
+        whole, folder = files_of(url), store.object_path(identity)
+        last = max(name for name in whole if name.startswith("parts"))
+        (Path(url.removeprefix("file://")) / last).unlink()
+        data = bytearray((folder / "large").read_bytes())
+        data[2500] ^= 1
+        (folder / "large").chmod(0o644)
+        (folder / "large").write_bytes(data)
+        with pytest.raises(DamageError, match="large is not that of the manifest"):
+            send(Remote(url), store, [identity], Watcher(), repair=repair)
+        assert files_of(url) == {name: data for name, data in whole.items() if name != last}
+
+    def test_a_longer_record_of_a_teammate_is_no_damage_to_stumble_over(self, pushed, url):
+        record = next(Path(url.removeprefix("file://")).glob("keys/*/*.json"))
+        record.write_bytes(record.read_bytes() + b" " * 40)
+        pushed("push", "--remote", url, "--repair")
+        assert verify_remote(Remote(url), Watcher()) == (2, [])
 
     def test_what_a_damaged_root_refers_to_is_not_deleted(self, pushed, url):
         """One changed digit would name another run, and the run that it named would be nobody's."""

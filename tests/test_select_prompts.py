@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ from irpipe.schemas.graph import EDGES, Graph, read_graph
 from irpipe.stages.prompt_graph import PromptGraphConfig
 from irpipe.stages.prompt_graph import parts as graph_parts
 from irpipe.stages.prompt_graph import run as graph_run
-from irpipe.stages.prompt_graph.parts import EDGES_FILE, Pool, divide
+from irpipe.stages.prompt_graph.parts import EDGES_FILE, Pool, Searcher, divide
 from irpipe.stages.select_prompts.run import k_center
 from irpipe.stages.select_prompts.votek import Ballot, vote_k
 from tests.oracles import fast_vote_k, knn_graph
@@ -90,6 +91,13 @@ def test_an_inverted_file_of_few_prompts(count, probes, rows):
     true = knn_graph(points.astype(np.float32), min(5, count - 1))
     hits = sum(len(set(one) & set(two)) for one, two in zip(neighbours, true, strict=True))
     assert recall == pytest.approx(hits / (count * min(5, count - 1)), abs=1e-9), "the sample is all of so few"
+
+
+def test_a_worker_is_sent_without_the_pools_vectors(tmp_path):
+    np.save(tmp_path / "vectors.npy", np.ones((5000, 64), dtype=np.float16))
+    pool = Pool(PromptGraphConfig(), tmp_path / "vectors.npy")
+    assert len(pool.points(0)) == 5000
+    assert len(pickle.dumps(Searcher(pool))) < 2000
 
 
 def test_sets_are_searched_apart(project):

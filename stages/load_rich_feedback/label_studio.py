@@ -102,14 +102,15 @@ def _answer(data: Mapping[str, Any], annotation: Any, latest: dict[str, str]) ->
 
 def _size(data: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Width and height of the image, which Label Studio writes beside points; else the task's own."""
-    told = [(result.get("original_width"), result.get("original_height")) for result in results if "original_width" in result]
-    told += [(data["width"], data["height"])] if {"width", "height"} <= data.keys() else []
-    sizes = {(width, height) for width, height in told if is_side(width) and is_side(height)}
-    if not told or not all(is_side(side) for size in told for side in size):
-        raise BadRecordError("width and height of the image are not known", f"{told!r:.80}")
-    if len(sizes) != 1:
-        raise BadRecordError("the image has several sizes", f"{sorted(sizes)!r:.80}")
-    return next(iter(sizes))
+    sizes: list[tuple[Any, Any]] = [
+        (result.get("original_width"), result.get("original_height")) for result in results if "original_width" in result
+    ]
+    sizes += [(data["width"], data["height"])] if {"width", "height"} <= data.keys() else []
+    if not sizes or not all(is_side(side) for size in sizes for side in size):
+        raise BadRecordError("width and height of the image are not known", f"{sizes!r:.80}")
+    if len(set(sizes)) != 1:
+        raise BadRecordError("the image has several sizes", f"{sorted(set(sizes))!r:.80}")
+    return sizes[0]
 
 
 def _points(value: Mapping[str, Any]) -> list[Point]:

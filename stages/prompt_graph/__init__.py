@@ -5,9 +5,9 @@ Writes: the tables `edges` and `vertices`.
 Paper: ImageReward, appendix A.1; Su et al. 2022 (fast vote-k), section 3.
 Deviates: a prompt never counts as its own neighbour, also among exact duplicates, where the released code drops
     whichever comes first.
-Cost: exact 2 n^2 d / sets floating-point operations, ivf 2 n^1.5 probes d / 4 and 8 n^1.5 d for its lists. Memory per process:
-    n d / sets floats (ivf: halves). Disk: 12 bytes per edge until the artifact is committed. A kill costs a part of 20,000
-    prompts (ivf: 100,000).
+Cost: exact 2 n^2 d / sets floating-point operations; ivf 2 n^1.5 probes d / 4, and 8 n^1.5 d + 12800 n d for its lists. Memory
+    per process: n d / sets floats (ivf: halves). Disk: 12 bytes per edge until the artifact is committed. A kill costs a part of
+    20,000 prompts (ivf: 100,000).
 """
 
 from __future__ import annotations

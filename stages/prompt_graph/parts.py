@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -112,15 +112,12 @@ class Parts(Mapping[str, Part]):
         return len(self._rows)
 
 
+@dataclass
 class Searcher:
     """Writes the edges of a part, and of an index what it found for the sample: (m, k) neighbours, -1 where there are fewer."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self._set: tuple[int, Points, Any] | None = None  # the last set, its points, and its index
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"pool": self.pool, "_set": None}
+    pool: Pool
+    _set: tuple[int, Points, Any] | None = field(default=None, init=False)  # the last set, its points, and its index
 
     def __call__(self, part: Part, draft: Path) -> None:
         points, index = self._open(part)

@@ -129,8 +129,8 @@ class TrainRahfConfig(Config):
     prompt_contrast: float = setting(
         0.0,
         ge=0,
-        meaning="Weight, beside a heatmap's error, of the error of how it differs between the prompts of one image; a step takes"
-        " each image under all its prompts then. 0: off. For feedback on images under several prompts each.",
+        meaning="Weight, beside a heatmap's error, of the error of how it differs between the prompts of one image; then each"
+        " step takes its images under all their prompts. Not in the validation loss. 0: off.",
     )
     score_weight: float = setting(1.0, ge=0, meaning="Weight of the scores' mean squared error.", source="a replication: 1")
     word_weight: float = setting(1.0, ge=0, meaning="Weight of the words' cross-entropy.", source="a replication: 1")
@@ -174,6 +174,8 @@ class TrainRahfConfig(Config):
         idle = self.training.unused() | self.optimizer.unused()
         if self.heatmap_weight == 0:
             idle["prompt_contrast"] = "heatmap_weight is 0"
+        if len(set(self.freeze)) == 3 and self.freeze_rate == 1:
+            idle |= dict.fromkeys(("heatmap_weight", "prompt_contrast"), "freeze keeps all that heatmaps are made of")
         if self.model is not None:
             idle |= dict.fromkeys(("vision", "t5"), "model is given")
         if self.model is None:

@@ -151,14 +151,16 @@ class RahfObjective(Objective):
         together = self.config.variant == "multi-head"
         kinds = KINDS if together else (KINDS[step % len(KINDS)],)
         aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
-        losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects, part.images)
-        heat, contrast, scores = (losses[name].sum() / part.step_rows for name in ("heatmaps", "contrast", "scores"))
-        loss = self.config.heatmap_weight * (heat + self.config.prompt_contrast * contrast) + self.config.score_weight * scores
-        loss = loss + self.config.word_weight * losses["words"].sum() / part.step_tokens
+        images = part.images if self.config.prompt_contrast else None
+        losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects, images)
+        words, heat = losses.pop("words"), self.config.heatmap_weight
+        weights = {"heatmaps": heat, "contrast": heat * self.config.prompt_contrast, "scores": self.config.score_weight}
+        loss = self.config.word_weight * words.sum() / part.step_tokens
+        for name, values in losses.items():
+            loss = loss + weights[name] * values.sum() / part.step_rows
         counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
-        shown = ("heatmaps", "scores", *(("contrast",) if self.config.prompt_contrast else ()))
-        figures = {name: Samples(losses[name].detach()) for name in shown}
-        return loss, figures | {"words": Samples(losses["words"].detach().double().cpu() / counts, counts)}
+        figures = {name: Samples(values.detach()) for name, values in losses.items()}
+        return loss, figures | {"words": Samples(words.detach().double().cpu() / counts, counts)}
 
     def losses(
         self,
@@ -167,7 +169,7 @@ class RahfObjective(Objective):
         maps: Tensor,
         kinds: Sequence[str] = KINDS,
         aspects: Sequence[str] = ASPECTS,
-        images: Sequence[int] = (),
+        images: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Of each row: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
 
@@ -177,7 +179,7 @@ class RahfObjective(Objective):
         Args:
             pictures: (n, 3, size, size) from 0 to 1; maps: (n, 2, size, size).
             kinds, aspects: those that are asked; they stand for all.
-            images: (n,) which image each row shows; without, each its own.
+            images: (n,) which image each row shows; None: without the contrast.
 
         Returns:
             The losses, each (n,), and the predicted scores (n, aspects).
@@ -193,10 +195,11 @@ class RahfObjective(Objective):
         words = [(self.words[row], self.examples.labels[row]) for row in rows]
         losses = {
             "heatmaps": whole * (errors**2).mean(dim=(2, 3)).sum(dim=1),
-            "contrast": whole * (about_mean(errors, images or range(len(rows))) ** 2).mean(dim=(2, 3)).sum(dim=1),
             "scores": self.score_losses(rows, found, aspects),
             "words": self.word_losses(shared or model.fuse(image, texts, "words"), words),
         }
+        if images is not None:
+            losses["contrast"] = whole * (about_mean(errors, images) ** 2).mean(dim=(2, 3)).sum(dim=1)
         return losses, found
 
     def score_losses(self, rows: Sequence[int], found: Tensor, aspects: Sequence[str]) -> Tensor:
