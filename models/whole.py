@@ -125,7 +125,7 @@ def check_vocabulary(tokenizer: Any, encoder: Any, what: str) -> None:
         raise ModelError(
             f"the tokenizer of {what} has a vocabulary but no merges: texts would be cut to letters", expected=expected
         )
-    used = {vocabulary[word] for word in words} | set(tokenizer("a b")["input_ids"])  # a mask token, for one, is not
+    used = {vocabulary[word] for word in words} | set(tokenizer("a a")["input_ids"])  # a mask token, for one, is not
     count = 1 + max(used)
     if count > rows or count < _LEAST_SHARE * rows:
         raise ModelError(
