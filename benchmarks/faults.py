@@ -54,8 +54,8 @@ class Campaign:
 
     def start(self, target: str) -> subprocess.Popen[bytes]:
         """A run in the background."""
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(self.command("run", target), cwd=self.folder, start_new_session=True, **quiet)
+        command, nowhere = self.command("run", target), subprocess.DEVNULL
+        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, stdout=nowhere, stderr=nowhere)
 
     def made(self, target: str) -> str | None:
         """The content id of a run, None where it does not end well."""

@@ -126,7 +126,7 @@ def _ours(folder: Path, size: Size, **settings: Any) -> tuple[float, dict[str, f
         marks = [time.perf_counter()]
         objective.prepare(number, lambda: None)
         marks.append(time.perf_counter())
-        losses, _ = objective.losses(number, range(size.batch))
+        losses, _samples = objective.losses(number, range(size.batch))
         marks.append(time.perf_counter())
         (losses.mean() * 1e-3).backward()
         marks.append(time.perf_counter())

@@ -19,6 +19,7 @@ from benchmarks.common import quiet_context, show
 from irpipe.microworld.grammar import describe, sample_scene
 from irpipe.pipeline.cpus import set_threads
 from irpipe.pipeline.external import shipped_folder
+from irpipe.pipeline.progress import Pace
 from irpipe.pipeline.stage import Context, Model
 from irpipe.stages.embed_prompts import EmbedPromptsConfig
 from irpipe.stages.embed_prompts.vectors import embed_in_shards
@@ -55,13 +56,14 @@ def busy(count: int) -> Iterator[None]:
             other.wait()
 
 
-class Clock:
+class Clock(Pace):
     """A bar that notes when each shard was done."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.moments: list[float] = []
 
-    def advance(self, _amount: int, _note: str = "") -> None:
+    def advance(self, amount: int, note: str = "") -> None:  # noqa: ARG002 (the names of the protocol)
         self.moments.append(time.perf_counter())
 
 
@@ -73,7 +75,7 @@ def rate(work: Path, processes: int, shards: int, shard_size: int) -> float:
     clock, quiet = Clock(), quiet_context(work)
 
     @contextmanager
-    def progress(_what: str, _total: int | None, _unit: str) -> Iterator[Clock]:
+    def progress(what: str, total: int | None, unit: str) -> Iterator[Clock]:  # noqa: ARG001
         yield clock
 
     model = Model("micro-sentences", "shipped", shipped_folder("micro-sentences"))

