@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from irpipe.models.maps import encoded
+from irpipe.models.reward.baselines import BASELINES
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import start_from_blip
 from irpipe.pipeline.external import shipped_folder
@@ -108,7 +109,28 @@ def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head",
     return made
 
 
+def baseline(variant: str, model: str) -> Any:
+    """The objective of a baseline, in micro-batches of a size."""
+
+    def made(folder: Path, size: int, **settings: Any) -> tuple[RahfObjective, dict[str, Any]]:
+        config = TrainRahfConfig(
+            model="x", variant=variant, batch_size=6, augmentation=AUGMENTED, training={"micro_batch_size": size, **settings}
+        )
+        heads = HeadSizes((16,), (12, 8, 8), 1, 4, (8,), (16,))
+        network = BASELINES[variant].start(Model(model, "r", shipped_folder(model)), heads, 0)
+        pictures = np.random.default_rng(4).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+
+        def read(rows: Sequence[int]) -> np.ndarray:
+            return pictures[list(rows)]
+
+        return RahfObjective(config, network, examples(), read, Accelerator(cpu=True)), dict(network.named_parameters())
+
+    return made
+
+
 OBJECTIVES = {
+    "resnet baseline": baseline("resnet", "micro-resnet"),
+    "clip baseline": baseline("clip", "micro-clip"),
     "rahf": rahf(),
     "rahf, augmented prompt": rahf(variant="augmented-prompt"),
     "rahf, captions": rahf(CaptionObjective),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from irpipe.microworld.build import contrast, generator, judge, matching, rich, sentences
+from irpipe.microworld.build import contrast, generator, judge, matching, resnet, rich, sentences
 
 PARTS = {
     "generator": generator.build,
@@ -20,6 +20,7 @@ PARTS = {
     "blip": matching.build,
     "clip": contrast.build,
     "judge": judge.build,
+    "resnet": resnet.build,
     "rahf": rich.build,
 }
 MOST_BYTES = 12_000_000

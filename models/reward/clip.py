@@ -179,13 +179,20 @@ class ClipReward(nn.Module):
         return encode_prompts(self.tokenizer, prompts, self.max_length, self.device)
 
     def cosine(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-        """Cosine (n,) of preprocessed images (n, 3, size, size), each with its text. Equal texts are encoded once."""
-        images = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+        """Cosine (n,) of preprocessed images (n, 3, size, size), each with its text."""
+        return (self.image_embeddings(pixels) * self.text_embeddings(texts)).sum(dim=-1)
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """(n, d), of length 1, of preprocessed images (n, 3, size, size)."""
+        return F.normalize(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+
+    def text_embeddings(self, texts: Mapping[str, Tensor]) -> Tensor:
+        """(n, d), of length 1, of encoded texts. Equal ones go through the tower once."""
         rows = torch.cat([texts["input_ids"], texts["attention_mask"]], dim=1)
         distinct, which = torch.unique(rows, dim=0, return_inverse=True)
         ids, mask = distinct.chunk(2, dim=1)
         encoded = self.clip.text_projection(self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output)
-        return (F.normalize(images, dim=-1) * F.normalize(encoded, dim=-1)[which]).sum(dim=-1)
+        return F.normalize(encoded, dim=-1)[which]
 
     def forward(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
         """HPS (n,), 100 times the cosine of images (n, 3, size, size) and their texts."""

@@ -106,13 +106,7 @@ def read_preprocessing(folder: Path, image_size: int, *, colours_only: bool = Fa
     Raises:
         ModelError: there is no such file, or what it says cannot be done.
     """
-    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise ModelError("the model has no image preprocessing", where=str(folder), expected=" or ".join(_FILES))
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings = settings.get("image_processor") if path.name == _FILES[1] and isinstance(settings, dict) else settings
-    if not isinstance(settings, dict):
-        raise ModelError("the image preprocessing is no table", where=str(path))
+    settings, path = _settings_of(folder)
     geometry = [] if colours_only else _geometry_faults(settings, image_size)
     faults = [*geometry, *_colour_faults(settings)]
     if faults:
@@ -123,6 +117,35 @@ def read_preprocessing(folder: Path, image_size: int, *, colours_only: bool = Fa
     if math.isclose(scale, 1, rel_tol=1e-9):
         return Preprocessing(image_size, tuple(mean), tuple(std))
     return Preprocessing(image_size, tuple(value / scale for value in mean), tuple(value / scale for value in std))
+
+
+def read_image_size(folder: Path) -> int:
+    """The side of the square that a model's image processor makes, for a network that takes any.
+
+    Raises:
+        ModelError: there is no such file, or it names no one side.
+    """
+    settings, path = _settings_of(folder)
+    sides = _sides(settings.get("crop_size") or settings.get("size"))
+    if len(sides) != 1 or not next(iter(sides)).isdecimal():
+        raise ModelError("the image preprocessing names no one side of a square", where=str(path))
+    return int(next(iter(sides)))
+
+
+def _settings_of(folder: Path) -> tuple[dict[str, Any], Path]:
+    """What a model's image processor says, and where.
+
+    Raises:
+        ModelError: there is no such file, or it is no table.
+    """
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError("the model has no image preprocessing", where=str(folder), expected=" or ".join(_FILES))
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = settings.get("image_processor") if path.name == _FILES[1] and isinstance(settings, dict) else settings
+    if not isinstance(settings, dict):
+        raise ModelError("the image preprocessing is no table", where=str(path))
+    return settings, path
 
 
 def _geometry_faults(settings: Mapping[str, Any], image_size: int) -> list[str]:

@@ -10,7 +10,6 @@ word of the prompt may follow, so that no other words can come out.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import T5Config, T5ForConditionalGeneration
 
 from irpipe.models.loading import load_errors
-from irpipe.models.noise import Noise
 from irpipe.models.reward.preprocessing import Preprocessing
 from irpipe.models.reward.rahf_heads import HeadSizes, HeatmapHead, ScoreHead
+from irpipe.models.reward.rich import Output, RichRewardModel
 from irpipe.models.weights import fill, load_tokenizer, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
@@ -51,7 +50,6 @@ _VISION = {
     "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel"),
     "blip_vision_model": ("BlipVisionConfig", "BlipVisionModel"),
 }
-_MEANING = "from 0, the worst, to 1, as people rate it"
 
 
 @dataclass(frozen=True)
@@ -99,19 +97,18 @@ class Words:
     counts: Sequence[int]
 
 
-class Rahf(nn.Module):
-    """See the module; a `RichRewardModel` of `irpipe.models.reward.base`. Start one with `irpipe.models.reward.rahf_start`."""
+class Rahf(RichRewardModel):
+    """See the module. Start one with `irpipe.models.reward.rahf_start`."""
 
     format: ClassVar[str] = FORMAT
-    aspects = ASPECTS
+    outputs: ClassVar[tuple[Output, ...]] = ("scores", "heatmaps", "words")
+    preprocess: Preprocessing
 
     def __init__(
         self, config: RahfConfig, preprocessing: Preprocessing, tokenizer: Any, cards: Mapping[str, ScoreCard] | None = None
     ) -> None:
-        super().__init__()
-        self.config, self.preprocess, self.tokenizer = config, preprocessing, tokenizer
-        self.aspect = ASPECTS[0]  # which score a plain call returns
-        self.cards = dict(cards or {})
+        super().__init__(preprocessing, cards)
+        self.config, self.tokenizer = config, tokenizer
         self.vision = _make_vision(config.vision)
         self.t5 = T5ForConditionalGeneration(T5Config(**config.t5))
         width, side = self.t5.config.d_model, preprocessing.image_size // self.vision.config.patch_size
@@ -125,7 +122,6 @@ class Rahf(nn.Module):
         multi = config.variant == "multi-head"
         self.heatmaps = nn.ModuleDict({kind: HeatmapHead(width, config.heads) for kind in (KINDS if multi else ("any",))})
         self.scores = nn.ModuleDict({aspect: ScoreHead(width, side, config.heads) for aspect in (ASPECTS if multi else ("any",))})
-        self.noise = Noise()  # nothing is drawn in training: there is no dropout
         self.eval()
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -147,10 +143,7 @@ class Rahf(nn.Module):
                 raise ModelError(f"{folder} holds no RAHF", expected=f"{CONFIG} with the format {FORMAT!r}")
             preprocessing = document["preprocessing"]
             preprocessing |= {name: tuple(preprocessing[name]) for name in ("mean", "std")}
-            heads: dict[str, Any] = {
-                name: tuple(size) if isinstance(size, list) else size for name, size in document["rahf"]["heads"].items()
-            }
-            config = document["rahf"] | {"heads": HeadSizes(**heads)}
+            config = document["rahf"] | {"heads": HeadSizes.from_json(document["rahf"]["heads"])}
             cards = {aspect: ScoreCard(**card) for aspect, card in document["cards"].items()}
             model = cls(RahfConfig(**config), Preprocessing(**preprocessing), load_tokenizer(folder), cards)
             fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
@@ -174,28 +167,7 @@ class Rahf(nn.Module):
         save_file(weights, folder / WEIGHTS)
         self.tokenizer.save_pretrained(folder)
 
-    def with_aspect(self, aspect: str) -> Self:
-        """The same weights, whose plain call returns another score."""
-        other = copy.copy(self)  # modules and parameters are shared
-        other.aspect = aspect
-        return other
-
     # -- a reward model -----------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        device: torch.device = self.join.weight.device
-        return device
-
-    @property
-    def card(self) -> ScoreCard:
-        """What the score of its aspect means."""
-        return self.card_of(self.aspect)
-
-    def card_of(self, aspect: str) -> ScoreCard:
-        """What a score means; normalised scores are the scores themselves until a training says otherwise."""
-        return self.cards.get(aspect) or ScoreCard(0.0, 1.0, "nothing yet", meaning=f"{aspect}, {_MEANING}", log_odds=False)
 
     def encode_texts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Ids (n, l) of the prompts' words and the end, and their mask, padded to the longest."""
@@ -206,9 +178,10 @@ class Rahf(nn.Module):
             "attention_mask": padded([[1] * len(row) for row in rows], 0, self.device),
         }
 
-    def forward(self, pixels: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-        """The aspect's score (n,), 0 to 1, of preprocessed images (n, 3, size, size), each for its text."""
-        return self.score(self.look(pixels), texts, self.aspect)
+    @property
+    def heads(self) -> HeadSizes:
+        """Sizes of its heads."""
+        return self.config.heads
 
     def freeze(self, rate: float, parts: Sequence[Part] = ()) -> None:
         """Fix a share of the lower layers of the vision tower (and the text tower); 1 fixes them whole, 0 nothing.
@@ -311,6 +284,11 @@ class Rahf(nn.Module):
                 fitting.append(known[word])
             pieces.append(fitting)
         return Words(pieces, [len(words) for words in tokens])
+
+    def cut_prompts(self, prompts: Sequence[str]) -> int:
+        """How many prompts have words that do not fit."""
+        words = self.words_of(prompts)
+        return sum(len(pieces) < count for pieces, count in zip(words.pieces, words.counts, strict=True))
 
     def _ids_of(self, word: str) -> list[int]:
         ids: list[int] = self.tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ class HeadSizes:
     pixel_channels: int = 0
     score_convs: Sequence[int] = (384, 128, 64)
     score_denses: Sequence[int] = (2048, 1024)
+
+    @classmethod
+    def from_json(cls, sizes: Mapping[str, Any]) -> Self:
+        """Of a table in a `config.json`."""
+        made: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
+        return cls(**made)
 
 
 class ChannelNorm(nn.Module):
@@ -85,15 +91,20 @@ class ScoreHead(nn.Module):
             layers.append(_conv(width, channels))
             width = channels
         layers.append(nn.Flatten())
-        width *= side * side
-        for channels in sizes.score_denses:
-            layers += [nn.Linear(width, channels), nn.ReLU()]
-            width = channels
-        self.body = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.body = nn.Sequential(*layers, *dense_score(width * side * side, sizes.score_denses))
 
     def forward(self, grid: Tensor) -> Tensor:
         """(n,) from 0 to 1, of image states (n, d, s, s)."""
         return torch.sigmoid(self.body(grid)[:, 0])
+
+
+def dense_score(width: int, denses: Sequence[int]) -> nn.Sequential:
+    """Dense layers over (n, width), and one score before its sigmoid, (n, 1)."""
+    layers: list[nn.Module] = []
+    for channels in denses:
+        layers += [nn.Linear(width, channels), nn.ReLU()]
+        width = channels
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
 def _last(layers: nn.Sequential) -> Any:

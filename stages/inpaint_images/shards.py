@@ -87,7 +87,7 @@ class ShardInpainter:
         """
         prompt, heatmap = self._prompts.get(row["prompt_id"]), self._heatmaps.get(show_row_id(row["image_id"]))
         if row["fault"] is not None or prompt is None or heatmap is None:
-            raise InputError(row["fault"] or ("its prompt is not known" if prompt is None else "it has no prediction"))
+            raise InputError(row["fault"] or ("its prompt is not known" if prompt is None else "it has no predicted heatmap"))
         picture = np.asarray(decode(row["image"]["bytes"]).convert("RGB"))
         height, width = picture.shape[:2]
         self._painter.check_size(width, height)

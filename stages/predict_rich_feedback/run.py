@@ -15,6 +15,7 @@ from irpipe.models.loading import memory_errors, worker_device
 from irpipe.models.maps import encoded, map_shape, of_shape
 from irpipe.models.pictures import decode_stream
 from irpipe.models.reward.base import load_chosen
+from irpipe.models.reward.rich import RichRewardModel
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import ModelError, StageError
@@ -102,8 +103,10 @@ class ShardPredictor:
             ModelError: it is another reward model.
         """
         model = load_chosen(self.models, self.inputs)
-        if not hasattr(model, "word_probabilities"):
-            raise ModelError(f"a reward model of the format {model.format!r} gives a score alone", expected="a RAHF")
+        if not isinstance(model, RichRewardModel):
+            raise ModelError(
+                f"a reward model of the format {model.format!r} gives a score alone", expected="a RAHF, or a baseline"
+            )
         return model.to(device=worker_device(self.config.device), dtype=getattr(torch, self.config.dtype)).eval()
 
     def predict(
@@ -116,23 +119,27 @@ class ShardPredictor:
             image, texts = model.look(pixels), model.encode_texts(prompts)
             shared = model.shared(image, texts)
             scores = {aspect: model.score(image, texts, aspect, shared).float().tolist() for aspect in ASPECTS}
-            heat = {kind: model.heatmap(pixels, image, texts, kind, shared).float().cpu().numpy() for kind in KINDS}
-            shares = model.word_probabilities(image, texts, prompts, shared)
-        numbers = [*scores.values(), *shares, *(found.ravel() for found in heat.values())]
+            kinds = KINDS if "heatmaps" in model.outputs else ()
+            heat = {kind: model.heatmap(pixels, image, texts, kind, shared).float().cpu().numpy() for kind in kinds}
+            shares = model.word_probabilities(image, texts, prompts, shared) if "words" in model.outputs else None
+        numbers = [*scores.values(), *(shares or ()), *(found.ravel() for found in heat.values())]
         if not all(np.isfinite(values).all() for values in numbers):
             raise StageError("a prediction is not finite", fix="--set predict-rich-feedback.dtype=float32, or bfloat16 on a GPU")
         rows, maps = [], []
         for place, (prompt, one) in enumerate(zip(prompts, images, strict=True)):
-            uid, wrong = show_row_id(one["image_id"]), [share > model.config.word_cut for share in shares[place]]
-            words = [
-                {"word": word, "misaligned": flag, "share": share}
-                for word, flag, share in zip(prompt_tokens(prompt), wrong, shares[place], strict=True)
-            ]
-            row = {"uid": uid, "image_id": one["image_id"], "prompt_id": one["prompt_id"], "prompt": prompt, "words": words}
+            uid = show_row_id(one["image_id"])
+            row = {"uid": uid, "image_id": one["image_id"], "prompt_id": one["prompt_id"], "prompt": prompt}
+            row |= self.words(prompt, shares[place]) if shares is not None else {"words": None, "labels": None}
             row |= {aspect: values[place] for aspect, values in scores.items()}
-            rows.append(row | {"labels": wrong, "annotators": None, "split": None})
+            rows.append(row | {"annotators": None, "split": None})
             shape = map_shape(one["width"], one["height"], self.config.map_size)
             for kind, found in heat.items():
                 data = encoded(np.clip(of_shape(found[place], shape), 0, 1))
                 maps.append({"uid": uid, "kind": kind, "image": {"bytes": data, "path": f"{uid}-{kind}"}})
         return rows, maps
+
+    def words(self, prompt: str, shares: Sequence[float]) -> dict[str, Any]:
+        """The columns of a prompt's words, by the probability that each is misaligned."""
+        wrong = [share > self._model.config.word_cut for share in shares]
+        told = zip(prompt_tokens(prompt), wrong, shares, strict=True)
+        return {"words": [{"word": word, "misaligned": flag, "share": share} for word, flag, share in told], "labels": wrong}

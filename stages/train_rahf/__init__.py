@@ -94,16 +94,18 @@ class RahfTraining(TrainingSettings):
 
 
 class TrainRahfConfig(Config):
-    variant: Literal["multi-head", "augmented-prompt"] = setting(
+    variant: Literal["multi-head", "augmented-prompt", "resnet", "clip"] = setting(
         "multi-head",
-        meaning="multi-head: a head per output. augmented-prompt: one head of each sort; the prompt says which output is wanted.",
-        source="RichHF 4.2",
+        meaning="multi-head: a head per output. augmented-prompt: one head of each sort; the prompt says which output is wanted."
+        " resnet, clip: the paper's baselines, scores and heatmaps of the image alone, and the four scores by a CLIP.",
+        source="RichHF 4.2 and 4.4",
     )
     model: str | None = setting(
         None,
         role="model",
         check=NO_GENERATOR,
-        meaning="A RAHF to go on from, or a BLIP whose two towers a new T5 stands on, instead of vision and t5.",
+        meaning="A RAHF to go on from, or a BLIP whose two towers a new T5 stands on, instead of vision and t5; for a baseline"
+        " the ResNet or the CLIP of transformers that is tuned, or a baseline to go on from.",
     )
     vision: str = setting(
         VIT,
@@ -169,9 +171,26 @@ class TrainRahfConfig(Config):
             yield "freeze keeps parts of a RAHF, and model names none"
         if set(self.freeze) - {"encoder"} and self.variant == "augmented-prompt":
             yield "freeze names a heatmap's head, and augmented-prompt has one head for both"
+        if self.is_baseline and self.model is None:
+            yield f"variant = {self.variant} tunes a network that model names, and it names none"
+        if self.is_baseline and not (self.score_weight or (self.variant == "resnet" and self.heatmap_weight)):
+            yield f"all weights of what variant = {self.variant} gives are 0: there is nothing to train"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether a baseline is trained, which gives less than a RAHF."""
+        return self.variant in ("resnet", "clip")
 
     def unused(self) -> dict[str, str]:
         idle = self.training.unused() | self.optimizer.unused()
+        if self.is_baseline:
+            idle |= dict.fromkeys(_RAHF_ONLY, f"variant = {self.variant} has no such part")
+            idle |= {f"t5_sizes.{name}": f"variant = {self.variant} has no T5" for name in T5Settings.model_fields}
+            idle |= {f"captions.{name}": f"variant = {self.variant} has no words" for name in CaptionSettings.model_fields}
+            if self.variant == "clip":
+                maps = [f"heads.{name}" for name in HeadSettings.model_fields if name != "score_denses"]
+                idle |= dict.fromkeys(("heatmap_weight", *maps), "variant = clip gives scores alone, of embeddings")
+            return idle
         if self.heatmap_weight == 0:
             idle["prompt_contrast"] = "heatmap_weight is 0"
         if len(set(self.freeze)) == 3 and self.freeze_rate == 1:
@@ -193,11 +212,12 @@ class TrainRahfConfig(Config):
 
 
 _ROWS = 200  # of the training curves
+_RAHF_ONLY = ("vision", "t5", "prompt", "prompt_contrast", "word_weight", "freeze")
 
 
 def _reads(config: TrainRahfConfig) -> Sequence[str]:
     own = ("images", "splits") if config.images == "recipe" else ()
-    return ("rich-feedback", *own, *(("captioned-images",) if config.captions.weight else ()))
+    return ("rich-feedback", *own, *(("captioned-images",) if config.captions.weight and not config.is_baseline else ()))
 
 
 STAGE = Stage(

@@ -18,8 +18,9 @@ _PANELS = (
 
 def draw_curves(rows: Sequence[Row], kept: int, path: Path) -> None:
     """Each part of the loss over steps, and the correlation of each score on the validation images."""
-    figure, panels = new_figure(16, 4.2, columns=len(_PANELS) + 1)
-    for axes, (name, unit) in zip(panels[:-1], _PANELS, strict=True):
+    drawn = [(name, unit) for name, unit in _PANELS if any(name == of_row for _, _, of_row, _ in rows)]
+    figure, panels = new_figure(4 * (len(drawn) + 1), 4.2, columns=len(drawn) + 1)
+    for axes, (name, unit) in zip(panels[:-1], drawn, strict=True):
         for number, split in enumerate(("train", "validation")):
             points = [(step, value) for step, of, figure_name, value in rows if (of, figure_name) == (split, name)]
             draw_line(axes, number, points, split)

@@ -44,15 +44,16 @@ class RahfEvaluator(Evaluator):
             TrainingError: a loss is not finite.
         """
         rows = self.rows()
-        heat, scores, words, tokens = (
-            np.array([row[name] for row in rows]) for name in ("heatmaps", "scores", "words", "tokens")
-        )
-        measures = {"heatmaps": float(heat.mean()), "scores": float(scores.mean()), "words": float(words.sum() / tokens.sum())}
-        loss = (
-            self.config.heatmap_weight * measures["heatmaps"]
-            + self.config.score_weight * measures["scores"]
-            + self.config.word_weight * measures["words"]
-        )
+        parts: list[str] = [name for name in ("heatmaps", "scores", "words") if name in rows[0]]
+        weights: dict[str, float] = {
+            "heatmaps": self.config.heatmap_weight,
+            "scores": self.config.score_weight,
+            "words": self.config.word_weight,
+        }
+        measures = {name: float(np.mean([row[name] for row in rows])) for name in parts}
+        if "words" in measures:
+            measures["words"] = sum(row["words"] for row in rows) / sum(row["tokens"] for row in rows)
+        loss = sum(weights[name] * measures[name] for name in parts)
         if not math.isfinite(loss):
             raise not_finite("the validation loss", f"after step {step:,}", "train-rahf")
         found, true = (np.stack([row[name] for row in rows]) for name in ("found", "true"))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from irpipe.models.loading import memory_errors
 from irpipe.models.maps import map_squares, through_jpeg
-from irpipe.models.reward.rahf import Fused, Rahf, padded
+from irpipe.models.reward.rahf import Fused, padded
+from irpipe.models.reward.rich import RichRewardModel
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.pipeline.errors import InputError
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
@@ -65,16 +66,20 @@ class RahfObjective(Objective):
     def __init__(
         self,
         config: TrainRahfConfig,
-        model: Rahf,
+        model: RichRewardModel,
         examples: Examples,
         read: Callable[[Sequence[int]], NDArray[np.uint8]],
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.model, self.examples = config, model, examples
+        self.config, self.examples = config, examples
+        self.model: Any = model  # which methods it has, its outputs say
         self.read, self.accelerator = read, accelerator
         self.carried: list[list[float]] = []
-        self.words = model.words_of(examples.prompts).pieces
-        self.tokens = [len(model.sequence(*pair)) for pair in zip(self.words, examples.labels, strict=True)]
+        self.words: Sequence[Any] = [()] * len(examples)
+        self.tokens = [0] * len(examples)
+        if "words" in model.outputs:
+            self.words = self.model.words_of(examples.prompts).pieces
+            self.tokens = [len(self.model.sequence(*pair)) for pair in zip(self.words, examples.labels, strict=True)]
         self.images = self.rows_of_images()
         self.may_flip = [not any(_SIDES.search(examples.prompts[row]) for row in rows) for rows in self.images]
 
@@ -148,19 +153,21 @@ class RahfObjective(Objective):
         seeds = [self._seed(step, image, "augmentation") for image in part.images]
         may_flip = [self.may_flip[image] for image in part.images]
         pictures, maps = augmented(pictures, maps, seeds, may_flip, self.config.augmentation)
-        together = self.config.variant == "multi-head"
+        together = self.config.variant != "augmented-prompt"
         kinds = KINDS if together else (KINDS[step % len(KINDS)],)
         aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
         images = part.images if self.config.prompt_contrast else None
         losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects, images)
-        words, heat = losses.pop("words"), self.config.heatmap_weight
-        weights = {"heatmaps": heat, "contrast": heat * self.config.prompt_contrast, "scores": self.config.score_weight}
-        loss = self.config.word_weight * words.sum() / part.step_tokens
-        for name, values in losses.items():
-            loss = loss + weights[name] * values.sum() / part.step_rows
-        counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
-        figures = {name: Samples(values.detach()) for name, values in losses.items()}
-        return loss, figures | {"words": Samples(words.detach().double().cpu() / counts, counts)}
+        heat, told, loss = self.config.heatmap_weight, {}, torch.zeros((), device=device)
+        if "words" in losses:
+            words = losses.pop("words")
+            loss = loss + self.config.word_weight * words.sum() / part.step_tokens
+            counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
+            told["words"] = Samples(words.detach().double().cpu() / counts, counts)
+        weights = {"heatmaps": heat, "scores": self.config.score_weight, "contrast": heat * self.config.prompt_contrast}
+        for name in filter(losses.__contains__, weights):
+            loss = loss + weights[name] * losses[name].sum() / part.step_rows
+        return loss, {name: Samples(values.detach()) for name, values in losses.items()} | told
 
     def losses(
         self,
@@ -171,7 +178,8 @@ class RahfObjective(Objective):
         aspects: Sequence[str] = ASPECTS,
         images: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Of each row: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum.
+        """Of each row: squared error of its maps, a sum over kinds; of its scores, a mean; the words' cross-entropy, a sum; of
+        what the model gives.
 
         `contrast` is the squared error of how its maps differ from their mean over the prompts of its image: what all prompts
         share cancels out, so it gets smaller only where the prompt is read.
@@ -189,17 +197,14 @@ class RahfObjective(Objective):
         image = model.look(pixels)
         texts = model.encode_texts([self.examples.prompts[row] for row in rows])
         shared = model.shared(image, texts)
-        wrong = [model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)] for kind in kinds]
-        errors, whole = torch.stack(wrong, dim=1), len(KINDS) / len(kinds)
         found = torch.stack([model.score(image, texts, aspect, shared) for aspect in aspects], dim=1)
-        words = [(self.words[row], self.examples.labels[row]) for row in rows]
-        losses = {
-            "heatmaps": whole * (errors**2).mean(dim=(2, 3)).sum(dim=1),
-            "scores": self.score_losses(rows, found, aspects),
-            "words": self.word_losses(shared or model.fuse(image, texts, "words"), words),
-        }
-        if images is not None:
-            losses["contrast"] = whole * (about_mean(errors, images) ** 2).mean(dim=(2, 3)).sum(dim=1)
+        losses = {"scores": self.score_losses(rows, found, aspects)}
+        if "heatmaps" in model.outputs:
+            wrong = [model.heatmap(pixels, image, texts, kind, shared) - maps[:, KINDS.index(kind)] for kind in kinds]
+            losses |= map_losses(torch.stack(wrong, dim=1), images)
+        if "words" in model.outputs:
+            words = [(self.words[row], self.examples.labels[row]) for row in rows]
+            losses["words"] = self.word_losses(shared or model.fuse(image, texts, "words"), words)
         return losses, found
 
     def score_losses(self, rows: Sequence[int], found: Tensor, aspects: Sequence[str]) -> Tensor:
@@ -267,6 +272,15 @@ class CaptionObjective(RahfObjective):
         wrong = [bool(others) and bool(rng.random() < self.config.captions.replaced) for _ in words]
         made = [str(rng.choice(others)) if replace else word for word, replace in zip(words, wrong, strict=True)]
         return made, [new != old for new, old in zip(made, words, strict=True)]
+
+
+def map_losses(errors: Tensor, images: Sequence[int] | None) -> dict[str, Tensor]:
+    """Each (n,), of errors of maps (n, kinds, h, w): their squares, and with the image of each row the contrast
+    of its prompts."""
+    squares, whole = {"heatmaps": errors**2}, len(KINDS) / errors.shape[1]
+    if images is not None:
+        squares["contrast"] = about_mean(errors, images) ** 2
+    return {name: whole * values.mean(dim=(2, 3)).sum(dim=1) for name, values in squares.items()}
 
 
 def about_mean(values: Tensor, groups: Sequence[int]) -> Tensor:

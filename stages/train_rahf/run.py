@@ -11,9 +11,12 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from irpipe.models.loading import files_of
 from irpipe.models.pictures import PictureFiles
+from irpipe.models.plugins import format_of
 from irpipe.models.reward.base import load_given
-from irpipe.models.reward.rahf import Rahf
+from irpipe.models.reward.baselines import BASELINES, Baseline, ResNetBaseline
+from irpipe.models.reward.rahf import Rahf, Variant
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import is_rahf, start_from_blip, start_from_vit
 from irpipe.models.training.accelerator import make_accelerator
@@ -41,13 +44,13 @@ def run(config: TrainRahfConfig, inputs: Mapping[str, Artifact], out: Path, cont
     title = f"train-rahf {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rahf", config.training, title, shown_config(config))
     model = start(config, context)
-    model.freeze(config.freeze_rate, config.freeze)
+    model.freeze(config.freeze_rate, **({"parts": config.freeze} if config.freeze else {}))
     model.to(accelerator.device)
     examples = read_examples(inputs, rejections, own_splits=config.images == "feedback")
     examples, read_pictures = with_pictures(config, inputs, examples, model, rejections, accelerator, context)
     rejections.check(read, len(examples))
     objectives, evaluator = make_task(config, model, examples, read_pictures, accelerator)
-    if config.captions.weight:
+    if config.captions.weight and isinstance(model, Rahf):
         objectives.append(make_captions(config, inputs, model, accelerator, context))
     if config.training.checkpoint_activations:
         model.checkpoint_activations()
@@ -64,15 +67,34 @@ def run(config: TrainRahfConfig, inputs: Mapping[str, Artifact], out: Path, cont
     return Report(Rows(read, read - len(rejections), len(rejections)), metrics)
 
 
-def start(config: TrainRahfConfig, context: Context) -> Rahf:
+def start(config: TrainRahfConfig, context: Context) -> Rahf | Baseline:
     """The model that training starts from.
 
     Raises:
         ModelError: a model is of another class, or the heads do not lead to the picture's size.
     """
+    return start_baseline(config, context) if config.is_baseline else start_rahf(config, context)
+
+
+def start_baseline(config: TrainRahfConfig, context: Context) -> Baseline:
+    """A baseline to go on from, or a pre-trained network with new heads."""
+    given, kind, heads = context.models["model"][0], BASELINES[config.variant], HeadSizes(**config.heads.model_dump())
+    if format_of(files_of(given)) == kind.format:
+        known: Baseline = load_given(given)
+        check_sizes(config, known)
+        return known
+    model = kind.start(given, heads, config.training.seed)
+    if isinstance(model, ResNetBaseline):
+        check_deconvolutions(heads, model.side, model.preprocess.image_size)
+    return model
+
+
+def start_rahf(config: TrainRahfConfig, context: Context) -> Rahf:
+    """A RAHF to go on from, or a new one."""
     heads, seed = HeadSizes(**config.heads.model_dump()), config.training.seed
+    variant: Variant = "augmented-prompt" if config.variant == "augmented-prompt" else "multi-head"
     if config.model is None:
-        model = start_from_vit(context.models["vision"][0], context.models["t5"][0], config.variant, heads, seed)
+        model = start_from_vit(context.models["vision"][0], context.models["t5"][0], variant, heads, seed)
     elif is_rahf(context.models["model"][0]):
         known: Rahf = load_given(context.models["model"][0])
         if known.config.variant != config.variant:
@@ -87,27 +109,36 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf:
         raise ModelError(f"{given.shown} is no RAHF: it has no {config.freeze[0]} to keep", fix="--set train-rahf.freeze=[]")
     else:
         given = context.models["model"][0]
-        model = start_from_blip(given, config.variant, heads, config.t5_sizes.model_dump(), seed)
-    reached = model.side * 2 ** len(heads.map_deconvs)
-    if reached != model.preprocess.image_size:
-        raise ModelError(
-            f"{len(heads.map_deconvs)} deconvolutions make heatmaps of {reached} pixels, and pictures have"
-            f" {model.preprocess.image_size}",
-            fix="--set train-rahf.heads.map_deconvs=[...], one for each doubling from patches to pixels",
-        )
+        model = start_from_blip(given, variant, heads, config.t5_sizes.model_dump(), seed)
+    check_deconvolutions(heads, model.side, model.preprocess.image_size)
     model.config = replace(model.config, reads_prompt=config.prompt == "read")
     return model
 
 
-def check_sizes(config: TrainRahfConfig, known: Rahf) -> None:
+def check_deconvolutions(heads: HeadSizes, side: int, image_size: int) -> None:
+    """A heatmap has the size of the picture.
+
+    Raises:
+        ModelError: the deconvolutions lead to another.
+    """
+    reached = side * 2 ** len(heads.map_deconvs)
+    if reached != image_size:
+        raise ModelError(
+            f"{len(heads.map_deconvs)} deconvolutions make heatmaps of {reached} pixels, and pictures have {image_size}",
+            fix="--set train-rahf.heads.map_deconvs=[...], one for each doubling from patches to pixels",
+        )
+
+
+def check_sizes(config: TrainRahfConfig, known: Rahf | Baseline) -> None:
     """A RAHF that goes on has its own sizes: settings that say others would have no effect.
 
     Raises:
         ModelError: they do.
     """
-    own, asked = asdict(known.config.heads), asdict(HeadSizes(**config.heads.model_dump()))
-    other = [f"heads.{name} is {own[name]}" for name, value in asked.items() if own[name] != value]
-    if known.config.text_tower is not None:
+    own, asked = asdict(known.heads), asdict(HeadSizes(**config.heads.model_dump()))
+    idle = config.unused()
+    other = [f"heads.{one} is {own[one]}" for one, value in asked.items() if own[one] != value and f"heads.{one}" not in idle]
+    if isinstance(known, Rahf) and known.config.text_tower is not None:
         sizes = config.t5_sizes.model_dump()
         other += [
             f"t5_sizes.{name} is {known.config.t5[name]}" for name, value in sizes.items() if known.config.t5[name] != value
@@ -134,7 +165,7 @@ def with_pictures(
     config: TrainRahfConfig,
     inputs: Mapping[str, Artifact],
     examples: Examples,
-    model: Rahf,
+    model: Rahf | Baseline,
     rejections: Rejections,
     accelerator: Accelerator,
     context: Context,
@@ -159,7 +190,7 @@ def with_pictures(
 
 
 def make_task(
-    config: TrainRahfConfig, model: Rahf, examples: Examples, read: Reader, accelerator: Accelerator
+    config: TrainRahfConfig, model: Rahf | Baseline, examples: Examples, read: Reader, accelerator: Accelerator
 ) -> tuple[list[Objective], RahfEvaluator]:
     """What is trained on and what is evaluated on.
 
@@ -211,8 +242,6 @@ def figures(trainer: Trainer, objective: Any, evaluator: RahfEvaluator) -> dict[
     """The figures of a training for its record."""
     state = trainer.state
     best = {name: value for step, split, name, value in state.rows if split == "validation" and step == state.best_step}
-    words = objective.model.words_of(objective.examples.prompts)
-    cut = sum(len(pieces) < count for pieces, count in zip(words.pieces, words.counts, strict=True))
     return {
         "images": {"train": len(objective.examples), "validation": len(evaluator.objective.examples)},
         "parameters": sum(value.numel() for value in objective.model.parameters()),
@@ -221,13 +250,13 @@ def figures(trainer: Trainer, objective: Any, evaluator: RahfEvaluator) -> dict[
         "best_step": state.best_step,
         "stopped_for": state.stopped_for,
         "validation": {name: round(value, 5) for name, value in best.items()},
-        "cut_prompts": cut,
+        "cut_prompts": objective.model.cut_prompts(objective.examples.prompts),
     }
 
 
 def write_model(
     trainer: Trainer,
-    model: Rahf,
+    model: Rahf | Baseline,
     evaluator: RahfEvaluator,
     inputs: Mapping[str, Artifact],
     metrics: Mapping[str, Any],
@@ -238,8 +267,10 @@ def write_model(
     trained_on: dict[str, Any] = {kind: artifact.content_id for kind, artifact in sorted(inputs.items())}
     on_card = {"steps": metrics["steps"], "best_step": metrics["best_step"], **metrics["images"], **metrics["validation"]}
     model.cards = fitted_cards(evaluator, {"trained_on": trained_on, "metrics": on_card})
-    cut, f1 = fitted_cut(model, evaluator)
-    model.config = replace(model.config, word_cut=cut)
+    fitted = {}
+    if isinstance(model, Rahf):
+        cut, f1 = fitted_cut(model, evaluator)
+        model.config, fitted = replace(model.config, word_cut=cut), {"word_cut": cut, "validation_word_f1": round(f1, 4)}
     if trainer.accelerator.is_main_process:
         model.save_pretrained(out)
-    return {"word_cut": cut, "validation_word_f1": round(f1, 4)}
+    return fitted
