@@ -66,11 +66,11 @@ def test_a_team(server: Server, project, second, monkeypatch):
 
 
 def test_many_and_large_files(server: Server, tmp_path):
-    """10,000 files, and one of 200 MB, in eleven uploads."""
+    """10,000 files, and one of 1 GB, in parts."""
     files = {f"many/{number:05}": f"{number}".encode() * 20 for number in range(10_000)}
-    store = store_with(tmp_path / "large", files | {"large": bytes(range(256)) * 781_250})
+    store = store_with(tmp_path / "large", files | {"large": bytes(range(256)) * 3_906_250})
     [identity] = [path.name for path in store.objects()]
-    assert len(parts_of(store.open(identity).manifest)) == 7
+    assert len(parts_of(store.open(identity).manifest)) == 31
     started = time.monotonic()
     send(Remote(server.url), store, [identity], Watcher())
     target = Store(tmp_path / "target")
