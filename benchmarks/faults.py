@@ -49,6 +49,7 @@ _LOADED = (
     *(f"irpipe.{name}" for name in ("cli.commands", "pipeline.runner", "pipeline.trials", "pipeline.verify")),
     *("duckdb", "faiss", "matplotlib.pyplot", "pyarrow.dataset", "scipy.stats", "sklearn.feature_extraction.text"),
 )
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _LONGEST = 300  # seconds of one run
 _MOST_FAULTS = 8  # of a trial
 
@@ -62,6 +63,8 @@ class Campaign:
             importlib.import_module(name)
         (folder / "irpipe.toml").write_text(RECIPE, encoding="utf-8")
         self.wanted = {target: self.made(target) for target in TARGETS}
+        if None in self.wanted.values():
+            sys.exit("an undisturbed run does not end well")
 
     def start(self, *arguments: str, most_bytes: int | None = None) -> int:
         """`irpipe` in a process group of its own; its id.
@@ -69,16 +72,19 @@ class Campaign:
         Args:
             most_bytes: of a file, as if the disk were full behind it.
         """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)  # until the fork has its way out
         process = os.fork()
         if not process:
             self._run(arguments, most_bytes)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         return process
 
     def _run(self, arguments: tuple[str, ...], most_bytes: int | None) -> NoReturn:
-        """In the fork: the command, and out."""
+        """In the fork: the command, and out, whatever happens: what is above it would delete the store."""
         status: object = 1
         try:
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
             os.chdir(self.folder)
             told = os.open(self.folder / f"told-{os.getpid()}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(told, 1)
@@ -92,8 +98,10 @@ class Campaign:
         except SystemExit as end:
             status = end.code or 0
         finally:
-            sys.stdout.flush()
-            os._exit(status if isinstance(status, int) else 1)
+            try:
+                sys.stdout.flush()
+            finally:
+                os._exit(status if isinstance(status, int) else 1)
 
     def end(self, process: int) -> tuple[int, str]:
         """Its exit status, and what it told."""

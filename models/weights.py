@@ -30,6 +30,16 @@ def read_config(model: Model) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def config_table(config: Any) -> dict[str, Any]:
+    """A config of transformers as a table, without the place where it lay: the same model is the same bytes elsewhere."""
+
+    def without_place(table: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in table.items() if name != "_name_or_path"}
+        return {name: without_place(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+
+    return without_place(config.to_dict())
+
+
 def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Load weights that must be exactly the model's.
 

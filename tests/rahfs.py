@@ -117,7 +117,7 @@ def baseline(variant: str, model: str) -> Any:
             model="x", variant=variant, batch_size=6, augmentation=AUGMENTED, training={"micro_batch_size": size, **settings}
         )
         heads = HeadSizes((16,), (12, 8, 8), 1, 4, (8,), (16,))
-        network = BASELINES[variant].start(Model(model, "r", shipped_folder(model)), heads, 0)
+        network = BASELINES[variant].start(Model(model, "r", shipped_folder(model)), heads, ("scores", "heatmaps"), 0)
         pictures = np.random.default_rng(4).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
 
         def read(rows: Sequence[int]) -> np.ndarray:

@@ -13,6 +13,8 @@ from transformers import CLIPModel, ResNetModel
 from irpipe.models.reward.base import load_reward_model, of_aspect
 from irpipe.models.reward.baselines import BASELINES, ClipBaseline, ResNetBaseline
 from irpipe.models.reward.rahf_heads import HeadSizes
+from irpipe.models.reward.rahf_start import start_from_blip
+from irpipe.models.reward.start import init_reward_model
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.stage import Model
@@ -22,6 +24,7 @@ from tests.rahfs import RICH_RECIPE
 
 RESNET, CLIP = (Model(name, "r", shipped_folder(name)) for name in ("micro-resnet", "micro-clip"))
 HEADS = HeadSizes((8,), (8, 8, 4), 1, 2, (8,), (8,))
+BOTH = ("scores", "heatmaps")
 PROMPTS = ["a large red circle on the left", "a cross", "a blue square above a green cross"]
 PIXELS = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 32, 32)))
 
@@ -29,7 +32,7 @@ PIXELS = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 32, 32)))
 @pytest.fixture(params=["resnet", "clip"])
 def model(request):
     given = RESNET if request.param == "resnet" else CLIP
-    return BASELINES[request.param].start(given, HEADS, 0).double()
+    return BASELINES[request.param].start(given, HEADS, BOTH, 0).double()
 
 
 def answers(model, pixels, prompts):
@@ -55,7 +58,7 @@ def test_an_answer_does_not_depend_on_its_batch_nor_on_the_mode(model):
 
 
 def test_what_is_pre_trained_comes_in_whole():
-    resnet, clip = ResNetBaseline.start(RESNET, HEADS, 0), ClipBaseline.start(CLIP, HEADS, 0)
+    resnet, clip = ResNetBaseline.start(RESNET, HEADS, BOTH, 0), ClipBaseline.start(CLIP, HEADS, BOTH, 0)
     for ours, theirs in (
         (resnet.base, ResNetModel.from_pretrained(RESNET.folder, dtype=torch.float32)),
         (clip.base.clip, CLIPModel.from_pretrained(CLIP.folder, dtype=torch.float32)),
@@ -64,7 +67,7 @@ def test_what_is_pre_trained_comes_in_whole():
         assert ours.state_dict().keys() == known.keys()
         assert all(torch.equal(value, known[name]) for name, value in ours.state_dict().items())
     assert resnet.preprocess.fit == clip.preprocess.fit == "pad" and resnet.side == 4
-    other = ResNetBaseline.start(RESNET, HEADS, 1)
+    other = ResNetBaseline.start(RESNET, HEADS, BOTH, 1)
     assert not torch.equal(other.scores["overall"].body[0][0].weight, resnet.scores["overall"].body[0][0].weight), "by the seed"
 
 
@@ -86,6 +89,38 @@ def test_saved_and_loaded(model, tmp_path):
     (tmp_path / "saved" / "config.json").write_text(json.dumps(document | {"format": "rahf"}))
     with pytest.raises(ModelError):
         load_reward_model(tmp_path / "saved")
+
+
+def test_the_same_model_elsewhere_is_the_same_file(tmp_path):
+    """Where a model lay is no part of what is made of it: a content id and a published file would tell it."""
+    blip, sizes = HeadSizes((8,), (8, 4), 1, 2, (8,), (8,)), {"d_model": 32, "d_ff": 32, "num_heads": 2, "num_layers": 1}
+    starts = {
+        "micro-resnet": [lambda model: ResNetBaseline.start(model, HEADS, BOTH, 0)],
+        "micro-clip": [
+            lambda model: ClipBaseline.start(model, HEADS, BOTH, 0),
+            lambda model: init_reward_model(model, "auto", 0)[0],
+        ],
+        "micro-blip": [
+            lambda model: init_reward_model(model, "auto", 0)[0],
+            lambda model: start_from_blip(model, "multi-head", blip, sizes | {"num_decoder_layers": 1}, 0),
+        ],
+    }
+    for name, ways in starts.items():
+        for number, start in enumerate(ways):
+            saved = []
+            for place in ("here", "there"):
+                folder = shutil.copytree(shipped_folder(name), tmp_path / f"{place} {name} {number}")
+                start(Model("m", "r", folder)).save_pretrained(folder / "saved")
+                saved.append((folder / "saved" / "config.json").read_text())
+            assert saved[0] == saved[1] and str(tmp_path) not in saved[0], (name, number)
+
+
+def test_maps_that_are_not_trained_are_not_there(tmp_path):
+    alone = ResNetBaseline.start(RESNET, HEADS, ("scores",), 0)
+    alone.save_pretrained(tmp_path)
+    again = load_reward_model(tmp_path)
+    assert again.outputs == ("scores",) and not any(name.startswith("heatmaps") for name in again.state_dict())
+    assert load_reward_model(tmp_path).aspects == ASPECTS
 
 
 def test_each_score_is_a_reward(model):
@@ -135,18 +170,28 @@ def test_less_memory_the_same_gradient(model):
 
 def test_what_is_no_resnet(tmp_path):
     with pytest.raises(ModelError, match="micro-clip is a clip"):
-        ResNetBaseline.start(CLIP, HEADS, 0)
+        ResNetBaseline.start(CLIP, HEADS, BOTH, 0)
     with pytest.raises(ModelError, match="holds no CLIP"):
-        ClipBaseline.start(RESNET, HEADS, 0)
+        ClipBaseline.start(RESNET, HEADS, BOTH, 0)
     folder = shutil.copytree(RESNET.folder, tmp_path / "resnet")
     told = json.loads((folder / "preprocessor_config.json").read_text())
-    for size, why in (({"height": 32, "width": 48}, "names no one side"), (30, "halves pictures to 1/8")):
+    for size, why in (
+        ({"height": 32, "width": 48}, "names no one side"),
+        ({"shortest_edge": 0}, "names no one side"),
+        (30, "halves pictures to 1/8"),
+    ):
         (folder / "preprocessor_config.json").write_text(json.dumps(told | {"size": size}))
         with pytest.raises(ModelError, match=why):
-            ResNetBaseline.start(Model("r", "r", folder), HEADS, 0)
+            ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
+    for crops, side in ((False, 32), (True, 16)):
+        (folder / "preprocessor_config.json").write_text(json.dumps(told | {"do_center_crop": crops, "crop_size": 16}))
+        assert ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0).preprocess.image_size == side
+    (folder / "preprocessor_config.json").write_text(json.dumps(told | {"do_flip_channel_order": True}))
+    with pytest.raises(ModelError, match="do_flip_channel_order is True"):
+        ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="no image preprocessing"):
-        ResNetBaseline.start(Model("r", "r", folder), HEADS, 0)
+        ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
 
 
 BASELINE_RECIPE = (
@@ -205,13 +250,16 @@ def test_what_it_does_not_give_is_asked_for_in_vain(rich):
         (("resnet.word_weight=2",), "variant = resnet has no such part"),
         (("resnet.captions.weight=1",), "variant = resnet has no words"),
         (("clip.heatmap_weight=2",), "variant = clip gives scores alone"),
-        (("clip.score_weight=0",), "all weights of what variant = clip gives are 0"),
+        (("clip.score_weight=0",), "score_weight is 0, and a reward model as variant = clip gives scores"),
+        (("resnet.heatmap_weight=0", "resnet.heads.map_convs=[8]"), "heatmap_weight is 0: it has no heatmaps"),
     ):
         assert told in rich.run(settings[0].partition(".")[0], *settings, status=2).err, settings
     with pytest.raises(ValueError, match="variant = clip tunes a network that model names, and it names none"):
         TrainRahfConfig(variant="clip")
     told = rich.run("refl", "refl.reads.reward-model=clip", "refl.weight_map=implausibility", status=2).err
     assert "has no heatmaps" in told
+    tuned = rich.last("clip", "clip.steps=1")["path"]
+    assert "gives several scores" in rich.run("train-rm", f"train-rm.model={tuned}", "train-rm.image_size=32", status=2).err
     of_clip = ("inpaint-images.reads.reward-model=clip", "inpaint-images.reads.rich-predictions=predict-clip")
     assert "has no predicted heatmap" in rich.run("inpaint-images", *of_clip, status=2).err
 

@@ -220,6 +220,7 @@ class TestStarts:
             assert torch.equal(model.t5.state_dict()[name], value), name
         assert model.preprocess.fit == "pad" and model.side == 4
         model.save_pretrained(tmp_path / "rahf")
+        assert str(tmp_path) not in (tmp_path / "rahf" / "config.json").read_text(), "where it lay is no part of it"
         again = load_reward_model(tmp_path / "rahf")
         with torch.no_grad():
             first, second = (one(PIXELS, one.encode_texts(PROMPTS)) for one in (model, again))
@@ -470,11 +471,11 @@ class TestStages:
             (("train-rahf.vision=micro-clip",), "model is given"),
             (("train-rahf.model=micro-clip",), "train-rahf.model"),
             (("train-rahf.heatmap_weight=0", "train-rahf.score_weight=0", "train-rahf.word_weight=0"), "all weights are 0"),
-            (("train-rahf.model={rahf}", "train-rahf.t5_sizes.d_ff=64"), "the RAHF has other sizes: t5_sizes.d_ff is 32"),
+            (("train-rahf.model={rahf}", "train-rahf.t5_sizes.d_ff=64"), "the rahf has other sizes: t5_sizes.d_ff is 32"),
             (("train-rahf.captions.replaced=0.2",), "captions.weight is 0"),
             (("split-prompts.validation_share=0",), "no images of the validation split"),
         ):
             given = [setting.format(rahf=rahf) for setting in settings]
             assert told in rich.run("train-rahf", *given, status=2).err, settings
         told = rich.run("predict-rich-feedback", "predict-rich-feedback.reads.reward-model=train-rm", status=2).err
-        assert "gives a score alone" in told
+        assert "is no RichRewardModel" in told

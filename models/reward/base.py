@@ -87,7 +87,8 @@ class RewardModel(Protocol):
 def aspects_of(model: Any) -> tuple[str, ...]:
     """The scores that a reward model gives, by name; empty for one that gives one.
 
-    A rich reward model (RAHF) has `aspects`, the `aspect` that a plain call returns, and `with_aspect`.
+    One that does has `aspects`, the `aspect` that a plain call returns, and `with_aspect`. What also gives rich feedback is a
+    `RichRewardModel` (`irpipe.models.reward.rich`).
     """
     return tuple(getattr(model, "aspects", ()))
 

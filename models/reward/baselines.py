@@ -19,7 +19,7 @@ from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.preprocessing import Preprocessing, read_image_size, read_preprocessing
 from irpipe.models.reward.rahf_heads import HeadSizes, HeatmapHead, ScoreHead, dense_score
 from irpipe.models.reward.rich import Output, RichRewardModel
-from irpipe.models.weights import fill, load_tokenizer, read_config
+from irpipe.models.weights import config_table, fill, load_tokenizer, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -39,8 +39,11 @@ class Baseline(RichRewardModel):
     heads: HeadSizes
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, seed: int) -> Self:
+    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:
         """With new heads on a pre-trained network.
+
+        Args:
+            outputs: those that are trained; others it does not have.
 
         Raises:
             ModelError: it is of another class, not whole, or comes without preprocessing.
@@ -48,7 +51,7 @@ class Baseline(RichRewardModel):
         raise NotImplementedError
 
     @classmethod
-    def _made(cls, config: Mapping[str, Any], preprocessing: Preprocessing, heads: HeadSizes, folder: Path) -> Self:
+    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:
         raise NotImplementedError
 
     def _base_config(self) -> dict[str, Any]:
@@ -71,8 +74,7 @@ class Baseline(RichRewardModel):
                 raise ModelError(f"{folder} is of another format", expected=f"{CONFIG} with the format {cls.format!r}")
             preprocessing = document["preprocessing"]
             preprocessing |= {name: tuple(preprocessing[name]) for name in ("mean", "std")}
-            heads = HeadSizes.from_json(document["heads"])
-            model = cls._made(document["base"], Preprocessing(**preprocessing), heads, folder)
+            model = cls._made(Preprocessing(**preprocessing), document, folder)
             model.cards = {aspect: ScoreCard(**card) for aspect, card in document["cards"].items()}
             fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
             return model
@@ -83,7 +85,7 @@ class Baseline(RichRewardModel):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format": self.format, "base": self._base_config(), "heads": asdict(self.heads)}
+        document = {"format": self.format, "base": self._base_config(), "heads": asdict(self.heads), "outputs": self.outputs}
         document |= {"preprocessing": asdict(self.preprocess), "cards": {one: asdict(self.card_of(one)) for one in ASPECTS}}
         (folder / CONFIG).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -100,26 +102,29 @@ class ResNetBaseline(Baseline):
     """
 
     format: ClassVar[str] = "resnet-baseline"
-    outputs: ClassVar[tuple[Output, ...]] = ("scores", "heatmaps")
+    outputs: tuple[Output, ...] = ("scores", "heatmaps")
 
-    def __init__(self, config: transformers.ResNetConfig, preprocessing: Preprocessing, heads: HeadSizes) -> None:
+    def __init__(
+        self, config: transformers.ResNetConfig, preprocessing: Preprocessing, heads: HeadSizes, outputs: Sequence[Output]
+    ) -> None:
         super().__init__(preprocessing)
-        self.heads = heads
+        self.heads, self.outputs = heads, tuple(outputs)
         self.base = transformers.ResNetModel(config)
         self.side = preprocessing.image_size // _stride(config)
         width = config.hidden_sizes[-1]
-        self.heatmaps = nn.ModuleDict({kind: HeatmapHead(width, heads) for kind in KINDS})
+        self.heatmaps = nn.ModuleDict({kind: HeatmapHead(width, heads) for kind in KINDS if "heatmaps" in outputs})
         self.scores = nn.ModuleDict({aspect: ScoreHead(width, self.side, heads) for aspect in ASPECTS})
         self.eval()
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, seed: int) -> Self:
+    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:
         """See `Baseline`; pictures have the size that its preprocessing names."""
         folder = files_of(model)
         with load_errors(model, "the ResNet", "a ResNet of transformers with its preprocessing", unused=r"classifier"):
-            kind = read_config(Model(model.name, "", folder)).get("model_type")
-            if kind != "resnet":
-                raise ModelError(f"{model.shown} is a {kind}", expected="a ResNet of transformers")
+            told = read_config(Model(model.name, "", folder))
+            if told.get("model_type") != "resnet":
+                kind = told.get("format") or told.get("model_type") or "model of another library"
+                raise ModelError(f"{model.shown} is a {kind}", expected="a ResNet of transformers, or a resnet-baseline")
             base = transformers.ResNetModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
@@ -130,17 +135,16 @@ class ResNetBaseline(Baseline):
                     f"{model.shown} halves pictures to 1/{_stride(base.config)}, which does not divide {size} pixels"
                 )
         torch.manual_seed(seed)
-        made = cls(base.config, preprocessing, heads)
+        made = cls(base.config, preprocessing, heads, outputs)
         made.base.load_state_dict(base.state_dict())
         return made
 
     @classmethod
-    def _made(cls, config: Mapping[str, Any], preprocessing: Preprocessing, heads: HeadSizes, folder: Path) -> Self:  # noqa: ARG003
-        return cls(transformers.ResNetConfig(**config), preprocessing, heads)
+    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:  # noqa: ARG003
+        return cls(transformers.ResNetConfig(**told["base"]), preprocessing, HeadSizes.from_json(told["heads"]), told["outputs"])
 
     def _base_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.base.config.to_dict()
-        return config
+        return config_table(self.base.config)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for the batch norms."""
@@ -193,7 +197,7 @@ class ClipBaseline(Baseline):
     """A CLIP whose embeddings of image and text, and their product, dense layers read: the four scores."""
 
     format: ClassVar[str] = "clip-baseline"
-    outputs: ClassVar[tuple[Output, ...]] = ("scores",)
+    outputs: tuple[Output, ...] = ("scores",)
 
     def __init__(self, base: ClipReward, heads: HeadSizes) -> None:
         super().__init__(base.preprocess)
@@ -204,23 +208,25 @@ class ClipBaseline(Baseline):
         self.eval()
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, seed: int) -> Self:
+    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:  # noqa: ARG003
         """See `Baseline`; a CLIP is whatever `ClipReward` reads."""
-        base = ClipReward.from_pretrained(files_of(model))
+        try:
+            base = ClipReward.from_pretrained(files_of(model))
+        except ModelError as error:
+            raise ModelError(f"{model.shown} cannot be tuned: {error.what}", expected="a CLIP, or a clip-baseline") from error
         base.preprocess = replace(base.preprocess, fit="pad")
         torch.manual_seed(seed)
         return cls(base, heads)
 
     @classmethod
-    def _made(cls, config: Mapping[str, Any], preprocessing: Preprocessing, heads: HeadSizes, folder: Path) -> Self:
-        clip = transformers.CLIPModel(transformers.CLIPConfig(**config))
+    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:
+        clip = transformers.CLIPModel(transformers.CLIPConfig(**told["base"]))
         base = ClipReward(clip, preprocessing=preprocessing, tokenizer=load_tokenizer(folder))
         check_vocabulary(base.tokenizer, clip.text_model, str(folder))
-        return cls(base, heads)
+        return cls(base, HeadSizes.from_json(told["heads"]))
 
     def _base_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.base.clip.config.to_dict()
-        return config
+        return config_table(self.base.clip.config)
 
     def freeze(self, rate: float) -> None:
         """Fix the lower layers of both towers, as `ClipReward` does."""
@@ -240,9 +246,9 @@ class ClipBaseline(Baseline):
         return self.base.image_embeddings(pixels)
 
     def shared(self, image: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
-        """(n, 3 d) the embeddings of image and text, and their product."""
-        text = self.base.text_embeddings(texts)
-        return torch.cat([image, text, image * text], dim=1)
+        """(n, 3 d) the embeddings of image and text, and their product; each scaled so that its entries are about 1."""
+        text, width = self.base.text_embeddings(texts), image.shape[1]
+        return torch.cat([image * width**0.5, text * width**0.5, image * text * width], dim=1)
 
     def score(self, image: Tensor, texts: Mapping[str, Tensor], aspect: str, shared: Tensor | None = None) -> Tensor:
         """One score (n,) of image embeddings (n, d) and their texts."""

@@ -25,7 +25,7 @@ from irpipe.models.noise import Noise
 from irpipe.models.pictures import Fit
 from irpipe.models.reward.clip_weights import HEAD_WIDTHS, config_of, from_openai_names, half_to_float, is_openai
 from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
-from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.weights import config_table, encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -150,7 +150,7 @@ class ClipReward(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"format": FORMAT, "clip": self.clip.config.to_dict(), "preprocessing": asdict(self.preprocess)}
+        config = {"format": FORMAT, "clip": config_table(self.clip.config), "preprocessing": asdict(self.preprocess)}
         (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         save_file({name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}, folder / WEIGHTS)

@@ -21,6 +21,7 @@ from irpipe.pipeline.errors import ModelError
 _FILES = ("preprocessor_config.json", "processor_config.json")  # of transformers 4 and 5
 _BICUBIC = 3
 _APPLIED = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+_FLIPPED = "do_flip_channel_order"  # a network that takes blue first
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def read_image_size(folder: Path) -> int:
         ModelError: there is no such file, or it names no one side.
     """
     settings, path = _settings_of(folder)
-    sides = _sides(settings.get("crop_size") or settings.get("size"))
-    if len(sides) != 1 or not next(iter(sides)).isdecimal():
+    crops = settings.get("do_center_crop", "crop_size" in settings)
+    sides = _sides(settings.get("crop_size" if crops else "size"))
+    if len(sides) != 1 or not next(iter(sides)).isdecimal() or next(iter(sides)).strip("0") == "":
         raise ModelError("the image preprocessing names no one side of a square", where=str(path))
     return int(next(iter(sides)))
 
@@ -158,7 +160,8 @@ def _geometry_faults(settings: Mapping[str, Any], image_size: int) -> list[str]:
             faults.append(f"{name} is {settings[name]!r}, and the model takes {image_size}")
     if settings.get("resample", _BICUBIC) != _BICUBIC:
         faults.append(f"resample is {settings['resample']!r}, not {_BICUBIC} (bicubic)")
-    others = [name for name, value in settings.items() if name.startswith("do_") and name not in _APPLIED and value]
+    known = (*_APPLIED, _FLIPPED)
+    others = [name for name, value in settings.items() if name.startswith("do_") and name not in known and value]
     if "do_pad" in others and image_size % (settings.get("size_divisor") or 1) == 0:
         others.remove("do_pad")  # a square of that size needs none
     return faults + [f"{name} is {settings[name]!r}" for name in others]
@@ -173,7 +176,7 @@ def _sides(size: Any) -> set[str]:
 
 def _colour_faults(settings: Mapping[str, Any]) -> list[str]:
     """What is missing or wrong of a file's mean, standard deviation and scale."""
-    faults = []
+    faults = [f"{_FLIPPED} is {settings[_FLIPPED]!r}"] if settings.get(_FLIPPED) else []
     for name in ("image_mean", "image_std") if settings.get("do_normalize", True) else ():
         values = settings.get(name)
         numbers = values if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)) else []

@@ -101,7 +101,7 @@ class Rahf(RichRewardModel):
     """See the module. Start one with `irpipe.models.reward.rahf_start`."""
 
     format: ClassVar[str] = FORMAT
-    outputs: ClassVar[tuple[Output, ...]] = ("scores", "heatmaps", "words")
+    outputs: tuple[Output, ...] = ("scores", "heatmaps", "words")
     preprocess: Preprocessing
 
     def __init__(

@@ -17,7 +17,7 @@ from irpipe.models.reward.preprocessing import read_preprocessing
 from irpipe.models.reward.rahf import FORMAT, TASKS, Rahf, RahfConfig, Variant
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.start import init_reward_model
-from irpipe.models.weights import load_tokenizer
+from irpipe.models.weights import config_table, load_tokenizer
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -49,7 +49,7 @@ def start_from_vit(vision: Model, t5: Model, variant: Variant, heads: HeadSizes,
     config = RahfConfig(
         variant=variant,
         vision=tower_config,
-        t5=_without_dropout(language.config.to_dict()),
+        t5=_without_dropout(config_table(language.config)),
         flag=int(flag),
         end=int(tokenizer.eos_token_id),
         tasks={output: tokenizer(text, add_special_tokens=False)["input_ids"] for output, text in TASKS.items()},
@@ -80,7 +80,7 @@ def _vision_of(vision: Model, folder: Path) -> tuple[dict[str, Any], Mapping[str
         tower = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **more
         )
-    return _without_dropout(tower.config.to_dict()), tower.state_dict()
+    return _without_dropout(config_table(tower.config)), tower.state_dict()
 
 
 def start_from_blip(blip: Model, variant: Variant, heads: HeadSizes, t5: Mapping[str, int], seed: int) -> Rahf:
@@ -118,10 +118,10 @@ def _config_on_blip(reward: ImageReward, variant: Variant, heads: HeadSizes, t5:
         decoder_start_token_id=tokenizer.pad_token_id,
         **t5,
     )
-    text = reward.text.config.to_dict()
+    text = config_table(reward.text.config)
     return RahfConfig(
         variant=variant,
-        vision=_without_dropout({**reward.vision.config.to_dict(), "model_type": "blip_vision_model"}),
+        vision=_without_dropout({**config_table(reward.vision.config), "model_type": "blip_vision_model"}),
         t5=language.to_dict(),
         flag=size,
         end=int(tokenizer.sep_token_id),

@@ -30,7 +30,7 @@ class RichRewardModel(nn.Module):
     """
 
     format: ClassVar[str]
-    outputs: ClassVar[tuple[Output, ...]]
+    outputs: tuple[Output, ...]
     aspects = ASPECTS
 
     def __init__(self, preprocess: Preprocess, cards: Mapping[str, ScoreCard] | None = None) -> None:

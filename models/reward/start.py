@@ -14,7 +14,7 @@ from transformers import BlipConfig, BlipTextConfig
 
 from irpipe.models.loading import files_of, load_errors
 from irpipe.models.plugins import format_of
-from irpipe.models.reward.base import is_clip, load_reward_model, refuse_uncounted
+from irpipe.models.reward.base import aspects_of, is_clip, load_reward_model, refuse_uncounted
 from irpipe.models.reward.blip_weights import PUBLISHED_VISION, configs, from_published_names, published_tokenizer, sizes_of
 from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.imagereward import ImageReward
@@ -162,6 +162,10 @@ def sized(reward: Any, image_size: int | None, model: Model) -> Any:
     Raises:
         ModelError: it is of a kind whose size is fixed.
     """
+    if aspects_of(reward):
+        raise ModelError(
+            f"{model.shown} gives several scores, and preferences are of one", fix="irpipe run train-rahf goes on with it"
+        )
     if isinstance(reward, ImageReward):
         return of_size(reward, image_size)
     if image_size not in (None, reward.preprocess.image_size):

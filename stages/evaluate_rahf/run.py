@@ -105,7 +105,9 @@ def feedback_of(rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str]) -> F
     )
     for row in chosen:
         if any(kind not in row["maps"] for kind in kinds) or (any(has_words) and row["words"] is None):
-            raise InputError(f"image {row['uid']} has no heatmap or no words, and others of the same feedback have")
+            raise InputError(
+                f"image {row['uid']} has no heatmap or no words, and others of the same feedback have", where="rich-feedback"
+            )
     return Feedback(
         {aspect: np.array([np.nan if row[aspect] is None else row[aspect] for row in chosen]) for aspect in ASPECTS},
         {kind: EncodedMaps([row["maps"][kind] for row in chosen]) for kind in kinds},

@@ -1,7 +1,9 @@
 """Predict rich feedback on images by a RAHF: heatmaps, misaligned words and scores, as annotators would give them.
 
-Reads: images and their prompts (of splits, annotations or the selected ones), or those that came with feedback; and a RAHF.
-Writes: the tables `rich_feedback` and `heatmaps`, as `load-rich-feedback` does, and `rejected`.
+Reads: images and their prompts (of splits, annotations or the selected ones), or those that came with feedback; and a RAHF or one
+    of its baselines.
+Writes: the tables `rich_feedback` and `heatmaps`, as `load-rich-feedback` does, and `rejected`. What a baseline does not give is
+    not there: words are null, and a CLIP has no heatmaps.
 Paper: RichHF, section 4.
 Deviates: words are decoded by force (`irpipe.models.reward.rahf`): no other words than the prompt's can come out.
 Cost: one pass of the vision tower and the encoder per image (augmented prompt: seven of the encoder), a few of the decoder.
@@ -24,7 +26,7 @@ class PredictRichFeedbackConfig(MapConfig):
         meaning="Which images. recipe: those of its stages. feedback: those that came with rich feedback, with its prompts.",
     )
     reward_model: str | None = setting(
-        None, role="model", check=NO_GENERATOR, meaning="A RAHF, instead of the recipe's: a folder, or a name."
+        None, role="model", check=NO_GENERATOR, meaning="A RAHF or a baseline, instead of the recipe's: a folder, or a name."
     )
     map_size: int = setting(
         512, ge=8, le=4096, meaning="Longest side of the heatmaps; those of smaller images have the image's size."

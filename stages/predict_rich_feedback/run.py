@@ -18,7 +18,7 @@ from irpipe.models.reward.base import load_chosen
 from irpipe.models.reward.rich import RichRewardModel
 from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
-from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.errors import InputError, ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
 from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
 from irpipe.schemas.gathered import gather, write_reasons
@@ -32,7 +32,10 @@ _ROWS_PER_SHARD = 256
 
 
 def run(config: PredictRichFeedbackConfig, inputs: Inputs, out: Path, context: Context) -> Report:
-    groups = row_groups(inputs["images" if config.images == "recipe" else "rich-feedback"].table("images"))
+    source = inputs["images" if config.images == "recipe" else "rich-feedback"]
+    if "images" not in source.manifest.tables:
+        raise InputError("no images came with the feedback", fix="--set predict-rich-feedback.images=recipe")
+    groups = row_groups(source.table("images"))
     shards = {f"{number:05}": shard for number, shard in enumerate(in_shards(groups, _ROWS_PER_SHARD))}
     made = context.map(
         ShardPredictor(config, inputs, context.models),
@@ -105,7 +108,7 @@ class ShardPredictor:
         model = load_chosen(self.models, self.inputs)
         if not isinstance(model, RichRewardModel):
             raise ModelError(
-                f"a reward model of the format {model.format!r} gives a score alone", expected="a RAHF, or a baseline"
+                f"a reward model of the format {model.format!r} is no RichRewardModel", expected="a RAHF, or a baseline"
             )
         return model.to(device=worker_device(self.config.device), dtype=getattr(torch, self.config.dtype)).eval()
 

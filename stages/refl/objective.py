@@ -51,7 +51,10 @@ class ReflObjective(SampleObjective):
         self.texts = {name: values.cpu() for name, values in reward.encode_texts(texts).items()}
         self._count = len(texts)
         if config.weight_map is not None and not hasattr(reward, "heatmap"):
-            raise ModelError(f"weight_map: a reward model of the format {reward.format!r} has no heatmaps", expected="a RAHF")
+            raise ModelError(
+                f"weight_map: a reward model of the format {reward.format!r} has no heatmaps",
+                expected="a RAHF, or a ResNet with heads",
+            )
         self.gradients = RewardGradients(
             reward, self.denoiser, config.phi, config.margin, config.noise_samples, config.noise_std, config.weight_map
         )

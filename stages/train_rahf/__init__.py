@@ -1,4 +1,4 @@
-"""Train RAHF: one model for the scores, heatmaps and misaligned words of an image.
+"""Train RAHF: one model for the scores, heatmaps and misaligned words of an image; or one of the paper's baselines.
 
 Reads: rich feedback; the images and splits of the recipe, or those that came with the feedback; captioned images if asked for.
 Writes: the model, a reward model whose score is the plausibility unless somebody asks for another; curves; the table `rejected`.
@@ -140,7 +140,8 @@ class TrainRahfConfig(Config):
         0.0,
         ge=0,
         le=1,
-        meaning="Share of the vision tower's layers that are frozen, and of a BLIP's text tower's. 1: all of both.",
+        meaning="Share of the vision tower's layers that are frozen, and of a BLIP's text tower's; of a ResNet's stages; of both"
+        " towers of a CLIP. 1: all of them.",
     )
     freeze: Annotated[tuple[Literal["encoder", "implausibility", "misalignment"], ...], Strict(False)] = setting(
         (),
@@ -173,8 +174,8 @@ class TrainRahfConfig(Config):
             yield "freeze names a heatmap's head, and augmented-prompt has one head for both"
         if self.is_baseline and self.model is None:
             yield f"variant = {self.variant} tunes a network that model names, and it names none"
-        if self.is_baseline and not (self.score_weight or (self.variant == "resnet" and self.heatmap_weight)):
-            yield f"all weights of what variant = {self.variant} gives are 0: there is nothing to train"
+        if self.is_baseline and not self.score_weight:
+            yield f"score_weight is 0, and a reward model as variant = {self.variant} gives scores"
 
     @property
     def is_baseline(self) -> bool:
@@ -190,6 +191,9 @@ class TrainRahfConfig(Config):
             if self.variant == "clip":
                 maps = [f"heads.{name}" for name in HeadSettings.model_fields if name != "score_denses"]
                 idle |= dict.fromkeys(("heatmap_weight", *maps), "variant = clip gives scores alone, of embeddings")
+            elif self.heatmap_weight == 0:
+                maps = [f"heads.{name}" for name in HeadSettings.model_fields if not name.startswith("score")]
+                idle |= dict.fromkeys(maps, "heatmap_weight is 0: it has no heatmaps")
             return idle
         if self.heatmap_weight == 0:
             idle["prompt_contrast"] = "heatmap_weight is 0"

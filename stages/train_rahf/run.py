@@ -82,9 +82,11 @@ def start_baseline(config: TrainRahfConfig, context: Context) -> Baseline:
     if format_of(files_of(given)) == kind.format:
         known: Baseline = load_given(given)
         check_sizes(config, known)
+        if config.variant == "resnet" and config.heatmap_weight and "heatmaps" not in known.outputs:
+            raise ModelError(f"{given.shown} has no heatmaps", fix="--set train-rahf.heatmap_weight=0")
         return known
-    model = kind.start(given, heads, config.training.seed)
-    if isinstance(model, ResNetBaseline):
+    model = kind.start(given, heads, ("scores", "heatmaps") if config.heatmap_weight else ("scores",), config.training.seed)
+    if isinstance(model, ResNetBaseline) and config.heatmap_weight:
         check_deconvolutions(heads, model.side, model.preprocess.image_size)
     return model
 
@@ -144,7 +146,9 @@ def check_sizes(config: TrainRahfConfig, known: Rahf | Baseline) -> None:
             f"t5_sizes.{name} is {known.config.t5[name]}" for name, value in sizes.items() if known.config.t5[name] != value
         ]
     if other:
-        raise ModelError(f"the RAHF has other sizes: {'; '.join(other)}", fix="give the same: --set train-rahf.heads...")
+        raise ModelError(
+            f"the {known.format} has other sizes: {'; '.join(other)}", fix="give the same: --set train-rahf.heads..."
+        )
 
 
 class Reader:
