@@ -199,7 +199,8 @@ class TestShippedModels:
         assert sum(map(len, found.values())) < 12_000_000
 
     def test_they_are_found_by_name(self):
-        assert set(declared(MODELS)) == {f"micro-{name}" for name in ("generator", "sentences", "blip", "clip", "judge", "rahf")}
+        names = ("generator", "sentences", "blip", "clip", "judge", "rahf", "resnet")
+        assert set(declared(MODELS)) == {f"micro-{name}" for name in names}
         assert shipped_folder("micro-clip").resolve() == WEIGHTS / "clip"
 
     def test_every_model_is_of_the_real_class_and_loads_without_a_word(self):

@@ -302,7 +302,7 @@ def checks(block: ast.With) -> bool:
 
 def loads_a_model(call: ast.Call) -> bool:
     told = ast.unparse(call.func)
-    ours = told in ("ImageReward.from_pretrained", "known[name].load().from_pretrained")
+    ours = told in ("ClipReward.from_pretrained", "ImageReward.from_pretrained", "known[name].load().from_pretrained")
     return told.endswith((".from_pretrained", "SentenceTransformer", ".load_lora_weights")) and not ours
 
 
