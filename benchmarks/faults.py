@@ -86,9 +86,9 @@ class Campaign:
             os.setsid()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
             os.chdir(self.folder)
-            told = os.open(self.folder / f"told-{os.getpid()}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-            os.dup2(told, 1)
-            os.dup2(told, 2)
+            output = os.open(self.folder / f"output-{os.getpid()}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
             signal.alarm(_LONGEST)
             if most_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
@@ -104,20 +104,20 @@ class Campaign:
                 os._exit(status if isinstance(status, int) else 1)
 
     def end(self, process: int) -> tuple[int, str]:
-        """Its exit status, and what it told."""
+        """Its exit status, and what it printed."""
         _, status = os.waitpid(process, 0)
-        told = self.folder / f"told-{process}"
-        text = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
-        told.unlink(missing_ok=True)
+        output = self.folder / f"output-{process}"
+        text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+        output.unlink(missing_ok=True)
         return os.waitstatus_to_exitcode(status), text
 
     def made(self, target: str) -> str | None:
         """The content id of a run, None where it does not end well."""
-        status, told = self.end(self.start("run", target, "--json"))
+        status, output = self.end(self.start("run", target, "--json"))
         if status:
-            print(told[-2000:], flush=True)
+            print(output[-2000:], flush=True)
             return None
-        return str(json.loads(told.splitlines()[-1])["content_id"])
+        return str(json.loads(output.splitlines()[-1])["content_id"])
 
     # -- faults -------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from irpipe.models.loading import load_errors
 from irpipe.models.whole import refuse_differences
 from irpipe.pipeline.stage import Model
-from irpipe.schemas.reward_model import CONFIG
+from irpipe.schemas.reward_model import CARD, CONFIG, WEIGHTS, ScoreCard
 
 
 def read_config(model: Model) -> dict[str, Any]:
@@ -50,6 +51,20 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     misshapen = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     refuse_differences(what, own.keys() - weights.keys(), weights.keys() - own.keys(), misshapen)
     model.load_state_dict(dict(weights))
+
+
+def save_model(
+    folder: Path, config: Mapping[str, Any], card: ScoreCard, weights: Mapping[str, Tensor], tokenizer: Any = None
+) -> None:
+    """Write the files of a reward model: config, score card and weights, and the tokenizer if there is one."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in ((CONFIG, config), (CARD, asdict(card))):
+        (folder / name).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor] | None:

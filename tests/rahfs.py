@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from irpipe.models.maps import encoded
-from irpipe.models.reward.baselines import BASELINES
+from irpipe.models.reward.baselines import ClipBaseline, ResNetBaseline
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import start_from_blip
 from irpipe.pipeline.external import shipped_folder
@@ -109,7 +109,7 @@ def rahf(kind: type[RahfObjective] = RahfObjective, variant: str = "multi-head",
     return made
 
 
-def baseline(variant: str, model: str) -> Any:
+def baseline(kind: type[ResNetBaseline | ClipBaseline], variant: str, model: str) -> Any:
     """The objective of a baseline, in micro-batches of a size."""
 
     def made(folder: Path, size: int, **settings: Any) -> tuple[RahfObjective, dict[str, Any]]:
@@ -117,7 +117,7 @@ def baseline(variant: str, model: str) -> Any:
             model="x", variant=variant, batch_size=6, augmentation=AUGMENTED, training={"micro_batch_size": size, **settings}
         )
         heads = HeadSizes((16,), (12, 8, 8), 1, 4, (8,), (16,))
-        network = BASELINES[variant].start(Model(model, "r", shipped_folder(model)), heads, ("scores", "heatmaps"), 0)
+        network = kind.start(Model(model, "r", shipped_folder(model)), heads, 0)
         pictures = np.random.default_rng(4).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
 
         def read(rows: Sequence[int]) -> np.ndarray:
@@ -129,8 +129,8 @@ def baseline(variant: str, model: str) -> Any:
 
 
 OBJECTIVES = {
-    "resnet baseline": baseline("resnet", "micro-resnet"),
-    "clip baseline": baseline("clip", "micro-clip"),
+    "resnet baseline": baseline(ResNetBaseline, "resnet", "micro-resnet"),
+    "clip baseline": baseline(ClipBaseline, "clip", "micro-clip"),
     "rahf": rahf(),
     "rahf, augmented prompt": rahf(variant="augmented-prompt"),
     "rahf, captions": rahf(CaptionObjective),

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPModel, ResNetModel
 
 from irpipe.models.reward.base import load_reward_model, of_aspect
-from irpipe.models.reward.baselines import BASELINES, ClipBaseline, ResNetBaseline
+from irpipe.models.reward.baselines import ClipBaseline, ResNetBaseline
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import start_from_blip
 from irpipe.models.reward.start import init_reward_model
@@ -24,15 +24,14 @@ from tests.rahfs import RICH_RECIPE
 
 RESNET, CLIP = (Model(name, "r", shipped_folder(name)) for name in ("micro-resnet", "micro-clip"))
 HEADS = HeadSizes((8,), (8, 8, 4), 1, 2, (8,), (8,))
-BOTH = ("scores", "heatmaps")
 PROMPTS = ["a large red circle on the left", "a cross", "a blue square above a green cross"]
 PIXELS = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 32, 32)))
 
 
 @pytest.fixture(params=["resnet", "clip"])
 def model(request):
-    given = RESNET if request.param == "resnet" else CLIP
-    return BASELINES[request.param].start(given, HEADS, BOTH, 0).double()
+    made = ResNetBaseline.start(RESNET, HEADS, 0) if request.param == "resnet" else ClipBaseline.start(CLIP, HEADS, 0)
+    return made.double()
 
 
 def answers(model, pixels, prompts):
@@ -58,7 +57,7 @@ def test_an_answer_does_not_depend_on_its_batch_nor_on_the_mode(model):
 
 
 def test_what_is_pre_trained_comes_in_whole():
-    resnet, clip = ResNetBaseline.start(RESNET, HEADS, BOTH, 0), ClipBaseline.start(CLIP, HEADS, BOTH, 0)
+    resnet, clip = ResNetBaseline.start(RESNET, HEADS, 0), ClipBaseline.start(CLIP, HEADS, 0)
     for ours, theirs in (
         (resnet.base, ResNetModel.from_pretrained(RESNET.folder, dtype=torch.float32)),
         (clip.base.clip, CLIPModel.from_pretrained(CLIP.folder, dtype=torch.float32)),
@@ -67,7 +66,7 @@ def test_what_is_pre_trained_comes_in_whole():
         assert ours.state_dict().keys() == known.keys()
         assert all(torch.equal(value, known[name]) for name, value in ours.state_dict().items())
     assert resnet.preprocess.fit == clip.preprocess.fit == "pad" and resnet.side == 4
-    other = ResNetBaseline.start(RESNET, HEADS, BOTH, 1)
+    other = ResNetBaseline.start(RESNET, HEADS, 1)
     assert not torch.equal(other.scores["overall"].body[0][0].weight, resnet.scores["overall"].body[0][0].weight), "by the seed"
 
 
@@ -95,9 +94,9 @@ def test_the_same_model_elsewhere_is_the_same_file(tmp_path):
     """Where a model lay is no part of what is made of it: a content id and a published file would tell it."""
     blip, sizes = HeadSizes((8,), (8, 4), 1, 2, (8,), (8,)), {"d_model": 32, "d_ff": 32, "num_heads": 2, "num_layers": 1}
     starts = {
-        "micro-resnet": [lambda model: ResNetBaseline.start(model, HEADS, BOTH, 0)],
+        "micro-resnet": [lambda model: ResNetBaseline.start(model, HEADS, 0)],
         "micro-clip": [
-            lambda model: ClipBaseline.start(model, HEADS, BOTH, 0),
+            lambda model: ClipBaseline.start(model, HEADS, 0),
             lambda model: init_reward_model(model, "auto", 0)[0],
         ],
         "micro-blip": [
@@ -116,7 +115,7 @@ def test_the_same_model_elsewhere_is_the_same_file(tmp_path):
 
 
 def test_maps_that_are_not_trained_are_not_there(tmp_path):
-    alone = ResNetBaseline.start(RESNET, HEADS, ("scores",), 0)
+    alone = ResNetBaseline.start(RESNET, HEADS, 0, heatmaps=False)
     alone.save_pretrained(tmp_path)
     again = load_reward_model(tmp_path)
     assert again.outputs == ("scores",) and not any(name.startswith("heatmaps") for name in again.state_dict())
@@ -170,9 +169,9 @@ def test_less_memory_the_same_gradient(model):
 
 def test_what_is_no_resnet(tmp_path):
     with pytest.raises(ModelError, match="micro-clip is a clip"):
-        ResNetBaseline.start(CLIP, HEADS, BOTH, 0)
+        ResNetBaseline.start(CLIP, HEADS, 0)
     with pytest.raises(ModelError, match="holds no CLIP"):
-        ClipBaseline.start(RESNET, HEADS, BOTH, 0)
+        ClipBaseline.start(RESNET, HEADS, 0)
     folder = shutil.copytree(RESNET.folder, tmp_path / "resnet")
     told = json.loads((folder / "preprocessor_config.json").read_text())
     for size, why in (
@@ -182,16 +181,16 @@ def test_what_is_no_resnet(tmp_path):
     ):
         (folder / "preprocessor_config.json").write_text(json.dumps(told | {"size": size}))
         with pytest.raises(ModelError, match=why):
-            ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
+            ResNetBaseline.start(Model("r", "r", folder), HEADS, 0)
     for crops, side in ((False, 32), (True, 16)):
         (folder / "preprocessor_config.json").write_text(json.dumps(told | {"do_center_crop": crops, "crop_size": 16}))
-        assert ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0).preprocess.image_size == side
+        assert ResNetBaseline.start(Model("r", "r", folder), HEADS, 0).preprocess.image_size == side
     (folder / "preprocessor_config.json").write_text(json.dumps(told | {"do_flip_channel_order": True}))
     with pytest.raises(ModelError, match="do_flip_channel_order is True"):
-        ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
+        ResNetBaseline.start(Model("r", "r", folder), HEADS, 0)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="no image preprocessing"):
-        ResNetBaseline.start(Model("r", "r", folder), HEADS, BOTH, 0)
+        ResNetBaseline.start(Model("r", "r", folder), HEADS, 0)
 
 
 BASELINE_RECIPE = (

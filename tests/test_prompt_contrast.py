@@ -98,7 +98,8 @@ class TestFrozen:
 
     def test_the_map_stays_and_the_rest_moves(self):
         model = start_from_blip(BLIP, "multi-head", rahfs.HEADS, rahfs.T5, 0)
-        model.freeze(1.0, ("encoder", "misalignment"))
+        model.freeze(1.0)
+        model.freeze_parts(("encoder", "misalignment"))
         trained = {
             name.split(".")[0] + "." + name.split(".")[1] for name, value in model.named_parameters() if value.requires_grad
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +19,7 @@ from irpipe.models.reward.clip import ClipReward
 from irpipe.models.reward.preprocessing import Preprocessing, read_image_size, read_preprocessing
 from irpipe.models.reward.rahf_heads import HeadSizes, HeatmapHead, ScoreHead, dense_score
 from irpipe.models.reward.rich import Output, RichRewardModel
-from irpipe.models.weights import config_table, fill, load_tokenizer, read_config
+from irpipe.models.weights import config_table, fill, load_tokenizer, read_config, save_model
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -39,23 +39,13 @@ class Baseline(RichRewardModel):
     heads: HeadSizes
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:
-        """With new heads on a pre-trained network.
+    @abstractmethod
+    def _made(cls, preprocessing: Preprocessing, document: Mapping[str, Any], folder: Path) -> Self:
+        """Without its weights, of what its `config.json` says."""
 
-        Args:
-            outputs: those that are trained; others it does not have.
-
-        Raises:
-            ModelError: it is of another class, not whole, or comes without preprocessing.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:
-        raise NotImplementedError
-
+    @abstractmethod
     def _base_config(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The config of `base`, as a table."""
 
     @classmethod
     def from_pretrained(cls, location: str | Path) -> Self:
@@ -72,26 +62,16 @@ class Baseline(RichRewardModel):
             document = read_config(known)
             if document.get("format") != cls.format:
                 raise ModelError(f"{folder} is of another format", expected=f"{CONFIG} with the format {cls.format!r}")
-            preprocessing = document["preprocessing"]
-            preprocessing |= {name: tuple(preprocessing[name]) for name in ("mean", "std")}
-            model = cls._made(Preprocessing(**preprocessing), document, folder)
+            model = cls._made(Preprocessing.from_json(document["preprocessing"]), document, folder)
             model.cards = {aspect: ScoreCard(**card) for aspect, card in document["cards"].items()}
             fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
             return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, the score cards, and the tokenizer if there is one; `from_pretrained` reads them."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         document = {"format": self.format, "base": self._base_config(), "heads": asdict(self.heads), "outputs": self.outputs}
         document |= {"preprocessing": asdict(self.preprocess), "cards": {one: asdict(self.card_of(one)) for one in ASPECTS}}
-        (folder / CONFIG).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        save_model(Path(folder), document, self.card, self.state_dict(), self.tokenizer)
 
 
 class ResNetBaseline(Baseline):
@@ -117,13 +97,20 @@ class ResNetBaseline(Baseline):
         self.eval()
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:
-        """See `Baseline`; pictures have the size that its preprocessing names."""
+    def start(cls, model: Model, heads: HeadSizes, seed: int, *, heatmaps: bool = True) -> Self:
+        """With new heads on a pre-trained ResNet; pictures have the size that its preprocessing names.
+
+        Args:
+            heatmaps: whether it has them; what is not trained must not be there.
+
+        Raises:
+            ModelError: it is of another class, not whole, or comes without preprocessing.
+        """
         folder = files_of(model)
         with load_errors(model, "the ResNet", "a ResNet of transformers with its preprocessing", unused=r"classifier"):
-            told = read_config(Model(model.name, "", folder))
-            if told.get("model_type") != "resnet":
-                kind = told.get("format") or told.get("model_type") or "model of another library"
+            config = read_config(Model(model.name, "", folder))
+            if config.get("model_type") != "resnet":
+                kind = config.get("format") or config.get("model_type") or "model of another library"
                 raise ModelError(f"{model.shown} is a {kind}", expected="a ResNet of transformers, or a resnet-baseline")
             base = transformers.ResNetModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -135,13 +122,18 @@ class ResNetBaseline(Baseline):
                     f"{model.shown} halves pictures to 1/{_stride(base.config)}, which does not divide {size} pixels"
                 )
         torch.manual_seed(seed)
-        made = cls(base.config, preprocessing, heads, outputs)
+        made = cls(base.config, preprocessing, heads, cls.outputs if heatmaps else ("scores",))
         made.base.load_state_dict(base.state_dict())
         return made
 
     @classmethod
-    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:  # noqa: ARG003
-        return cls(transformers.ResNetConfig(**told["base"]), preprocessing, HeadSizes.from_json(told["heads"]), told["outputs"])
+    def _made(cls, preprocessing: Preprocessing, document: Mapping[str, Any], folder: Path) -> Self:  # noqa: ARG003
+        return cls(
+            transformers.ResNetConfig(**document["base"]),
+            preprocessing,
+            HeadSizes.from_json(document["heads"]),
+            document["outputs"],
+        )
 
     def _base_config(self) -> dict[str, Any]:
         return config_table(self.base.config)
@@ -180,13 +172,13 @@ class ResNetBaseline(Baseline):
 
     def score(self, image: Tensor, texts: Mapping[str, Tensor], aspect: str, shared: None = None) -> Tensor:  # noqa: ARG002
         """One score (n,) of states (n, c, s, s)."""
-        found: Tensor = self.scores[aspect](image)
-        return found
+        score: Tensor = self.scores[aspect](image)
+        return score
 
     def heatmap(self, pixels: Tensor, image: Tensor, texts: Mapping[str, Tensor], kind: str, shared: None = None) -> Tensor:  # noqa: ARG002
         """One map (n, size, size) of preprocessed pixels and their states."""
-        found: Tensor = self.heatmaps[kind](image, pixels)
-        return found
+        heatmap: Tensor = self.heatmaps[kind](image, pixels)
+        return heatmap
 
     def cut_prompts(self, prompts: Sequence[str]) -> int:  # noqa: ARG002
         """None: no prompt is read."""
@@ -208,8 +200,12 @@ class ClipBaseline(Baseline):
         self.eval()
 
     @classmethod
-    def start(cls, model: Model, heads: HeadSizes, outputs: Sequence[Output], seed: int) -> Self:  # noqa: ARG003
-        """See `Baseline`; a CLIP is whatever `ClipReward` reads."""
+    def start(cls, model: Model, heads: HeadSizes, seed: int) -> Self:
+        """With new heads on what `ClipReward` reads.
+
+        Raises:
+            ModelError: that is no CLIP, not whole, or comes without tokenizer or preprocessing.
+        """
         try:
             base = ClipReward.from_pretrained(files_of(model))
         except ModelError as error:
@@ -219,11 +215,11 @@ class ClipBaseline(Baseline):
         return cls(base, heads)
 
     @classmethod
-    def _made(cls, preprocessing: Preprocessing, told: Mapping[str, Any], folder: Path) -> Self:
-        clip = transformers.CLIPModel(transformers.CLIPConfig(**told["base"]))
+    def _made(cls, preprocessing: Preprocessing, document: Mapping[str, Any], folder: Path) -> Self:
+        clip = transformers.CLIPModel(transformers.CLIPConfig(**document["base"]))
         base = ClipReward(clip, preprocessing=preprocessing, tokenizer=load_tokenizer(folder))
         check_vocabulary(base.tokenizer, clip.text_model, str(folder))
-        return cls(base, HeadSizes.from_json(told["heads"]))
+        return cls(base, HeadSizes.from_json(document["heads"]))
 
     def _base_config(self) -> dict[str, Any]:
         return config_table(self.base.clip.config)
@@ -259,9 +255,6 @@ class ClipBaseline(Baseline):
         """How many prompts have more tokens than the text tower has places."""
         lengths = [len(ids) for ids in self.tokenizer(list(prompts))["input_ids"]] if prompts else []
         return sum(length > self.base.max_length for length in lengths)
-
-
-BASELINES: Mapping[str, type[Baseline]] = {"resnet": ResNetBaseline, "clip": ClipBaseline}
 
 
 def _stride(config: transformers.ResNetConfig) -> int:

@@ -25,7 +25,7 @@ from irpipe.models.noise import Noise
 from irpipe.models.pictures import Fit
 from irpipe.models.reward.clip_weights import HEAD_WIDTHS, config_of, from_openai_names, half_to_float, is_openai
 from irpipe.models.reward.preprocessing import Preprocessing, read_preprocessing
-from irpipe.models.weights import config_table, encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.weights import config_table, encode_prompts, fill, load_tokenizer, read_checkpoint, read_config, save_model
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -133,10 +133,9 @@ class ClipReward(nn.Module):
         from safetensors.torch import load_file
 
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config["preprocessing"] |= {name: tuple(config["preprocessing"][name]) for name in ("mean", "std")}
         model = cls(
             CLIPModel(CLIPConfig(**config["clip"])),
-            preprocessing=Preprocessing(**config["preprocessing"]),
+            preprocessing=Preprocessing.from_json(config["preprocessing"]),
             card=ScoreCard(**json.loads((folder / CARD).read_text(encoding="utf-8"))),
             tokenizer=load_tokenizer(folder),
         )
@@ -146,16 +145,8 @@ class ClipReward(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, tokenizer and score card; `from_pretrained` reads them."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"format": FORMAT, "clip": config_table(self.clip.config), "preprocessing": asdict(self.preprocess)}
-        (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}, folder / WEIGHTS)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        save_model(Path(folder), config, self.card, self.clip.state_dict(), self.tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -36,7 +36,7 @@ from irpipe.models.reward.blip_weights import (
     sizes_of,
 )
 from irpipe.models.reward.preprocessing import Preprocessing
-from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config
+from irpipe.models.weights import encode_prompts, fill, load_tokenizer, read_checkpoint, read_config, save_model
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -147,7 +147,7 @@ class ImageReward(nn.Module):
         model = cls(
             BlipVisionConfig(**told["vision"]),
             BlipTextConfig(**told["text"], **NO_ENDS),
-            preprocessing=Preprocessing(**told["preprocessing"]),
+            preprocessing=Preprocessing.from_json(told["preprocessing"]),
             head_sizes=told["head_sizes"],
             max_length=told["max_length"],
             card=ScoreCard(**json.loads((folder / CARD).read_text(encoding="utf-8"))),
@@ -159,11 +159,7 @@ class ImageReward(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, tokenizer and score card; `from_pretrained` reads them."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        told = {
+        config = {
             "format": FORMAT,
             "vision": {name: getattr(self.vision.config, name) for name in VISION_FIELDS},
             "text": {name: getattr(self.text.config, name) for name in TEXT_FIELDS},
@@ -171,11 +167,7 @@ class ImageReward(nn.Module):
             "preprocessing": asdict(self.preprocess),
             "max_length": self.max_length,
         }
-        (folder / CONFIG).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        save_model(Path(folder), config, self.card, self.state_dict(), self.tokenizer)
 
     @property
     def head_layers(self) -> list[Any]:

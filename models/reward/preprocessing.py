@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fit: Fit = "crop"
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Self:
+        """Of a table in a `config.json`."""
+        return cls(**{**table, "mean": tuple(table["mean"]), "std": tuple(table["std"])})
 
     def __call__(self, image: Pillow.Image | Tensor) -> Tensor:
         """Resize, crop the centre or pad, convert to RGB (after the crop, as published) and normalise.

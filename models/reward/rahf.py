@@ -10,7 +10,6 @@ word of the prompt may follow, so that no other words can come out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,7 +26,7 @@ from irpipe.models.loading import load_errors
 from irpipe.models.reward.preprocessing import Preprocessing
 from irpipe.models.reward.rahf_heads import HeadSizes, HeatmapHead, ScoreHead
 from irpipe.models.reward.rich import Output, RichRewardModel
-from irpipe.models.weights import fill, load_tokenizer, read_config
+from irpipe.models.weights import fill, load_tokenizer, read_config, save_model
 from irpipe.models.whole import check_vocabulary
 from irpipe.pipeline.errors import ModelError
 from irpipe.pipeline.stage import Model
@@ -141,31 +140,22 @@ class Rahf(RichRewardModel):
             document = read_config(known)
             if document.get("format") != FORMAT:
                 raise ModelError(f"{folder} holds no RAHF", expected=f"{CONFIG} with the format {FORMAT!r}")
-            preprocessing = document["preprocessing"]
-            preprocessing |= {name: tuple(preprocessing[name]) for name in ("mean", "std")}
             config = document["rahf"] | {"heads": HeadSizes.from_json(document["rahf"]["heads"])}
             cards = {aspect: ScoreCard(**card) for aspect, card in document["cards"].items()}
-            model = cls(RahfConfig(**config), Preprocessing(**preprocessing), load_tokenizer(folder), cards)
+            model = cls(RahfConfig(**config), Preprocessing.from_json(document["preprocessing"]), load_tokenizer(folder), cards)
             fill(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
             check_vocabulary(model.tokenizer, model.t5, str(folder))
             return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, tokenizer and the score cards; `from_pretrained` reads them."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         cards = {aspect: asdict(self.card_of(aspect)) for aspect in ASPECTS}
         document = {"format": FORMAT, "rahf": asdict(self.config), "preprocessing": asdict(self.preprocess), "cards": cards}
-        (folder / CONFIG).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         tied = {"t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight", "t5.lm_head.weight"}
         own = {name: value.detach().cpu() for name, value in self.state_dict().items()}
         shared = own["t5.shared.weight"].data_ptr()
-        weights = {n: v.clone() if n in tied and v.data_ptr() == shared else v.contiguous() for n, v in own.items()}
-        save_file(weights, folder / WEIGHTS)
-        self.tokenizer.save_pretrained(folder)
+        weights = {n: v.clone() if n in tied and v.data_ptr() == shared else v for n, v in own.items()}
+        save_model(Path(folder), document, self.card, weights, self.tokenizer)
 
     # -- a reward model -----------------------------------------------------------------------------------------------
 
@@ -183,17 +173,16 @@ class Rahf(RichRewardModel):
         """Sizes of its heads."""
         return self.config.heads
 
-    def freeze(self, rate: float, parts: Sequence[Part] = ()) -> None:
-        """Fix a share of the lower layers of the vision tower (and the text tower); 1 fixes them whole, 0 nothing.
-
-        Args:
-            parts: also the T5's encoder, with the embeddings and what joins images to it; the head of a heatmap (multi-head).
-        """
+    def freeze(self, rate: float) -> None:
+        """Fix a share of the lower layers of the vision tower (and the text tower); 1 fixes them whole, 0 nothing."""
         for tower in filter(None, (self.vision, self.text_tower)):
             tower.requires_grad_(rate == 0)
             layers = _layers_of(tower)
             for layer in layers[int(rate * len(layers)) :]:
                 layer.requires_grad_(True)
+
+    def freeze_parts(self, parts: Sequence[Part]) -> None:
+        """Fix the T5's encoder, with the embeddings and what joins images to it, or the head of a heatmap (multi-head)."""
         encoder = [self.t5.encoder, self.t5.shared, self.join, *([self.join_text] if self.text_tower is not None else [])]
         for part in parts:
             for module in encoder if part == "encoder" else [self.heatmaps[part]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,7 +19,7 @@ Output = Literal["scores", "heatmaps", "words"]
 _MEANING = "from 0, the worst, to 1, as people rate it"
 
 
-class RichRewardModel(nn.Module):
+class RichRewardModel(nn.Module, ABC):
     """A reward model (`irpipe.models.reward.base`) of the four scores of rich human feedback, from 0 to 1.
 
     Image and text are read once for all outputs: `look`, `encode_texts`, and `shared` for what both make together.
@@ -65,22 +66,22 @@ class RichRewardModel(nn.Module):
         """The aspect's score (n,), 0 to 1, of preprocessed images (n, 3, size, size), each for its text."""
         return self.score(self.look(pixels), texts, self.aspect)
 
+    @abstractmethod
     def encode_texts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Tensors with one row per prompt, on the model's device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, pixels: Tensor) -> Tensor:
         """What all outputs read of preprocessed images (n, 3, size, size)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shared(self, image: Tensor, texts: Mapping[str, Tensor]) -> Any:
         """What image and text together give all outputs; None: nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, image: Tensor, texts: Mapping[str, Tensor], aspect: str, shared: Any = None) -> Tensor:
         """One score (n,) of images that were looked at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cut_prompts(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the model reads."""
-        raise NotImplementedError

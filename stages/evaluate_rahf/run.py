@@ -99,19 +99,17 @@ def feedback_of(rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str]) -> F
         InputError: something is said of some images alone.
     """
     chosen = [rows[uid] for uid in uids]
-    kinds, has_words = (
-        [kind for kind in KINDS if any(kind in row["maps"] for row in chosen)],
-        [row["words"] is not None for row in chosen],
-    )
+    kinds = [kind for kind in KINDS if any(kind in row["maps"] for row in chosen)]
+    has_words = any(row["words"] is not None for row in chosen)
     for row in chosen:
-        if any(kind not in row["maps"] for kind in kinds) or (any(has_words) and row["words"] is None):
+        if any(kind not in row["maps"] for kind in kinds) or (has_words and row["words"] is None):
             raise InputError(
                 f"image {row['uid']} has no heatmap or no words, and others of the same feedback have", where="rich-feedback"
             )
     return Feedback(
         {aspect: np.array([np.nan if row[aspect] is None else row[aspect] for row in chosen]) for aspect in ASPECTS},
         {kind: EncodedMaps([row["maps"][kind] for row in chosen]) for kind in kinds},
-        [[word["misaligned"] for word in row["words"]] for row in chosen] if all(has_words) else (),
+        [[word["misaligned"] for word in row["words"]] for row in chosen] if has_words else (),
     )
 
 

@@ -144,5 +144,5 @@ class ShardPredictor:
     def words(self, prompt: str, shares: Sequence[float]) -> dict[str, Any]:
         """The columns of a prompt's words, by the probability that each is misaligned."""
         wrong = [share > self._model.config.word_cut for share in shares]
-        told = zip(prompt_tokens(prompt), wrong, shares, strict=True)
-        return {"words": [{"word": word, "misaligned": flag, "share": share} for word, flag, share in told], "labels": wrong}
+        rows = zip(prompt_tokens(prompt), wrong, shares, strict=True)
+        return {"words": [{"word": word, "misaligned": flag, "share": share} for word, flag, share in rows], "labels": wrong}

@@ -158,16 +158,17 @@ class RahfObjective(Objective):
         aspects = ASPECTS if together else (ASPECTS[step % len(ASPECTS)],)
         images = part.images if self.config.prompt_contrast else None
         losses, _ = self.losses(part.rows, pictures, maps, kinds, aspects, images)
-        heat, told, loss = self.config.heatmap_weight, {}, torch.zeros((), device=device)
+        heat, loss = self.config.heatmap_weight, torch.zeros((), device=device)
+        figures = {name: Samples(values.detach()) for name, values in losses.items() if name != "words"}
         if "words" in losses:
             words = losses.pop("words")
             loss = loss + self.config.word_weight * words.sum() / part.step_tokens
             counts = torch.tensor([self.tokens[row] for row in part.rows], dtype=torch.float64)
-            told["words"] = Samples(words.detach().double().cpu() / counts, counts)
+            figures["words"] = Samples(words.detach().double().cpu() / counts, counts)
         weights = {"heatmaps": heat, "scores": self.config.score_weight, "contrast": heat * self.config.prompt_contrast}
         for name in filter(losses.__contains__, weights):
             loss = loss + weights[name] * losses[name].sum() / part.step_rows
-        return loss, {name: Samples(values.detach()) for name, values in losses.items()} | told
+        return loss, figures
 
     def losses(
         self,

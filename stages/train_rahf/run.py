@@ -15,7 +15,7 @@ from irpipe.models.loading import files_of
 from irpipe.models.pictures import PictureFiles
 from irpipe.models.plugins import format_of
 from irpipe.models.reward.base import load_given
-from irpipe.models.reward.baselines import BASELINES, Baseline, ResNetBaseline
+from irpipe.models.reward.baselines import Baseline, ClipBaseline, ResNetBaseline
 from irpipe.models.reward.rahf import Rahf, Variant
 from irpipe.models.reward.rahf_heads import HeadSizes
 from irpipe.models.reward.rahf_start import is_rahf, start_from_blip, start_from_vit
@@ -44,7 +44,7 @@ def run(config: TrainRahfConfig, inputs: Mapping[str, Artifact], out: Path, cont
     title = f"train-rahf {context.work.parent.name[:12]}"
     accelerator = make_accelerator("train-rahf", config.training, title, shown_config(config))
     model = start(config, context)
-    model.freeze(config.freeze_rate, **({"parts": config.freeze} if config.freeze else {}))
+    model.freeze(config.freeze_rate)
     model.to(accelerator.device)
     examples = read_examples(inputs, rejections, own_splits=config.images == "feedback")
     examples, read_pictures = with_pictures(config, inputs, examples, model, rejections, accelerator, context)
@@ -78,15 +78,18 @@ def start(config: TrainRahfConfig, context: Context) -> Rahf | Baseline:
 
 def start_baseline(config: TrainRahfConfig, context: Context) -> Baseline:
     """A baseline to go on from, or a pre-trained network with new heads."""
-    given, kind, heads = context.models["model"][0], BASELINES[config.variant], HeadSizes(**config.heads.model_dump())
-    if format_of(files_of(given)) == kind.format:
+    given, heads, seed = context.models["model"][0], HeadSizes(**config.heads.model_dump()), config.training.seed
+    heatmaps = config.heatmap_weight > 0
+    if format_of(files_of(given)) == f"{config.variant}-baseline":
         known: Baseline = load_given(given)
         check_sizes(config, known)
-        if config.variant == "resnet" and config.heatmap_weight and "heatmaps" not in known.outputs:
+        if config.variant == "resnet" and heatmaps and "heatmaps" not in known.outputs:
             raise ModelError(f"{given.shown} has no heatmaps", fix="--set train-rahf.heatmap_weight=0")
         return known
-    model = kind.start(given, heads, ("scores", "heatmaps") if config.heatmap_weight else ("scores",), config.training.seed)
-    if isinstance(model, ResNetBaseline) and config.heatmap_weight:
+    if config.variant == "clip":
+        return ClipBaseline.start(given, heads, seed)
+    model = ResNetBaseline.start(given, heads, seed, heatmaps=heatmaps)
+    if heatmaps:
         check_deconvolutions(heads, model.side, model.preprocess.image_size)
     return model
 
@@ -105,6 +108,7 @@ def start_rahf(config: TrainRahfConfig, context: Context) -> Rahf:
             was = "read" if known.config.reads_prompt else "hidden"
             raise ModelError(f"the RAHF was trained with its prompts {was}", fix=f"--set train-rahf.prompt={was}")
         check_sizes(config, known)
+        known.freeze_parts(config.freeze)
         return known
     elif config.freeze:
         given = context.models["model"][0]
