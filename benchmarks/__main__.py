@@ -29,6 +29,8 @@ NAMES = (
     "rahf",
     "guidance",
     "refl",
+    "presets",
+    "memory",
     "report",
 )
 

@@ -42,9 +42,9 @@ def main(folder: Path, size: Size) -> None:
         from benchmarks.large_pipeline import save
 
         large = save(folder / "large")
-        few = [f"a photo of thing number {number}" for number in range(64)]
+        few = [f"a photo of thing number {number}" for number in range(32)]
         compare(
-            "SD 1.4 size, bfloat16", large, few, folder, "bfloat16", "cuda", Size(64, (8, 16, 32), 50, 2), {"guidance_scale": 7.5}
+            "SD 1.4 size, bfloat16", large, few, folder, "bfloat16", "cuda", Size(32, (8, 16), 50, 1), {"guidance_scale": 7.5}
         )
 
 

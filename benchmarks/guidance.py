@@ -1,14 +1,18 @@
 """What score guidance costs: a sampling with every step guided against the plain one, by several reward models.
 
-At the micro world's size; RAHF is untrained: the work is the same.
+At the micro world's size; RAHF is untrained: the work is the same. With an NVIDIA GPU also Stable Diffusion 1.4 and BLIP
+large, of random weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from benchmarks.common import show, timed
+import torch
+
+from benchmarks.common import gpu_peak, show, timed
 from benchmarks.rahf import T5
 from irpipe.models.generators import Encodings, ImageGenerator, Sampling, load
 from irpipe.models.guidance.config import GuidanceSettings
@@ -31,26 +35,41 @@ class Size(NamedTuple):
 FULL, TINY = Size(64, 20, 3), Size(2, 2, 1)
 
 
-def main(folder: Path, size: Size) -> None:  # noqa: ARG001 # nothing is written
+def main(folder: Path, size: Size) -> None:
     blip = Model("micro-blip", "", shipped_folder("micro-blip"))
     rewards: dict[str, Any] = {
         "ImageReward's kind": load_reward_model(shipped_folder("micro-judge")),
         "RAHF": start_from_blip(blip, "multi-head", HeadSizes((48,), (24, 12), 1, 8, (32, 16), (64,)), T5, 0),
     }
-    plain = generator(size)
+    compare(Model("micro-generator", "", shipped_folder("micro-generator")), rewards, size, "cpu", "float32")
+    if size is FULL and torch.cuda.is_available():
+        large(folder)
+
+
+def large(folder: Path) -> None:
+    """The published sizes, on a GPU."""
+    from benchmarks.large_pipeline import save
+    from benchmarks.reward_model import LARGE, random_model
+
+    reward = random_model(*LARGE).to("cuda")
+    model = Model("large", "", save(folder / "large"))
+    compare(model, {"BLIP large": reward}, Size(4, 10, 2), "cuda", "bfloat16")
+
+
+def compare(model: Model, rewards: Mapping[str, Any], size: Size, device: str, dtype: Literal["float32", "bfloat16"]) -> None:
+    """Show what plain and guided samplings of a generator cost."""
+
+    def generator() -> ImageGenerator:
+        return load(model, Sampling(size.steps, 1.0, "own", None, None, "", dtype, False), device)
+
+    plain = generator()
     encodings = plain.encode(["a large red circle above a small blue square"], 1)
     unguided = least(size, plain, encodings)
-    show("plain sampling", ms_per_image=f"{1e3 * unguided:.1f}")
+    show(f"plain sampling, {model.name}", ms_per_image=f"{1e3 * unguided:.1f}")
     for name, reward in rewards.items():
-        guided = GuidedGenerator(generator(size), reward.eval(), name, 1.0, GuidanceSettings(), "micro-generator")
+        guided = GuidedGenerator(generator(), reward.eval(), name, 1.0, GuidanceSettings(), model.name)
         found = least(size, guided, encodings)
-        show(f"guided by {name}", ms_per_image=f"{1e3 * found:.1f}", ratio=f"{found / unguided:.2f}")
-
-
-def generator(size: Size) -> ImageGenerator:
-    """The micro world's generator."""
-    sampling = Sampling(size.steps, 1.0, "own", None, None, "", "float32", False)
-    return load(Model("micro-generator", "", shipped_folder("micro-generator")), sampling, "cpu")
+        show(f"guided by {name}", ms_per_image=f"{1e3 * found:.1f}", ratio=f"{found / unguided:.2f}", **gpu_peak(device))
 
 
 def least(size: Size, by: ImageGenerator, encodings: Encodings) -> float:

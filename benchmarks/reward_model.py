@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ TEXT = {
 }
 TINY_VISION = {**VISION, "image_size": 32, "width": 32, "depth": 3, "heads": 2}
 TINY_TEXT = {**TEXT, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+LARGE = PUBLISHED_VISION, PUBLISHED_TEXT | {"vocab_size": TEXT["vocab_size"]}  # the published sizes, but for the words
 PROMPTS, K, FREEZE_RATE = 6, 7, 0.7
 PAIRS_A_STEP = 3 * K * (K - 1) // 2  # 63: three prompts, nearest to the paper's 64
 MICRO_BATCHES = (4, 16)  # pairs: of the released script, of the paper on a GPU
@@ -88,11 +89,17 @@ def main(folder: Path, size: Size) -> None:
     steps(wide, size.vision, size.text, folder / "steps", "cpu", "float32", size.rounds, size.steps)
     if size == FULL and torch.cuda.is_available():
         os.environ.pop("ACCELERATE_USE_CPU", None)  # the steps above asked for a CPU
-        steps("BLIP large", PUBLISHED_VISION, PUBLISHED_TEXT, folder / "large", "cuda", "bfloat16", 5 * size.rounds, size.steps)
+        large(folder / "large", 5 * size.rounds, size.steps)
     else:
         print("no NVIDIA GPU here, or the tiny size: the steps at the published size are left out")
     scoring("micro world", micro_model(), size.scored_micro, (32,), folder / "micro")
     scoring(wide, random_model(size.vision, size.text), size.scored, size.sides, folder / "wide")
+
+
+def large(folder: Path, rounds: int, ours: int) -> None:
+    """Steps and scoring at the published size, on a GPU, in bfloat16."""
+    steps("BLIP large", *LARGE, folder, "cuda", "bfloat16", rounds, ours)
+    scoring("BLIP large", random_model(*LARGE), 2048, (512,), folder / "scoring", "cuda", "bfloat16")
 
 
 # -- one network, some prompts, some images ---------------------------------------------------------------------------
@@ -373,11 +380,20 @@ def utilisation(one: Contestant) -> str:
 # -- scoring ----------------------------------------------------------------------------------------------------------
 
 
-def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], folder: Path) -> None:
+def scoring(
+    name: str,
+    model: ImageReward,
+    count: int,
+    sides: Sequence[int],
+    folder: Path,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
     """Images per second of score-images, from PNGs of some sizes, and of bare forward passes at the same batch size."""
     model.save_pretrained(folder / "model")
-    config = ScoreImagesConfig(device="cpu")
-    scorer = RewardModelScorer(ImageReward.from_pretrained(folder / "model"), "cpu", torch.float32)
+    config = ScoreImagesConfig(device=device, dtype=dtype)
+    precision = getattr(torch, dtype)
+    scorer = RewardModelScorer(ImageReward.from_pretrained(folder / "model"), device, precision)
     ids = np.arange(count, dtype=np.uint64)
     texts = dict(enumerate(long_prompts(count // 4)))
     prompts = ids // 4
@@ -385,13 +401,14 @@ def scoring(name: str, model: ImageReward, count: int, sides: Sequence[int], fol
     for first in range(0, count, config.batch_size):
         part = range(first, min(first + config.batch_size, count))
         blank = np.zeros((scorer.image_size, scorer.image_size, 3), np.uint8)
-        pixels = squares([blank] * len(part), model.preprocess, model.device, torch.float32)
+        pixels = squares([blank] * len(part), model.preprocess, scorer.model.device, precision)
         batches.append((pixels, scorer.model.encode_texts([texts[int(prompts[index])] for index in part])))
 
     def bare() -> None:
         with torch.no_grad():
             for batch in batches:
                 scorer.model(*batch)
+        wait(device)
 
     def stage(files: Sequence[Path]) -> None:
         reader = ImageReader(files)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from irpipe.models.loading import device_errors, load_errors, memory_errors, pick_device, quiet
+from irpipe.models.loading import device_errors, load_errors, pick_device, quiet
 from irpipe.models.whole import check_pipeline
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.shards import digest_of
 from irpipe.pipeline.stage import Model
 

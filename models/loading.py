@@ -11,12 +11,10 @@ from typing import Any
 
 from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
 from irpipe.pipeline.cpus import threads
-from irpipe.pipeline.errors import IrpipeError, ModelError, StageError
+from irpipe.pipeline.errors import IrpipeError, ModelError
 from irpipe.pipeline.executors import worker_number
 from irpipe.pipeline.requirements import how_to_get, is_reachable
 from irpipe.pipeline.stage import Model
-
-_OUT_OF_MEMORY = ("allocate memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
 
 
 def pick_device(device: str) -> str:
@@ -142,25 +140,3 @@ def files_of(model: Model) -> Path:
         return Path(
             snapshot_download(model.name, revision=model.revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx"])
         )
-
-
-@contextmanager
-def memory_errors(work: str, fix: str) -> Iterator[None]:
-    """Running out of memory names the settings that lower it.
-
-    Args:
-        work: what was being done: "8 images a batch".
-
-    Raises:
-        StageError: there was not enough.
-    """
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
-        if not is_memory:
-            raise
-        told = (str(error).splitlines() or ["no more is known"])[0][:200]
-        raise StageError(f"out of memory with {work}: {told}", fix=fix) from None

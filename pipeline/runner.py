@@ -25,6 +25,7 @@ from irpipe.pipeline.journal import Journal
 from irpipe.pipeline.lineage import stages_behind
 from irpipe.pipeline.machines import Machines
 from irpipe.pipeline.manifest import InputEntry, Manifest, Record, to_json
+from irpipe.pipeline.memory import stage_memory_errors
 from irpipe.pipeline.plan import Planner, Step, input_entry, open_inputs
 from irpipe.pipeline.processes import alone, count, end_with_parent, together
 from irpipe.pipeline.progress import Watcher, duration, size
@@ -73,9 +74,9 @@ class Runner:
             time.sleep(_POLL_SECONDS)
             step = self.planner.plan(target)[-1]
         scratch = self.store.work_path(step.key) / "scratch"
-        inputs = open_inputs(self.store, step.inputs)
         context = self._context(step, scratch, Watcher().progress, lambda _: None)
-        with tempfile.TemporaryDirectory() as nowhere:
+        inputs = open_inputs(self.store, step.inputs)
+        with tempfile.TemporaryDirectory() as nowhere, stage_memory_errors(step.name, step.node.config):
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
 
     def _refuse_alone(self, target: Node) -> None:
@@ -247,11 +248,10 @@ class Runner:
         attempt_file = self.store.work_path(key) / "attempt.json"
         write_durably(attempt_file, to_json(state))
         started, clock = _now(), time.monotonic()
-        inputs = open_inputs(self.store, step.inputs)
         context = self._context(step, scratch, watcher.progress, lambda text: watcher.say(f"  {text}"))
         try:
-            with together(*self._workers(step), self._command(step)):
-                report = stage.load_run()(step.node.config, inputs, out, context)
+            with together(*self._workers(step), self._command(step)), stage_memory_errors(step.name, step.node.config):
+                report = stage.load_run()(step.node.config, open_inputs(self.store, step.inputs), out, context)
                 workers = _workers(step.node.config)
             _check(step.name, report)
             self._check_unchanged(step)

@@ -22,7 +22,7 @@ ROWS = {
     "generate": ["micro generator, CPU, float32"],
     "choices": ["plain step, float32", "ours, 1 choices per group, bfloat16", "ours, 8 choices per group, float32"],
     "rahf": [f"{variant}: {what}" for variant in ("multi-head", "augmented-prompt") for what in ("scores and maps", "words")],
-    "guidance": ["plain sampling", "guided by ImageReward's kind", "guided by RAHF"],
+    "guidance": ["plain sampling, micro-generator", "guided by ImageReward's kind", "guided by RAHF"],
     "threads": ["idle", "beside two busy processes", "one core by affinity"],
     "images": ["written", "plain copy of the shards", "read by id, all", "read by id, 1 of 100"],
     "oracle": ["oracle, clean images", "oracle, damaged images", "annotators, 7 images a record"],
@@ -34,6 +34,8 @@ ROWS = {
         "score-images, 32 wide, 64 px PNGs",
     ],
     "refl": ["transcription", "ours / transcription", "ours, rollouts used again / transcription"],
+    "memory": ["lora, samples at a time: 1, recomputed", "unet, samples at a time: 2"],
+    "presets": ["train-rm, 4 pairs, recomputed", "draw, 2 images", "refl, LoRA, 1 sample, recomputed"],
     "report": ["status, 2 artifacts", "report, 240 images"],
 }
 

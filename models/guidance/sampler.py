@@ -24,11 +24,11 @@ from torch import Tensor
 from irpipe.models.classes import TUNABLE
 from irpipe.models.generators import Encodings, ImageGenerator
 from irpipe.models.guidance.config import GuidanceSettings
-from irpipe.models.loading import memory_errors
 from irpipe.models.reward.base import load_chosen, of_aspect, only_reward_model
 from irpipe.models.tuning.denoiser import Conditions, Denoiser, rows_of
 from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.pipeline.errors import ModelError, RecipeError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 
 _WITH_RECURRENCE = ("DDPMScheduler", "DDIMScheduler")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from irpipe.models.generators import ImageGenerator, Sampling, load
-from irpipe.models.loading import memory_errors
 from irpipe.pipeline.errors import ModelError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Model
 
 Conditions = Mapping[str, Tensor]

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from irpipe.models.loading import memory_errors
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule
+from irpipe.pipeline.memory import memory_errors
 
 
 class SampleObjective(Objective):

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from irpipe.models.inpainting import Painter, Picture, load_painter, mask_of
-from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.loading import worker_device
 from irpipe.models.maps import decoded, encoded
 from irpipe.models.pictures import decode, squared
 from irpipe.models.reward.base import load_chosen, of_aspect
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.gathered import write_reasons
 from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, encoded_row

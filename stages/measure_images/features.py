@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.loading import worker_device
 from irpipe.models.metrics.extractors import ClipFeatures, Extractor, Features, InceptionFeatures
 from irpipe.models.pictures import decode_stream, resize_and_crop
 from irpipe.models.tuning.caption_files import decoded, local_captions
 from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.registry import EXTRACTORS, declared
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups

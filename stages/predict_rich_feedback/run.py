@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.loading import worker_device
 from irpipe.models.maps import encoded, map_shape, of_shape
 from irpipe.models.pictures import decode_stream
 from irpipe.models.reward.base import load_chosen
@@ -20,6 +20,7 @@ from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import InputError, ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
 from irpipe.schemas.gathered import gather, write_reasons
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups

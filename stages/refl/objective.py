@@ -192,13 +192,17 @@ class ReflObjective(SampleObjective):
         Raises:
             TrainingError: it does not, or it is not finite.
         """
-        count = min(2, self._count)
-        timesteps = self.schedule.timesteps[self.config.last_late_step].expand(count)
+        rows = range(min(2, self._count, self.config.training.micro_batch_size))  # no more memory than a step
+        with self.around(0, rows):
+            self._check_gradient(parameters, rows)
+
+    def _check_gradient(self, parameters: Sequence[Tensor], rows: Sequence[int]) -> None:
+        timesteps = self.schedule.timesteps[self.config.last_late_step].expand(len(rows))
         draw = torch.Generator().manual_seed(self.config.training.seed)
-        latents = torch.randn((count, *self.denoiser.shape), generator=draw).to(self.denoiser.device)
+        latents = torch.randn((len(rows), *self.denoiser.shape), generator=draw).to(self.denoiser.device)
         with self.accelerator.autocast():
-            x0 = self._predicted_x0(latents, timesteps, range(count))
-        texts = rows_of(self.texts, range(count), self.denoiser.device)
+            x0 = self._predicted_x0(latents, timesteps, rows)
+        texts = rows_of(self.texts, rows, self.denoiser.device)
         plain = RewardGradients(self.gradients.model, self.denoiser).at(x0, texts, [])
         if not torch.isfinite(plain.gradients).all():
             raise no_gradient("it is not finite behind the decoder")

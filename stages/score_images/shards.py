@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.loading import worker_device
 from irpipe.models.pictures import Fit, decode_stream
 from irpipe.models.scorers.base import Scorer, image_fit, normalised_scores
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.images import ImageReader, RowGroup
 from irpipe.schemas.splits import PROMPT_SPLITS, prompts_table

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from irpipe.models.loading import memory_errors, worker_device
+from irpipe.models.loading import worker_device
 from irpipe.models.pictures import decode
 from irpipe.models.vqa import VisualQuestions
 from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import show_row_id
+from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.files import check_columns, read_csv, read_json, read_jsonl, read_rows
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.loading import memory_errors
 from irpipe.models.maps import map_squares, through_jpeg
 from irpipe.models.reward.rahf import Fused, padded
 from irpipe.models.reward.rich import RichRewardModel
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.pipeline.errors import InputError
+from irpipe.pipeline.memory import memory_errors
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.augment import augmented

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irpipe.models.loading import memory_errors
 from irpipe.models.reward.losses import choice_loss, pairwise_loss
 from irpipe.models.training.objective import Samples
+from irpipe.pipeline.memory import memory_errors
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import Groups, pack, share
 

@@ -1,0 +1,63 @@
+"""Running out of memory ends in an error that names the settings which need less of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.settings import Config, settings_of, value_of
+
+_SIGNS = ("allocate memory", "not enough memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
+_LONGEST = 200  # characters
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a GPU, did not suffice."""
+    torch = sys.modules.get("torch")  # else no error is of torch's kind
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+@contextmanager
+def memory_errors(work: str, fix: str) -> Iterator[None]:
+    """Running out of memory names the settings that lower it.
+
+    Args:
+        work: what was being done: "8 images a batch".
+
+    Raises:
+        StageError: there was not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or ["no more is known"])[0][:_LONGEST]
+        raise StageError(f"out of memory with {work}: {said}", fix=fix) from None
+
+
+def stage_memory_errors(node: str, config: Config) -> AbstractContextManager[None]:
+    """The same anywhere in a stage, where nothing more exact is known: all of its settings that can lower it.
+
+    Raises:
+        StageError: there was not enough.
+    """
+    return memory_errors(f"the settings of {node}", "; or ".join(smaller(node, config)) or "a machine with more memory")
+
+
+def smaller(node: str, config: Config) -> list[str]:
+    """The settings of a node under which it needs less memory, as flags."""
+    names = list(settings_of(type(config)))
+    divided = any(name.endswith("micro_batch_size") for name in names)  # then a batch is not held at one time
+    flags = []
+    for name in names:
+        last, value = name.rpartition(".")[2], value_of(config, name)
+        if last == "checkpoint_activations" and not value:
+            flags.append(f"--set {node}.{name}=true")
+        elif (last in ("micro_batch_size", "sample_batch_size") or (last == "batch_size" and not divided)) and value > 1:
+            flags.append(f"--set {node}.{name}={value // 2}")
+    return flags

@@ -1,0 +1,91 @@
+"""Memory: what runs out of it says what to set, wherever that happens; what lowers it does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.memory import TINY, of_update
+from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.memory import is_out_of_memory, memory_errors, smaller
+from irpipe.pipeline.settings import default_config, settings_of
+from irpipe.pipeline.stage import find_stage, registered
+from irpipe.stages.generate_images import GenerateImagesConfig
+from irpipe.stages.refl import ReflConfig
+from irpipe.stages.refl.objective import ReflObjective
+from irpipe.stages.score_images import ScoreImagesConfig
+from tests.paired import RECIPE
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+# These compute one text or image, or one vector, at a time, or what they hold is no matter of a setting.
+WITHOUT = {"evaluate-rahf"}
+
+
+def full(*_, **__):
+    raise FULL
+
+
+@pytest.mark.parametrize("error", [FULL, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_what_says_that_memory_ran_out(error):
+    assert is_out_of_memory(error)
+    with pytest.raises(StageError, match="out of memory with 8 images") as caught, memory_errors("8 images", "less"):
+        raise error
+    assert caught.value.fix == "less"
+
+
+def test_other_errors_pass():
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("8 images", "less"):
+        raise RuntimeError("mat1 and mat2 shapes")
+
+
+def test_settings_that_need_less():
+    assert smaller("draw", default_config(GenerateImagesConfig, batch_size=8)) == ["--set draw.batch_size=4"]
+    assert smaller("score-images", default_config(ScoreImagesConfig, batch_size=1)) == []
+    training = {"micro_batch_size": 2, "sample_batch_size": 4, "checkpoint_activations": True}
+    names = ["training.micro_batch_size=1", "training.sample_batch_size=2"]
+    assert smaller("refl", default_config(ReflConfig, training=training)) == [f"--set refl.{name}" for name in names]
+
+
+def test_every_stage_that_runs_on_a_device_has_such_a_setting():
+    stages = {name: find_stage(name).config for name in registered()}
+    stages = {name: config for name, config in stages.items() if any(one.endswith("device") for one in settings_of(config))}
+    assert len(stages) > 10
+    without = {name for name, config in stages.items() if not smaller(name, default_config(config))}
+    assert without == WITHOUT
+
+
+class TestReFL:
+    @pytest.fixture
+    def world(self, project):
+        project.recipe(RECIPE)
+        project.run("train-rm")
+        return project
+
+    @pytest.mark.parametrize("place", ["session.load_trainee", "session.read_captioned", "reward_gradient.reward_loss"])
+    def test_running_out_anywhere_names_what_needs_less(self, world, monkeypatch, place):
+        monkeypatch.setattr(f"irpipe.models.tuning.{place}", full)
+        error = world.run("refl", status=2).err
+        assert "out of memory" in error and "refl.training.micro_batch_size=" in error
+        assert "refl.training.checkpoint_activations=true" in error and "Traceback" not in error
+
+    def test_the_check_of_the_gradient_needs_no_more_than_a_step(self, world, monkeypatch):
+        sizes = []
+        inner = ReflObjective._check_gradient
+
+        def counted(self, parameters, rows):
+            sizes.append(len(rows))
+            inner(self, parameters, rows)
+
+        monkeypatch.setattr(ReflObjective, "_check_gradient", counted)
+        world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=1")
+        world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=8", "refl.training.seed=1")
+        assert sizes == [1, 2]
+
+
+def test_recomputing_lowers_the_peak_of_a_backward_pass():
+    """Counted with tensors without values. The tiny decoder's share is smaller than the real one's."""
+    held, recomputed = of_update(TINY, "lora", 2, recomputed=True)
+    same, kept = of_update(TINY, "lora", 2, recomputed=False)
+    assert held == same
+    assert recomputed - held < 0.4 * (kept - held)
