@@ -7,7 +7,7 @@ Writes: the tables `comparison` (table 4 of the paper), `worths` (every judge of
 Paper: ImageReward, section 4.2, table 4 and figure 6; RichHF, section 5.3 (score guidance).
 Deviates: scorers judge, and in the micro world the oracle, where the paper asked people. Rates come with intervals by bootstrap
     over prompts. A tie is half a win.
-Cost: one image per generator, prompt and seed, n for best-of-n, and of four to five times the cost per step with score guidance;
+Cost: one image per generator, prompt and seed, n for best-of-n, and of four to nine times the cost per step with score guidance;
     one forward pass per image and scorer. A kill costs at
     most one shard of about 64 images per process.
 """

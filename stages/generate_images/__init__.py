@@ -5,7 +5,7 @@ Writes: the tables `images` (shards of whole prompts), `overlong_prompts` and `r
 Paper: ImageReward, section 2.1 (4-9 images per prompt) and table 1 (several models on one set of prompts); RichHF, section 5.3
     (score guidance).
 Deviates: the paper took DiffusionDB's images; here they are generated, each from its own seed.
-Cost: O(images * num_steps) of the model, four to five times as much for a step with score guidance; memory O(batch_size)
+Cost: O(images * num_steps) of the model, four to nine times as much for a step with score guidance; memory O(batch_size)
     of images; a kill costs at most one shard per process.
 """
 
