@@ -196,6 +196,12 @@ class TestStage:
             in small.run("select-images", "select-images.test_prompts=12", status=2).err
         )
 
+    def test_no_image_can_be_used(self, small):
+        lines = (small.root / "labels.csv").read_text(encoding="utf-8").splitlines()
+        write_labels(small, [(line.split(",")[0], "maybe", "human") for line in lines[1:]])
+        told = small.run("select-images", "select-images.max_rejected=1", status=2).err
+        assert "none of 36 rows can be kept" in told and "its label photorealistic is maybe" in told
+
     def test_images_that_nobody_should_judge(self, small, monkeypatch):
         """Also where labels have answers for them."""
         rows = ImageReader.rows
