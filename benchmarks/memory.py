@@ -25,8 +25,7 @@ from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.models.tuning.session import checkpoint_activations, make_trainable
 from irpipe.stages.refl import ReflConfig
 
-# In GB: the CLIP ViT-L/14 and the held-out BLIP of evaluations, in float32, and the text encoder, in bfloat16.
-BESIDE = (428e6 * 4 + 447e6 * 4 + 123e6 * 2) / 1e9
+BESIDE = 123e6 * 2 / 1e9  # GB: the text encoder, in bfloat16
 TOKENS = 77
 
 

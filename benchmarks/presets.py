@@ -93,13 +93,15 @@ PRESETS = (
     Preset("train-rm, 16 pairs", "train-rm", 16, ("training.micro_batch_size=16",)),
     Preset("train-rm, 4 pairs, recomputed", "train-rm", 16, ("training.micro_batch_size=4", _RECOMPUTED)),
     Preset("draw, 2 images", "draw", 16, ("batch_size=2",)),
-    Preset(
-        "refl, LoRA, 1 sample, recomputed",
-        "refl",
-        16,
-        ("training.micro_batch_size=1", "training.sample_batch_size=4", _RECOMPUTED),
+    *(
+        Preset(
+            f"refl, LoRA, samples at a time: {samples}",
+            "refl",
+            card,
+            (f"training.micro_batch_size={samples}", f"training.sample_batch_size={sampled}", _RECOMPUTED),
+        )
+        for card, samples, sampled in ((8, 1, 2), (12, 2, 4), (24, 4, 8))
     ),
-    Preset("refl, LoRA, 2 samples", "refl", 24, ("training.micro_batch_size=2", "training.sample_batch_size=8")),
     Preset("refl, whole UNet, 2 samples", "refl", 0, ("trainable=unet", "training.dtype=float16", "training.micro_batch_size=2")),
 )
 

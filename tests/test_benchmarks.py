@@ -35,7 +35,7 @@ ROWS = {
     ],
     "refl": ["transcription", "ours / transcription", "ours, rollouts used again / transcription"],
     "memory": ["lora, samples at a time: 1, recomputed", "unet, samples at a time: 2"],
-    "presets": ["train-rm, 4 pairs, recomputed", "draw, 2 images", "refl, LoRA, 1 sample, recomputed"],
+    "presets": ["train-rm, 4 pairs, recomputed", "draw, 2 images", "refl, LoRA, samples at a time: 1"],
     "report": ["status, 2 artifacts", "report, 240 images"],
 }
 

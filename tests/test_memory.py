@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from benchmarks.memory import TINY, of_update
+from irpipe.models.reward import load_reward_model
+from irpipe.models.scorers.baselines import ClipScorer
+from irpipe.models.scorers.reward import RewardModelScorer
+from irpipe.models.tuning.evaluation import HELD_OUT, REWARD, SIMILARITY, GeneratorEvaluator
+from irpipe.models.tuning.session import make_scorers
 from irpipe.pipeline.errors import StageError
+from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.memory import is_out_of_memory, memory_errors, smaller
+from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.settings import default_config, settings_of
-from irpipe.pipeline.stage import find_stage, registered
+from irpipe.pipeline.stage import Context, Model, find_stage, registered
 from irpipe.stages.generate_images import GenerateImagesConfig
 from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
@@ -19,6 +28,8 @@ from tests.paired import RECIPE
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 # These compute one text or image, or one vector, at a time, or what they hold is no matter of a setting.
 WITHOUT = {"evaluate-rahf"}
+MEASURES = (REWARD, HELD_OUT, SIMILARITY)
+MICRO = {name: Model(name, "0" * 40, shipped_folder(name)) for name in ("micro-blip", "micro-clip")}
 
 
 def full(*_, **__):
@@ -81,6 +92,35 @@ class TestReFL:
         world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=1")
         world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=8", "refl.training.seed=1")
         assert sizes == [1, 2]
+
+    def test_scorers_that_only_evaluate_leave_the_device_after_each_evaluation(self, world, monkeypatch):
+        moves = []
+        for kind in (RewardModelScorer, ClipScorer):
+            monkeypatch.setattr(kind, "to", lambda self, device: moves.append(type(self)))
+        world.run("refl", "refl.steps=2")
+        assert moves == 2 * [RewardModelScorer, RewardModelScorer, ClipScorer, ClipScorer]
+
+    def test_one_scorer_is_on_the_device_at_a_time(self):
+        moves = []
+        scorers = {name: SimpleNamespace(to=lambda device, name=name: moves.append((name, device.type))) for name in MEASURES}
+        evaluator = SimpleNamespace(scorers=scorers, accelerator=SimpleNamespace(device=torch.device("cuda")))
+        for name in (REWARD, HELD_OUT):
+            with GeneratorEvaluator._at_hand(evaluator, name) as scorer:
+                assert scorer is scorers[name]
+                moves.append("scores")
+        with pytest.raises(ZeroDivisionError), GeneratorEvaluator._at_hand(evaluator, SIMILARITY):
+            raise ZeroDivisionError
+        there_and_back = [[(name, "cuda"), (name, "cpu")] for name in (HELD_OUT, SIMILARITY)]
+        assert moves == ["scores", there_and_back[0][0], "scores", there_and_back[0][1], *there_and_back[1]]
+
+    def test_scorers_that_only_evaluate_are_loaded_beside_the_device(self, world, tmp_path):
+        """`meta` stands for a GPU: what was loaded there would have no values."""
+        models = {"evaluation.held_out_model": MICRO["micro-blip"], "evaluation.similarity_model": MICRO["micro-clip"]}
+        context = Context(tmp_path, Watcher().progress, print, {}, {name: (model,) for name, model in models.items()})
+        reward = load_reward_model(shipped_folder("micro-judge"))
+        scorers = make_scorers("refl", reward, ReflConfig(model="none"), context, "meta")
+        assert reward.device.type == "meta"
+        assert scorers[HELD_OUT].model.device.type == scorers[SIMILARITY].clip.device.type == "cpu"
 
 
 def test_recomputing_lowers_the_peak_of_a_backward_pass():

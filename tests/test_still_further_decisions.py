@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,27 +56,30 @@ class TestEvaluation:
 
         monkeypatch.setattr(evaluation, "sample_images", lambda *_: torch.zeros(2, 4, 2, 2))
         monkeypatch.setattr(evaluation, "score_pictures", scored)
-        accelerator = SimpleNamespace(autocast=torch.no_grad)
+        accelerator = SimpleNamespace(autocast=torch.no_grad, num_processes=1, process_index=0)
         told = SimpleNamespace(
             _images=[(0, 1), (1, 2)],
             accelerator=accelerator,
-            config=SimpleNamespace(evaluation=SimpleNamespace(guidance_scale=1.0)),
+            config=SimpleNamespace(evaluation=SimpleNamespace(guidance_scale=1.0), training=SimpleNamespace(sample_batch_size=2)),
             denoiser=SimpleNamespace(decode=lambda latents: torch.full((2, 3, 4, 4), 1.0)),
             prompts=["a", "b"],
             scorers={REWARD: "reward", "a judge": "lower", "zoo": "higher"},
+            _at_hand=lambda name: nullcontext(told.scorers[name]),
             _schedule=None,
             _conditions=None,
         )
         pixels, *figures = GeneratorEvaluator._sampled(told, [0, 1])
+        for name in told.scorers:
+            GeneratorEvaluator._scores(told, name, pixels.numpy())
         assert asked == {"reward": True, "lower": False, "higher": False}
         assert pixels.dtype == torch.uint8 and int(pixels.min()) == 255
-        brightness = figures[len(told.scorers) + list(STATISTICS).index("brightness")]
+        brightness = figures[list(STATISTICS).index("brightness")]
         assert brightness.tolist() == pytest.approx([1.0, 1.0])
 
     def test_diversity_is_that_of_a_prompts_pictures(self, monkeypatch):
         pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8))
         pixels = torch.cat([pixels, pixels[:2]])  # three of each prompt, of which two are kept
-        rows = iter([[pixels, torch.zeros(6), *[torch.zeros(6)] * len(STATISTICS)], [torch.zeros(3)]])
+        rows = iter([[pixels, *[torch.zeros(6)] * len(STATISTICS)], [torch.zeros(3)]])
         monkeypatch.setattr(evaluation, "shared_rows", lambda *_: next(rows))
         chosen = SimpleNamespace(images=3, kept_images=1)
         config = SimpleNamespace(evaluation=chosen, training=SimpleNamespace(sample_batch_size=2))
@@ -84,6 +88,7 @@ class TestEvaluation:
             accelerator=None,
             _images=range(6),
             _sampled=None,
+            _scores=lambda *_: torch.zeros(6),
             _denoising=None,
             captioned=[],
             prompts=["a", "b"],

@@ -50,6 +50,10 @@ class ClipScorer:
             _check_width(aesthetic, self.clip.config.projection_dim, model.shown)
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
+    def to(self, device: torch.device) -> None:
+        """Move the CLIP to a device; its aesthetic head stays."""
+        self.clip.to(device)
+
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
         """(n,) scores of pictures (size, size, 3), each for its prompt."""
         model, device = self.clip, self.clip.device

@@ -35,6 +35,10 @@ class RewardModelScorer:
         self.model.to(device=device, dtype=dtype).eval()
         self._dtype = dtype
 
+    def to(self, device: torch.device) -> None:
+        """Move the model to a device."""
+        self.model.to(device)
+
     @property
     def image_size(self) -> int:
         """The side of the square that the model looks at, in pixels."""

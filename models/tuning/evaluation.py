@@ -8,7 +8,8 @@ denoising loss on the same captioned images under the same noise, which rises as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,30 +178,55 @@ class GeneratorEvaluator(Evaluator):
     def measure(self, step: int) -> Evaluation:
         """Sample images of the held-out prompts, score them, and measure the denoising loss."""
         chosen, size = self.config.evaluation, self.config.training.sample_batch_size
-        pixels, *figures = shared_rows(self.accelerator, len(self._images), size, self._sampled)
+        pixels, *statistics = shared_rows(self.accelerator, len(self._images), size, self._sampled)
+        scores = [self._scores(name, pixels.numpy()) for name in self.scorers]
         (denoising,) = shared_rows(self.accelerator, len(self.captioned), size, self._denoising)
         pictures = pixels.numpy().reshape(len(self.prompts), chosen.images, *pixels.shape[1:])
         measures = {
             name: values.numpy().reshape(-1, chosen.images).mean(axis=1)
-            for name, values in zip([*self.scorers, *STATISTICS], figures, strict=True)
+            for name, values in zip([*self.scorers, *STATISTICS], [*scores, *statistics], strict=True)
         }
         measures[DIVERSITY] = diversity(pictures.astype(np.float64) / 255)
         measures[DENOISING] = denoising.numpy()
         return Evaluation(step, measures, pictures[: max(chosen.kept_images, SHOWN), :_KEPT].copy())
 
     def _sampled(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Images by number, as pixels (n, height, width, 3) uint8, and (n,) of each scorer and each statistic."""
+        """Images by number, as pixels (n, height, width, 3) uint8, and (n,) of each statistic."""
         rows, seeds = zip(*(self._images[number] for number in numbers), strict=True)
         with sampling_memory(len(rows)), torch.no_grad():
             with self.accelerator.autocast():
                 guidance = self.config.evaluation.guidance_scale
                 latents = sample_images(self.denoiser, self._schedule, self._conditions, rows, seeds, guidance)
             pictures = as_pixels(self.denoiser.decode(latents))
-        texts = [self.prompts[row] for row in rows]
-        scores = [score_pictures(scorer, texts, pictures, normalised=name == REWARD) for name, scorer in self.scorers.items()]
         pixels = np.stack(pictures)
         statistics = image_statistics(pixels.astype(np.float64) / 255)
-        return [torch.from_numpy(values) for values in (pixels, *scores, *(statistics[name] for name in STATISTICS))]
+        return [torch.from_numpy(values) for values in (pixels, *(statistics[name] for name in STATISTICS))]
+
+    def _scores(self, name: str, pixels: NDArray[np.uint8]) -> Tensor:
+        """A scorer's scores, (images,), of all images, (images, height, width, 3)."""
+        texts = [self.prompts[row] for row, _ in self._images]
+
+        def of(numbers: Sequence[int]) -> list[Tensor]:
+            pictures = [pixels[number] for number in numbers]
+            scores = score_pictures(scorer, [texts[number] for number in numbers], pictures, normalised=name == REWARD)
+            return [torch.from_numpy(scores)]
+
+        with self._at_hand(name) as scorer:
+            (scores,) = shared_rows(self.accelerator, len(pixels), self.config.training.sample_batch_size, of)
+        return scores
+
+    @contextmanager
+    def _at_hand(self, name: str) -> Iterator[Any]:
+        """A scorer on the device. One that only evaluates is kept on the CPU besides: in training a GPU holds none of them."""
+        scorer: Any = self.scorers[name]
+        if name not in HELD_OUT_SCORERS:
+            yield scorer
+            return
+        scorer.to(self.accelerator.device)
+        try:
+            yield scorer
+        finally:
+            scorer.to(torch.device("cpu"))
 
     def _denoising(self, rows: Sequence[int]) -> Sequence[Tensor]:
         """The denoising loss of captioned images by row, (n,), under the same noise every time."""

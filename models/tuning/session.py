@@ -268,7 +268,7 @@ def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, 
         ModelError: the held-out scorer is the trained reward.
     """
     held_out, _ = init_reward_model(context.models["evaluation.held_out_model"][0], "auto", config.training.seed)
-    similarity = ClipScorer(context.models["evaluation.similarity_model"][0], device, torch.float32)
+    similarity = ClipScorer(context.models["evaluation.similarity_model"][0], "cpu", torch.float32)
     if isinstance(reward, ClipReward) and _equal_weights(similarity.clip, reward.clip):
         raise ModelError(
             "the CLIP of the prompt-image similarity is the reward model that is tuned for: it could not tell hacking",
@@ -281,7 +281,7 @@ def make_scorers(stage: str, reward: Any, config: TuneConfig, context: Context, 
         )
     return {
         REWARD: RewardModelScorer(reward, device, torch.float32),
-        HELD_OUT: RewardModelScorer(held_out, device, torch.float32),
+        HELD_OUT: RewardModelScorer(held_out, "cpu", torch.float32),
         SIMILARITY: similarity,
     }
 
