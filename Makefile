@@ -119,7 +119,7 @@ claims-hps: $(VENV)/demo ## what is claimed of HPS (docs/claims.md), in claims-h
 	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
 	@cd $@ && for table in evaluate-rm compare-main compare-variants compare-unguided compare-refl compare-hacked; do $(IRPIPE) run $$table || exit; done
 
-claims-rahf: $(VENV)/demo ## what is claimed of RAHF (docs/claims.md), in claims-rahf/: 90 minutes on two cores; goes on if interrupted
+claims-rahf: $(VENV)/demo ## what is claimed of RAHF (docs/claims.md), in claims-rahf/: some 75 minutes on two cores; goes on if interrupted
 	@mkdir -p $@
 	@cd $@ && { test -f irpipe.toml || $(IRPIPE) init --recipe $@; }
 	@cd $@ && for table in evaluate-rahf compare-guided compare-tuned; do $(IRPIPE) run $$table || exit; done
