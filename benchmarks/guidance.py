@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from benchmarks.common import gpu_peak, show, timed
+from benchmarks.common import gpu_peak, least_seconds, show
 from benchmarks.rahf import T5
-from irpipe.models.generators import Encodings, ImageGenerator, Sampling, load
+from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.models.guidance.config import GuidanceSettings
 from irpipe.models.guidance.sampler import GuidedGenerator
 from irpipe.models.reward import load_reward_model
@@ -62,17 +62,16 @@ def compare(model: Model, rewards: Mapping[str, Any], size: Size, device: str, d
     def generator() -> ImageGenerator:
         return load(model, Sampling(size.steps, 1.0, "own", None, None, "", dtype, False), device)
 
-    plain = generator()
-    encodings = plain.encode(["a large red circle above a small blue square"], 1)
-    unguided = least(size, plain, encodings)
+    unguided = per_image(size, generator(), device)
     show(f"plain sampling, {model.name}", ms_per_image=f"{1e3 * unguided:.1f}")
     for name, reward in rewards.items():
         guided = GuidedGenerator(generator(), reward.eval(), name, 1.0, GuidanceSettings(), model.name)
-        found = least(size, guided, encodings)
+        found = per_image(size, guided, device)
         show(f"guided by {name}", ms_per_image=f"{1e3 * found:.1f}", ratio=f"{found / unguided:.2f}", **gpu_peak(device))
 
 
-def least(size: Size, by: ImageGenerator, encodings: Encodings) -> float:
+def per_image(size: Size, by: ImageGenerator, device: str) -> float:
     """The shortest time of a batch, seconds per image."""
+    encodings = by.encode(["a large red circle above a small blue square"], 1)
     rows, seeds = [0] * size.images, list(range(size.images))
-    return min(timed(lambda: by.sample(encodings, rows, seeds))[0] for _ in range(size.rounds)) / size.images
+    return least_seconds(lambda: by.sample(encodings, rows, seeds), size.rounds, device) / size.images

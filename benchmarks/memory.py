@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import show
 from benchmarks.large_pipeline import UNET, VAE
-from benchmarks.reward_model import LARGE, TINY_TEXT, TINY_VISION, random_model
+from benchmarks.reward_model import TINY_TEXT, TINY_VISION, random_model
+from irpipe.models.reward.blip_weights import PUBLISHED_TEXT, PUBLISHED_VISION
 from irpipe.models.tuning.denoiser import Denoiser
 from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.models.tuning.session import checkpoint_activations, make_trainable
@@ -27,6 +28,8 @@ from irpipe.stages.refl import ReflConfig
 
 BESIDE = 123e6 * 2 / 1e9  # GB: the text encoder, in bfloat16
 TOKENS = 77
+Trainable = Literal["lora", "unet"]
+TRAINABLE: tuple[Trainable, ...] = ("lora", "unet")
 
 
 class Size(NamedTuple):
@@ -39,7 +42,7 @@ class Size(NamedTuple):
     beside: float
 
 
-FULL = Size(UNET, VAE, 64, LARGE, BESIDE)
+FULL = Size(UNET, VAE, 64, (PUBLISHED_VISION, PUBLISHED_TEXT), BESIDE)
 TINY = Size(
     {**UNET, "block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 32},
     {**VAE, "block_out_channels": (32, 32, 32, 32)},
@@ -80,23 +83,21 @@ class Living(TorchDispatchMode):
 
 
 def main(folder: Path, size: Size) -> None:  # noqa: ARG001 # nothing is written
-    for trainable in ("lora", "unet"):
-        for recomputed in (True, False):
-            for samples in (1, 2):
-                held, peak = of_update(size, trainable, samples, recomputed)
-                name = f"{trainable}, samples at a time: {samples}{', recomputed' if recomputed else ''}"
-                show(name, weights_and_optimiser=f"{held:.2f} GB", peak=f"{peak:.2f} GB")
+    for trainable in TRAINABLE:
+        for samples, recomputed in ((1, True), (2, True), (4, True), (1, False), (2, False)):
+            held, peak = of_update(size, trainable, samples, recomputed)
+            name = f"{trainable}, samples at a time: {samples}{', recomputed' if recomputed else ''}"
+            show(name, weights_and_optimiser=f"{held:.2f} GB", peak=f"{peak:.2f} GB")
+    for images in (2, 4, 8):
+        show(f"lora, images drawn at a time: {images}", peak=f"{of_drawing(size, images):.2f} GB")
 
 
-def of_update(size: Size, trainable: Literal["lora", "unet"], samples: int, recomputed: bool) -> tuple[float, float]:
+def of_update(size: Size, trainable: Trainable, samples: int, recomputed: bool) -> tuple[float, float]:
     """GB between two backward passes of ReFL, and the most in one for so many samples."""
-    config = ReflConfig(model="none", trainable=trainable)
-    denoiser, reward = models(size, config)
-    if recomputed:
-        checkpoint_activations(denoiser, reward)
     mode, living = FakeTensorMode(), Living()
-    trained = [value for part in (denoiser.unet, denoiser.vae, reward) for value in without_values(part, mode, living)]
+    denoiser, reward = held_models(size, trainable, recomputed, mode, living)
     with mode, living:
+        trained = [value for value in denoiser.unet.parameters() if value.requires_grad]
         for value in trained:
             value.grad = torch.empty_like(value)
         kept = [torch.empty_like(value) for value in trained for _ in range(3)]  # Adam's two moments, and the average
@@ -104,6 +105,29 @@ def of_update(size: Size, trainable: Literal["lora", "unet"], samples: int, reco
         one_update(size, denoiser, reward, samples)
         del kept
     return held / 1e9 + size.beside, living.peak / 1e9 + size.beside
+
+
+def of_drawing(size: Size, images: int) -> float:
+    """The most GB while so many images are drawn and decoded, with adapters (LoRA) being trained."""
+    mode, living = FakeTensorMode(), Living()
+    denoiser, _reward = held_models(size, "lora", True, mode, living)
+    with mode, living, torch.no_grad():
+        texts = {"prompt_embeds": torch.randn(images, TOKENS, size.unet["cross_attention_dim"])}
+        latents = torch.randn(images, 4, size.side, size.side)
+        with torch.autocast("cpu", torch.bfloat16):
+            denoiser.predict(latents, torch.tensor(200), texts)
+        denoiser.decode(latents)
+    return living.peak / 1e9 + size.beside
+
+
+def held_models(size: Size, trainable: Trainable, recomputed: bool, mode: FakeTensorMode, living: Living) -> tuple[Denoiser, Any]:
+    """The models of a training, without values, and counted."""
+    denoiser, reward = models(size, ReflConfig(model="none", trainable=trainable))
+    if recomputed:
+        checkpoint_activations(denoiser, reward)
+    for part in (denoiser.unet, denoiser.vae, reward):
+        without_values(part, mode, living)
+    return denoiser, reward
 
 
 def models(size: Size, config: ReflConfig) -> tuple[Denoiser, Any]:
@@ -119,8 +143,8 @@ def models(size: Size, config: ReflConfig) -> tuple[Denoiser, Any]:
     return denoiser, random_model(*size.reward).eval().requires_grad_(False)
 
 
-def without_values(model: nn.Module, mode: FakeTensorMode, living: Living) -> list[Tensor]:
-    """Take away the values of a model's weights, and count them; those that are trained."""
+def without_values(model: nn.Module, mode: FakeTensorMode, living: Living) -> None:
+    """Take away the values of a model's weights, and count them."""
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
@@ -128,7 +152,6 @@ def without_values(model: nn.Module, mode: FakeTensorMode, living: Living) -> li
                     fake = mode.from_tensor(value.detach())
                     living.count(fake)
                     held[name] = nn.Parameter(fake, value.requires_grad) if isinstance(value, nn.Parameter) else fake
-    return [value for value in model.parameters() if value.requires_grad]
 
 
 def one_update(size: Size, denoiser: Denoiser, reward: Any, samples: int) -> None:

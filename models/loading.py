@@ -13,6 +13,7 @@ from irpipe.models.whole import refuse_parts_elsewhere, whole_weights
 from irpipe.pipeline.cpus import threads
 from irpipe.pipeline.errors import IrpipeError, ModelError
 from irpipe.pipeline.executors import worker_number
+from irpipe.pipeline.memory import is_out_of_memory
 from irpipe.pipeline.requirements import how_to_get, is_reachable
 from irpipe.pipeline.stage import Model
 
@@ -56,6 +57,8 @@ def device_errors(device: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         told = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(f"the device {device!r} cannot be used: {told}", expected="auto, cpu, cuda, cuda:1 or mps") from None
 
@@ -84,7 +87,9 @@ def load_errors(model: Model, what: str, expected: str, other: str = "", unused:
                 yield
     except IrpipeError:
         raise
-    except Exception as error:  # noqa: BLE001 # a damaged file makes libraries raise anything; this is where files come in
+    except Exception as error:  # a damaged file makes libraries raise anything; this is where files come in
+        if is_out_of_memory(error):
+            raise
         raise _loading_error(error, model, what, expected, other) from None
 
 

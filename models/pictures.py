@@ -49,7 +49,7 @@ def decode(data: bytes) -> Pillow.Image:
             raise InputError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
         image.load()
         return of_8_bits(image)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 # damaged bytes make decoders raise anything; this is where they come in
         raise InputError(f"no image: {error}"[:200] if data else "no image: 0 bytes") from None

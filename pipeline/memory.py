@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.settings import Config, settings_of, value_of
 
-_SIGNS = ("allocate memory", "not enough memory", "ALLOC_FAILED")  # how a CPU and cuBLAS say it
+# How CUDA, MPS, a CPU, cuBLAS and C++ say it, where the error is no kind of its own.
+_SIGNS = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 _LONGEST = 200  # characters
+_HALVED = ("micro_batch_size", "sample_batch_size", "num_processes")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -18,6 +21,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # else no error is of torch's kind
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
@@ -33,7 +38,7 @@ def memory_errors(work: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or ["no more is known"])[0][:_LONGEST]
@@ -41,7 +46,7 @@ def memory_errors(work: str, fix: str) -> Iterator[None]:
 
 
 def stage_memory_errors(node: str, config: Config) -> AbstractContextManager[None]:
-    """The same anywhere in a stage, where nothing more exact is known: all of its settings that can lower it.
+    """The same anywhere in a stage, where nothing more exact is known.
 
     Raises:
         StageError: there was not enough.
@@ -51,13 +56,13 @@ def stage_memory_errors(node: str, config: Config) -> AbstractContextManager[Non
 
 def smaller(node: str, config: Config) -> list[str]:
     """The settings of a node under which it needs less memory, as flags."""
-    names = list(settings_of(type(config)))
+    table, names = node.partition("[")[0], list(settings_of(type(config)))  # `--set` names a grid, not its points
     divided = any(name.endswith("micro_batch_size") for name in names)  # then a batch is not held at one time
     flags = []
     for name in names:
         last, value = name.rpartition(".")[2], value_of(config, name)
         if last == "checkpoint_activations" and not value:
-            flags.append(f"--set {node}.{name}=true")
-        elif (last in ("micro_batch_size", "sample_batch_size") or (last == "batch_size" and not divided)) and value > 1:
-            flags.append(f"--set {node}.{name}={value // 2}")
+            flags.append(f"--set {table}.{name}=true")
+        elif (last in _HALVED or (last == "batch_size" and not divided)) and value > 1:
+            flags.append(f"--set {table}.{name}={value // 2}")
     return flags

@@ -64,7 +64,8 @@ def together(processes: int, threads_each: int | None, arguments: Sequence[str])
             failure = _failure(others, errors)
             if failure is None:
                 raise
-            raise StageError(f"{failure}: {error}"[:400], fix="the same command goes on") from None
+            what, fix = failure
+            raise StageError(f"{what}: {error}"[:400], fix=fix) from None
         finally:
             over.set()
             for other in others:
@@ -119,8 +120,8 @@ def _start(number: int, arguments: Sequence[str], shared: Mapping[str, str], err
     )
 
 
-def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str | None:
-    """The number of a process that failed and its error, if one did."""
+def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> tuple[str, str] | None:
+    """The number of a process that failed with its error, and what fixes it, if one did."""
     failed = [number for number, other in enumerate(others, 1) if other.poll() not in (None, 0)]
     if not failed:
         return None
@@ -131,14 +132,16 @@ def _failure(others: Sequence[subprocess.Popen[bytes]], errors: IO[str]) -> str 
         or lines[-1:]
         or ["without an error message"]
     )
-    return f"process {failed[0]} of {len(others) + 1} failed: {messages[0]}"
+    fixes = [line.removeprefix("  fix:").strip() for line in lines if line.startswith("  fix:")] or ["the same command goes on"]
+    return f"process {failed[0]} of {len(others) + 1} failed: {messages[0]}", fixes[0]
 
 
 def _watch(others: Sequence[subprocess.Popen[bytes]], errors: IO[str], over: threading.Event) -> None:
     """End a run whose other processes failed: the first may wait for them where nothing can interrupt it."""
     while not over.wait(1):
         if any(other.poll() not in (None, 0) for other in others) and not over.wait(_GRACE_SECONDS):
-            print(f"error: {_failure(others, errors)}\n  fix: the same command goes on", file=sys.stderr, flush=True)
+            what, fix = _failure(others, errors) or ("another process failed", "the same command goes on")
+            print(f"error: {what}\n  fix:      {fix}", file=sys.stderr, flush=True)
             for other in others:
                 other.kill()
             os._exit(2)

@@ -35,7 +35,7 @@ ROWS = {
     ],
     "refl": ["transcription", "ours / transcription", "ours, rollouts used again / transcription"],
     "memory": ["lora, samples at a time: 1, recomputed", "unet, samples at a time: 2"],
-    "presets": ["train-rm, 4 pairs, recomputed", "draw, 2 images", "refl, LoRA, samples at a time: 1"],
+    "presets": ["train-rm, 4 images, recomputed", "draw, 2 images", "refl, LoRA, samples at a time: 1"],
     "report": ["status, 2 artifacts", "report, 240 images"],
 }
 
@@ -58,3 +58,4 @@ def test_it_finishes_and_prints_its_rows(name):
     done = benchmarks("--tiny", name)
     assert done.returncode == 0, done.stderr
     assert [row for row in ROWS[name] if row not in done.stdout] == []
+    assert "fits no" not in done.stdout

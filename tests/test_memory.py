@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.memory import TINY, of_update
+from benchmarks.presets import PRESETS
+from irpipe.models.loading import device_errors, load_errors
+from irpipe.models.pictures import decode
 from irpipe.models.reward import load_reward_model
 from irpipe.models.scorers.baselines import ClipScorer
 from irpipe.models.scorers.reward import RewardModelScorer
@@ -16,13 +22,17 @@ from irpipe.models.tuning.session import make_scorers
 from irpipe.pipeline.errors import StageError
 from irpipe.pipeline.external import shipped_folder
 from irpipe.pipeline.memory import is_out_of_memory, memory_errors, smaller
+from irpipe.pipeline.processes import _failure
 from irpipe.pipeline.progress import Watcher
 from irpipe.pipeline.settings import default_config, settings_of
 from irpipe.pipeline.stage import Context, Model, find_stage, registered
 from irpipe.stages.generate_images import GenerateImagesConfig
+from irpipe.stages.import_images.shards import check
+from irpipe.stages.import_images.sources import Fetched
 from irpipe.stages.refl import ReflConfig
 from irpipe.stages.refl.objective import ReflObjective
 from irpipe.stages.score_images import ScoreImagesConfig
+from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -36,7 +46,18 @@ def full(*_, **__):
     raise FULL
 
 
-@pytest.mark.parametrize("error", [FULL, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+RAN_OUT = [
+    FULL,
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+    RuntimeError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", RAN_OUT)
 def test_what_says_that_memory_ran_out(error):
     assert is_out_of_memory(error)
     with pytest.raises(StageError, match="out of memory with 8 images") as caught, memory_errors("8 images", "less"):
@@ -46,12 +67,37 @@ def test_what_says_that_memory_ran_out(error):
 
 def test_other_errors_pass():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(RuntimeError, match="shapes"), memory_errors("8 images", "less"):
         raise RuntimeError("mat1 and mat2 shapes")
 
 
+@pytest.mark.parametrize("error", RAN_OUT)
+def test_it_is_no_fault_of_a_model_or_a_device(error):
+    with pytest.raises(type(error)), load_errors(MICRO["micro-blip"], "the BLIP", "a BLIP"):
+        raise error
+    if isinstance(error, RuntimeError):
+        with pytest.raises(type(error)), device_errors("cuda"):
+            raise error
+
+
+def test_it_is_no_fault_of_a_picture(monkeypatch):
+    data = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(data, "PNG")
+
+    def load(_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(MemoryError):
+        decode(data.getvalue())
+    with pytest.raises(MemoryError):
+        check(Fetched("a.png", data.getvalue()), 1000)
+
+
 def test_settings_that_need_less():
     assert smaller("draw", default_config(GenerateImagesConfig, batch_size=8)) == ["--set draw.batch_size=4"]
+    assert smaller("draw[seed=1]", default_config(GenerateImagesConfig, batch_size=8)) == ["--set draw.batch_size=4"]
     assert smaller("score-images", default_config(ScoreImagesConfig, batch_size=1)) == []
     training = {"micro_batch_size": 2, "sample_batch_size": 4, "checkpoint_activations": True}
     names = ["training.micro_batch_size=1", "training.sample_batch_size=2"]
@@ -121,6 +167,28 @@ class TestReFL:
         scorers = make_scorers("refl", reward, ReflConfig(model="none"), context, "meta")
         assert reward.device.type == "meta"
         assert scorers[HELD_OUT].model.device.type == scorers[SIMILARITY].clip.device.type == "cpu"
+
+
+def test_what_another_process_says_is_handed_on():
+    """The error of `smaller` would be lost: the same command fails again."""
+    others = [SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: 2)]
+    fix = "--set refl.training.micro_batch_size=1"
+    errors = io.StringIO(f"error: out of memory with 2 samples\n  fix:      {fix}\n")
+    assert _failure(others, errors) == ("process 2 of 3 failed: out of memory with 2 samples", fix)
+    assert _failure(others, io.StringIO("Killed"))[1] == "the same command goes on"
+
+
+def test_presets_are_those_of_the_docs():
+    tuning = (REPOSITORY / "docs" / "refl.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "howto" / "one-gpu.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    for preset in PRESETS:
+        if preset.node == "refl" and preset.card:
+            (row,) = (line for line in tuning.splitlines() if line.startswith("| one GPU") and f" {preset.card} " in line)
+            assert all(setting in row or setting in tuning for setting in preset.settings), preset
+            assert " ".join(preset.settings[:2]) in row
+        elif preset.card:
+            name = {"draw": "generate-images"}.get(preset.node, preset.node)
+            assert all(f"--set {name}.{setting}" in page for setting in preset.settings), preset
 
 
 def test_recomputing_lowers_the_peak_of_a_backward_pass():

@@ -22,6 +22,7 @@ from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
 from irpipe.models.weights import read_checkpoint
 from irpipe.pipeline.errors import ModelError, StageError
+from irpipe.pipeline.memory import is_out_of_memory
 from irpipe.pipeline.stage import Model
 
 Features = tuple[NDArray[Any], NDArray[Any] | None]
@@ -101,6 +102,8 @@ class InceptionFeatures:
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=checked
             ).to(device)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"{weights} is not of Inception v3: {str(error).splitlines()[0]}") from None
         self._device = device
 

@@ -106,6 +106,8 @@ def check(fetched: Fetched, max_pixels: int) -> Checked:
         return Checked(fault="no image of a known format")
     except InputError as error:
         return Checked(fault=error.what)
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 # damaged bytes make decoders raise anything; this is where they come in
         return Checked(fault=f"cannot be decoded: {error}"[:120])
     return Checked(hashlib.sha256(fetched.data).hexdigest(), width, height, kind, turned=turned)

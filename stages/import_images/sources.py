@@ -101,8 +101,8 @@ def parquet_files(root: Path) -> list[tuple[str, Path]]:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a disk fails or there are too many open files; a seek before a file's begin (EINVAL) is a fault of the zip."""
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    """Whether a disk fails, memory or open files run out; a seek before a file's begin (EINVAL) is a fault of the zip."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL))
 
 
 def members(archive: Path) -> list[str]:
