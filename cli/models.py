@@ -152,6 +152,7 @@ def scored(scorer: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, An
     from irpipe.models.pictures import decode
     from irpipe.models.scorers.base import normalised_scores, score_pictures
     from irpipe.pipeline.errors import InputError
+    from irpipe.pipeline.memory import memory_errors
     from irpipe.pipeline.progress import watcher_for
 
     raw: list[float] = []
@@ -164,7 +165,8 @@ def scored(scorer: Any, prompt: str, files: Sequence[Path]) -> list[dict[str, An
                     pictures.append(np.asarray(decode(file.read_bytes()).convert("RGB")))
                 except InputError as error:
                     raise InputError(error.what, where=str(file)) from None
-            raw += score_pictures(scorer, [prompt] * len(pictures), pictures).tolist()
+            with memory_errors(f"{len(pictures)} images at a time", "--device cpu"):
+                raw += score_pictures(scorer, [prompt] * len(pictures), pictures).tolist()
             bar.advance(len(pictures))
     scores = normalised_scores(scorer, np.array(raw)).tolist()
     order = sorted(range(len(files)), key=lambda index: -scores[index])

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from irpipe.models.loading import device_errors, load_errors, pick_device, quiet
 from irpipe.models.whole import check_pipeline
 from irpipe.pipeline.errors import ModelError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.shards import digest_of
 from irpipe.pipeline.stage import Model
 
@@ -133,7 +132,7 @@ class ImageGenerator:
         parts: dict[str, list[Any]] = {}
         for start in range(0, len(prompts) if names else 0, batch_size):
             part = list(prompts[start : start + batch_size])
-            with torch.inference_mode(), enough_memory(len(part)):
+            with torch.inference_mode():
                 encoded = self.pipeline.encode_prompt(
                     prompt=part,
                     device=self.pipeline._execution_device,
@@ -170,7 +169,7 @@ class ImageGenerator:
             if "negative_prompt" in self._takes:
                 given["negative_prompt"] = self._negative(given["prompt"])
         sizes = {name: size for name, size in (("width", sampling.width), ("height", sampling.height)) if size is not None}
-        with torch.inference_mode(), enough_memory(len(rows)):
+        with torch.inference_mode():
             made = self.pipeline(
                 **given,
                 **sizes,
@@ -259,7 +258,7 @@ def load_pipeline(
         check_pipeline(pipeline, model.shown)
     pipeline.set_progress_bar_config(disable=True)
     where = pick_device(device)
-    with device_errors(where), enough_memory(1):
+    with device_errors(where):
         return pipeline.to(where)
 
 
@@ -295,14 +294,6 @@ def _check_class(name: object, model: Model, kind: PipelineKind) -> None:
     if not kind.takes <= set(parameters) or demands:
         why = f"takes {', '.join(demands)}" if demands else f"is not {kind.what} of diffusers"
         raise ModelError(f"{model.shown} is a {name}, which {why}", expected=kind.example)
-
-
-def enough_memory(batch: int) -> AbstractContextManager[None]:
-    """Running out of memory with a batch of images names the settings that need less."""
-    smaller = f"the setting batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
-    return memory_errors(
-        f"{batch} images a batch", f"{smaller}, or dtype=float16 on a GPU; finished shards of other settings are not reused"
-    )
 
 
 def _at_hand(model: Model) -> AbstractContextManager[None]:

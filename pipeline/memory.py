@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.settings import Config, settings_of, value_of
+from irpipe.pipeline.settings import Config, role_of, settings_of, value_of
 
 # How CUDA, MPS, a CPU, cuBLAS and C++ say it, where the error is no kind of its own.
 _SIGNS = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 _LONGEST = 200  # characters
+_SMALLER: dict[tuple[str, object], str] = {
+    ("checkpoint_activations", False): "true",
+    ("trainable", "unet"): "lora",
+    ("dtype", "float32"): "bfloat16",
+}
 _HALVED = ("micro_batch_size", "sample_batch_size", "num_processes")
 
 
@@ -58,11 +63,12 @@ def smaller(node: str, config: Config) -> list[str]:
     """The settings of a node under which it needs less memory, as flags."""
     table, names = node.partition("[")[0], list(settings_of(type(config)))  # `--set` names a grid, not its points
     divided = any(name.endswith("micro_batch_size") for name in names)  # then a batch is not held at one time
-    flags = []
+    found = []
     for name in names:
         last, value = name.rpartition(".")[2], value_of(config, name)
-        if last == "checkpoint_activations" and not value:
-            flags.append(f"--set {table}.{name}=true")
+        if (last, value) in _SMALLER:
+            found.append((name, _SMALLER[last, value]))
         elif (last in _HALVED or (last == "batch_size" and not divided)) and value > 1:
-            flags.append(f"--set {table}.{name}={value // 2}")
-    return flags
+            found.append((name, value // 2))
+    found.sort(key=lambda one: role_of(type(config), one[0]) != "execution")  # first what leaves the result as it is
+    return [f"--set {table}.{name}={value}" for name, value in found]

@@ -13,10 +13,9 @@ import torch
 from irpipe.models.guidance.config import GuidanceSettings
 from irpipe.models.training.loop import State
 from irpipe.models.tuning.choose import Chosen, blindly
-from irpipe.models.tuning.denoiser import sampling_memory
 from irpipe.models.tuning.evaluation import GeneratorEvaluator, image_statistics
 from irpipe.pipeline.commit import place, seal, set_aside
-from irpipe.pipeline.errors import IrpipeError, StoreError
+from irpipe.pipeline.errors import StoreError
 from irpipe.pipeline.hashing import mix_row_ids
 from irpipe.pipeline.plan import Planner, _differences
 from irpipe.pipeline.progress import Watcher
@@ -118,11 +117,6 @@ class TestTraining:
         objective.parts = lambda step: []
         trainer.run()
         assert all(torch.equal(value, before[name]) for name, value in trainer.weights.trained.items())
-
-    def test_running_out_of_memory_names_a_smaller_batch(self):
-        for batch, wanted in ((4, "training.sample_batch_size=2"), (1, "a smaller width and height")):
-            with pytest.raises(IrpipeError, match=wanted), sampling_memory(batch):
-                raise torch.OutOfMemoryError("out of memory")
 
     def test_the_largest_groups_are_dealt_first(self):
         assert share([0, 1, 2], {0: 1, 1: 5, 2: 3}, 2) == [[1], [2, 0]]

@@ -336,7 +336,7 @@ def test_out_of_memory_says_which_setting_helps(small, monkeypatch, error):
 
     monkeypatch.setattr("diffusers.UNet2DConditionModel.forward", forward)
     message = small.run("generate-images", status=2).err
-    assert "out of memory with 5 images a batch" in message and "the setting batch_size=2" in message
+    assert "out of memory with the settings of generate-images" in message and "--set generate-images.batch_size=" in message
 
 
 @pytest.mark.parametrize("device", ["cuda", "banana"])

@@ -98,10 +98,20 @@ def test_it_is_no_fault_of_a_picture(monkeypatch):
 def test_settings_that_need_less():
     assert smaller("draw", default_config(GenerateImagesConfig, batch_size=8)) == ["--set draw.batch_size=4"]
     assert smaller("draw[seed=1]", default_config(GenerateImagesConfig, batch_size=8)) == ["--set draw.batch_size=4"]
-    assert smaller("score-images", default_config(ScoreImagesConfig, batch_size=1)) == []
+    assert smaller("score-images", default_config(ScoreImagesConfig, batch_size=1, dtype="bfloat16")) == []
     training = {"micro_batch_size": 2, "sample_batch_size": 4, "checkpoint_activations": True}
     names = ["training.micro_batch_size=1", "training.sample_batch_size=2"]
     assert smaller("refl", default_config(ReflConfig, training=training)) == [f"--set refl.{name}" for name in names]
+
+
+def test_what_leaves_the_result_as_it_is_comes_first():
+    told = smaller("raft", default_config(ReflConfig, trainable="unet", training={"dtype": "float32", "micro_batch_size": 1}))
+    assert told == [
+        "--set raft.training.checkpoint_activations=true",
+        "--set raft.training.sample_batch_size=8",
+        "--set raft.trainable=lora",
+        "--set raft.training.dtype=bfloat16",
+    ]
 
 
 def test_every_stage_that_runs_on_a_device_has_such_a_setting():
@@ -128,13 +138,18 @@ class TestReFL:
 
     def test_the_check_of_the_gradient_needs_no_more_than_a_step(self, world, monkeypatch):
         sizes = []
-        inner = ReflObjective._check_gradient
+        inner, check = ReflObjective._predicted_x0, ReflObjective.check_gradient
 
-        def counted(self, parameters, rows):
-            sizes.append(len(rows))
-            inner(self, parameters, rows)
+        def counted(self, latents, timesteps, prompts):
+            sizes.append(len(prompts))
+            return inner(self, latents, timesteps, prompts)
 
-        monkeypatch.setattr(ReflObjective, "_check_gradient", counted)
+        def checked(self, parameters):
+            with monkeypatch.context() as patched:
+                patched.setattr(ReflObjective, "_predicted_x0", counted)
+                check(self, parameters)
+
+        monkeypatch.setattr(ReflObjective, "check_gradient", checked)
         world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=1")
         world.run("refl", "refl.steps=1", "refl.training.micro_batch_size=8", "refl.training.seed=1")
         assert sizes == [1, 2]

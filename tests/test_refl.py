@@ -196,7 +196,7 @@ class TestStage:
         monkeypatch.setattr(ReflObjective, "check_gradient", lambda self, parameters: None)
         monkeypatch.setattr(RewardGradients, "at", full)
         told = world.run("refl", status=2).err
-        assert "out of memory with 6 samples per backward pass" in told and "refl.training.micro_batch_size=3" in told
+        assert "out of memory with the settings of refl" in told and "--set refl.training.micro_batch_size=" in told
 
     def test_changed_settings_are_a_new_key_and_the_abandoned_work_is_named(self, world, monkeypatch):
         plain = Trainer._step

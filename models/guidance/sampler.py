@@ -28,7 +28,6 @@ from irpipe.models.reward.base import load_chosen, of_aspect, only_reward_model
 from irpipe.models.tuning.denoiser import Conditions, Denoiser, rows_of
 from irpipe.models.tuning.reward_gradient import RewardGradients
 from irpipe.pipeline.errors import ModelError, RecipeError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 
 _WITH_RECURRENCE = ("DDPMScheduler", "DDIMScheduler")
@@ -241,24 +240,22 @@ class GuidedGenerator(ImageGenerator):
         """As of `ImageGenerator`, and from the same noise."""
         denoiser, reward = self.denoiser, self.guide.gradients.model
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        smaller = f"the setting batch_size={max(1, len(rows) // 2)}; finished shards of other settings are not reused"
-        with memory_errors(f"{len(rows)} guided images a batch", smaller):
-            schedule = self._schedule()
-            noise = torch.stack([torch.randn(denoiser.shape, generator=generator) for generator in generators])
-            with torch.no_grad():
-                texts = reward.encode_texts([encodings.prompts[row] for row in rows])
-            latents = sample_guided(
-                denoiser,
-                schedule,
-                rows_of(encodings.tensors, rows, denoiser.device),
-                self.guide,
-                texts,
-                noise.to(denoiser.device) * schedule.scheduler.init_noise_sigma,
-                generators,
-                self.sampling.guidance_scale,
-            )
-            with torch.no_grad():
-                pictures = denoiser.decode(latents)
+        schedule = self._schedule()
+        noise = torch.stack([torch.randn(denoiser.shape, generator=generator) for generator in generators])
+        with torch.no_grad():
+            texts = reward.encode_texts([encodings.prompts[row] for row in rows])
+        latents = sample_guided(
+            denoiser,
+            schedule,
+            rows_of(encodings.tensors, rows, denoiser.device),
+            self.guide,
+            texts,
+            noise.to(denoiser.device) * schedule.scheduler.init_noise_sigma,
+            generators,
+            self.sampling.guidance_scale,
+        )
+        with torch.no_grad():
+            pictures = denoiser.decode(latents)
         flags = denoiser.blackened(pictures)
         pictures[torch.tensor(flags)] = 0.0
         return pictures.permute(0, 2, 3, 1).cpu().numpy(), flags

@@ -70,7 +70,7 @@ class Objective(Protocol):
         ...
 
     def around(self, step: int, part: Any) -> AbstractContextManager[None]:  # noqa: ARG002 # a default for subclasses
-        """Surrounds the forward and the backward pass of a micro-batch: out-of-memory errors, noise that is drawn again."""
+        """Surrounds the forward and the backward pass of a micro-batch, for noise that is drawn again."""
         return nullcontext()
 
     def finish(self, step: int) -> None:  # noqa: ARG002 # a default for subclasses

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from irpipe.models.pictures import need_room
-from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, drawn, rows_of, sampling_memory
+from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule, drawn, rows_of
 from irpipe.pipeline.hashing import digest
 from irpipe.pipeline.store import write_durably
 
@@ -130,8 +130,7 @@ def _encode(
         texts = list(captions[start : start + batch_size])
         frames = np.stack([fitted(next(pictures), denoiser.width, denoiser.height) for _ in texts])
         batch = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255).to(denoiser.device)
-        with sampling_memory(batch_size):
-            files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
+        files["moments"][start : start + len(texts)] = denoiser.moments(batch).cpu().numpy()
         for name, value in denoiser.encode(texts, batch_size).items():
             files[name][start : start + len(texts)] = value.numpy()
         advance(len(texts))

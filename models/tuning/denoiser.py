@@ -7,7 +7,6 @@ in the autoencoder's scaled space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from irpipe.models.generators import ImageGenerator, Sampling, load
 from irpipe.pipeline.errors import ModelError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Model
 
 Conditions = Mapping[str, Tensor]
@@ -271,12 +269,6 @@ def sample_images(
 def _drawing(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
     """How a scheduler takes its noise; diffusers' DDIM takes one generator alone, and draws only if eta is above 0."""
     return {"generator": generators} if type(scheduler).__name__ == "DDPMScheduler" else {}
-
-
-def sampling_memory(batch: int) -> AbstractContextManager[None]:
-    """Running out of memory while sampling names the settings that reduce memory use."""
-    half = f"training.sample_batch_size={batch // 2}" if batch > 1 else "a smaller width and height"
-    return memory_errors(f"{batch} images sampled at a time", f"{half}, or training.dtype=bfloat16; what was done so far is kept")
 
 
 def as_pixels(pictures: Tensor) -> list[Any]:

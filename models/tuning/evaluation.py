@@ -26,7 +26,7 @@ from irpipe.models.training.objective import Evaluator, Verdict
 from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import EvaluationSettings, TuneConfig
-from irpipe.models.tuning.denoiser import Denoiser, as_pixels, sample_images, sampling_memory
+from irpipe.models.tuning.denoiser import Denoiser, as_pixels, sample_images
 from irpipe.pipeline.errors import TrainingError
 from irpipe.pipeline.hashing import row_id, show_row_id
 from irpipe.schemas.generator import HELD_OUT_MEASURES
@@ -193,7 +193,7 @@ class GeneratorEvaluator(Evaluator):
     def _sampled(self, numbers: Sequence[int]) -> list[Tensor]:
         """Images by number, as pixels (n, height, width, 3) uint8, and (n,) of each statistic."""
         rows, seeds = zip(*(self._images[number] for number in numbers), strict=True)
-        with sampling_memory(len(rows)), torch.no_grad():
+        with torch.no_grad():
             with self.accelerator.autocast():
                 guidance = self.config.evaluation.guidance_scale
                 latents = sample_images(self.denoiser, self._schedule, self._conditions, rows, seeds, guidance)
@@ -231,7 +231,7 @@ class GeneratorEvaluator(Evaluator):
     def _denoising(self, rows: Sequence[int]) -> Sequence[Tensor]:
         """The denoising loss of captioned images by row, (n,), under the same noise every time."""
         seeds = [row_id("monitored pair", self.config.training.seed, row) >> 1 for row in rows]
-        with sampling_memory(len(rows)), torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast():
             return (denoising_losses(self.denoiser, self._schedule, self.captioned, rows, seeds).cpu().double(),)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,24 +13,20 @@ from irpipe.models.training.objective import Figures, Objective, Samples, micro_
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.config import TuneConfig
 from irpipe.models.tuning.denoiser import Denoiser, NoiseSchedule
-from irpipe.pipeline.memory import memory_errors
 
 
 class SampleObjective(Objective):
     """An objective that is a mean over a fixed number of samples per step, which are numbered within the step.
 
     Args:
-        stage: whose settings errors name.
         batch_size: samples per step, over all processes.
     """
 
-    def __init__(
-        self, name: str, weight: float, batch_size: int, stage: str, config: TuneConfig, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, name: str, weight: float, batch_size: int, config: TuneConfig, accelerator: Accelerator) -> None:
         self.name, self.weight, self.batch_size = name, weight, batch_size
         self.carried: list[list[float]] = []
         self.accelerator = accelerator
-        self._stage, self._micro_batch_size = stage, config.training.micro_batch_size
+        self._micro_batch_size = config.training.micro_batch_size
 
     def parts(self, step: int) -> Sequence[Any]:  # noqa: ARG002 # the same indices in every step
         """See `Objective`."""
@@ -46,15 +41,6 @@ class SampleObjective(Objective):
         """Losses (n,) of some samples of a step, with a graph, and their figures."""
         raise NotImplementedError
 
-    def around(self, step: int, part: Sequence[int]) -> AbstractContextManager[None]:  # noqa: ARG002 # of the size alone
-        """Running out of memory names the settings that reduce memory use."""
-        return memory_errors(
-            f"{len(part)} samples per backward pass",
-            f"--set {self._stage}.training.micro_batch_size={max(1, len(part) // 2)} (activations of half the samples),"
-            f" {self._stage}.training.checkpoint_activations=true (of one layer at a time), {self._stage}.trainable=lora (no"
-            " optimiser state of the whole UNet), or a smaller width and height",
-        )
-
 
 class Pretraining(SampleObjective):
     """The pre-training loss on captioned images: each step takes the next ones of an endless shuffle.
@@ -67,7 +53,6 @@ class Pretraining(SampleObjective):
 
     def __init__(
         self,
-        stage: str,
         config: TuneConfig,
         denoiser: Denoiser,
         schedule: NoiseSchedule,
@@ -76,7 +61,7 @@ class Pretraining(SampleObjective):
         accelerator: Accelerator,
     ) -> None:
         chosen = config.pretraining
-        super().__init__("pretraining_loss", chosen.weight, chosen.batch_size, stage, config, accelerator)
+        super().__init__("pretraining_loss", chosen.weight, chosen.batch_size, config, accelerator)
         self._denoiser, self._schedule = denoiser, schedule
         self._captioned, self._rows, self._seed = captioned, rows, config.training.seed
 

@@ -125,7 +125,7 @@ class Session:
             self.context.say("  without the pre-training loss: nothing keeps the generator from forgetting real images")
             return []
         rows = range(config.evaluation.captioned_images, len(self.captioned))
-        return [Pretraining(self.stage, config, self.denoiser, self.schedule, self.captioned, rows, self.accelerator)]
+        return [Pretraining(config, self.denoiser, self.schedule, self.captioned, rows, self.accelerator)]
 
     def train(self, *objectives: Objective) -> Trainer:
         """Train by objectives, beside the one on captioned images."""

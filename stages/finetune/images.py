@@ -27,7 +27,7 @@ class ImagesObjective(SampleObjective):
     """The denoising loss on chosen images, encoded once; the prompts of bad ones begin with the identifier."""
 
     def __init__(self, config: FinetuneConfig, session: Session, inputs: Inputs) -> None:
-        super().__init__("chosen_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
+        super().__init__("chosen_loss", 1.0, config.batch_size, config, session.accelerator)
         self._session, self._seed = session, config.training.seed
         reader = ImageReader(inputs["images"].table("images"))
         by_split = read_splits(inputs["splits"])

@@ -16,7 +16,7 @@ from irpipe.models.training.objective import Figures, Samples, Save, noise_seed,
 from irpipe.models.training.sharing import shared_rows
 from irpipe.models.tuning.captions import CaptionedImages, denoising_losses
 from irpipe.models.tuning.choose import Chosen, best_and_worst, best_of_each, weighted
-from irpipe.models.tuning.denoiser import as_pixels, sample_images, sampling_memory
+from irpipe.models.tuning.denoiser import as_pixels, sample_images
 from irpipe.models.tuning.evaluation import REWARD
 from irpipe.models.tuning.pretraining import SampleObjective
 from irpipe.models.tuning.session import Session
@@ -41,7 +41,7 @@ class PoolObjective(SampleObjective):
     """The denoising loss on chosen images of a pool; the prompts of bad ones begin with the identifier."""
 
     def __init__(self, config: FinetuneConfig, session: Session) -> None:
-        super().__init__("pool_loss", 1.0, config.batch_size, session.stage, config, session.accelerator)
+        super().__init__("pool_loss", 1.0, config.batch_size, config, session.accelerator)
         self._config, self._session = config, session
         texts = list(session.prompts.values())
         self._conditions = session.denoiser.encode(texts)
@@ -96,7 +96,7 @@ class PoolObjective(SampleObjective):
         def draw(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
             rows = [prompts[number // each] for number in numbers]
             seeds = [noise_seed(config.training.seed, "pool", step, number) for number in numbers]
-            with sampling_memory(len(numbers)), torch.no_grad(), session.accelerator.autocast():
+            with torch.no_grad(), session.accelerator.autocast():
                 latents = sample_images(session.denoiser, self._sampling, self._conditions, rows, seeds, config.guidance_scale)
             return latents, torch.from_numpy(self._score(latents, rows))
 

@@ -23,7 +23,6 @@ from irpipe.models.reward.base import load_chosen, of_aspect
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import row_id, show_row_id
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.gathered import write_reasons
 from irpipe.schemas.images import IMAGES, ImageReader, RowGroup, encoded_row
@@ -120,11 +119,7 @@ class ShardInpainter:
     def _tries(self, jobs: Sequence[Job], candidate: int) -> list[Picture]:
         """One try for each image."""
         seeds = [row_id("inpainting", self.config.seed, job.row["image_id"], candidate) >> 2 for job in jobs]
-        smaller = f"--set inpaint-images.batch_size={max(1, len(jobs) // 2)}"
-        with memory_errors(f"{len(jobs)} images drawn at a time", smaller):
-            return self._painter.draw(
-                [job.picture for job in jobs], [job.mask for job in jobs], [job.prompt for job in jobs], seeds
-            )
+        return self._painter.draw([job.picture for job in jobs], [job.mask for job in jobs], [job.prompt for job in jobs], seeds)
 
     def _plausibility(self, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[float]:
         """The RAHF's plausibility of pictures (h, w, 3)."""

@@ -15,7 +15,6 @@ from irpipe.models.metrics.extractors import ClipFeatures, Extractor, Features, 
 from irpipe.models.pictures import decode_stream, resize_and_crop
 from irpipe.models.tuning.caption_files import decoded, local_captions
 from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.registry import EXTRACTORS, declared
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
@@ -87,9 +86,7 @@ class FeatureMaker:
         return joined(parts)
 
     def _of(self, pictures: list[NDArray[np.uint8]]) -> Features:
-        smaller = f"--set measure-images.batch_size={max(1, len(pictures) // 2)}"
-        with memory_errors(f"{len(pictures)} images per forward pass", smaller):
-            features, logits = self.extractor(pictures)
+        features, logits = self.extractor(pictures)
         if logits is None and "inception-score" in self.config.metrics:
             raise StageError(f"the extractor {self.config.extractor!r} has no classes, which the inception-score needs")
         for array in (features,) if logits is None else (features, logits):

@@ -20,7 +20,6 @@ from irpipe.models.scorers.base import Pictures
 from irpipe.models.scorers.reward import squares
 from irpipe.pipeline.errors import InputError, ModelError, StageError
 from irpipe.pipeline.hashing import show_row_id
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Context, Inputs, Model, Report, Rows
 from irpipe.schemas.gathered import gather, write_reasons
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards, row_groups
@@ -117,8 +116,8 @@ class ShardPredictor:
         self, prompts: Sequence[str], images: Sequence[Mapping[str, Any]], pictures: Pictures
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of `rich_feedback` and `heatmaps` for pictures (size, size, 3), each with its prompt."""
-        model, smaller = self._model, f"--set predict-rich-feedback.batch_size={max(1, len(pictures) // 2)}"
-        with torch.no_grad(), memory_errors(f"{len(pictures)} images per forward pass", smaller):
+        model = self._model
+        with torch.no_grad():
             pixels = squares(pictures, model.preprocess, model.device, getattr(torch, self.config.dtype))
             image, texts = model.look(pixels), model.encode_texts(prompts)
             shared = model.shared(image, texts)

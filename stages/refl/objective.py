@@ -12,7 +12,7 @@ from torch import Tensor
 from irpipe.models.training.checkpoints import Checkpoints
 from irpipe.models.training.objective import Figures, Samples, Save, micro_batches, noise_seed, own_share, shuffled
 from irpipe.models.training.sharing import shared_rows
-from irpipe.models.tuning.denoiser import NoiseSchedule, rows_of, sample, sampling_memory
+from irpipe.models.tuning.denoiser import NoiseSchedule, rows_of, sample
 from irpipe.models.tuning.pretraining import SampleObjective, median_above_zero
 from irpipe.models.tuning.reward_gradient import RewardGradients, no_gradient
 from irpipe.models.tuning.session import Session
@@ -43,7 +43,7 @@ class ReflObjective(SampleObjective):
     """
 
     def __init__(self, config: ReflConfig, session: Session) -> None:
-        super().__init__("reward_loss", config.reward_weight, config.batch_size, session.stage, config, session.accelerator)
+        super().__init__("reward_loss", config.reward_weight, config.batch_size, config, session.accelerator)
         self.config, self.context = config, session.context
         self.denoiser, reward, texts = session.denoiser, session.reward, list(session.prompts.values())
         self.schedule: NoiseSchedule = self.denoiser.noise_schedule(config.num_steps, config.scheduler)
@@ -111,7 +111,7 @@ class ReflObjective(SampleObjective):
         """Rollouts (n, late steps, c, h, w) by their numbers among those of the step."""
         config, prompts = self.config, self._prompts(step, numbers)
         seeds = [noise_seed(config.training.seed, "rollout", step, number) for number in numbers]
-        with sampling_memory(len(numbers)), self.accelerator.autocast():
+        with self.accelerator.autocast():
             return sample(
                 self.denoiser,
                 self.schedule,
@@ -193,10 +193,6 @@ class ReflObjective(SampleObjective):
             TrainingError: it does not, or it is not finite.
         """
         rows = range(min(2, self._count, self.config.training.micro_batch_size))  # no more memory than a step
-        with self.around(0, rows):
-            self._check_gradient(parameters, rows)
-
-    def _check_gradient(self, parameters: Sequence[Tensor], rows: Sequence[int]) -> None:
         timesteps = self.schedule.timesteps[self.config.last_late_step].expand(len(rows))
         draw = torch.Generator().manual_seed(self.config.training.seed)
         latents = torch.randn((len(rows), *self.denoiser.shape), generator=draw).to(self.denoiser.device)

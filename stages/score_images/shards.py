@@ -20,7 +20,6 @@ from irpipe.models.pictures import Fit, decode_stream
 from irpipe.models.scorers.base import Scorer, image_fit, normalised_scores
 from irpipe.models.scorers.make import load_reward_models, make_scorers
 from irpipe.pipeline.errors import StageError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Inputs, Model
 from irpipe.schemas.images import ImageReader, RowGroup
 from irpipe.schemas.splits import PROMPT_SPLITS, prompts_table
@@ -171,12 +170,8 @@ def ask(
         StageError: a scorer does not return one finite number per picture.
     """
     indices = list(pictures)
-    smaller = f"--set score-images.batch_size={max(1, len(indices) // 2)}"
     for name in names:
-        with memory_errors(f"{len(indices)} images per forward pass", smaller):
-            scores = np.asarray(
-                scorers[name]([texts[index] or "" for index in indices], list(pictures.values())), dtype=np.float64
-            )
+        scores = np.asarray(scorers[name]([texts[index] or "" for index in indices], list(pictures.values())), dtype=np.float64)
         if scores.shape != (len(indices),) or not np.isfinite(scores).all():
             raise StageError(
                 f"the scorer {name} returned {scores.shape} for {len(indices)} pictures, or numbers that are not finite",

@@ -19,7 +19,6 @@ from irpipe.models.vqa import VisualQuestions
 from irpipe.pipeline.endings import ending_of
 from irpipe.pipeline.errors import InputError
 from irpipe.pipeline.hashing import show_row_id
-from irpipe.pipeline.memory import memory_errors
 from irpipe.pipeline.stage import Context, Model
 from irpipe.schemas.files import check_columns, read_csv, read_json, read_jsonl, read_rows
 from irpipe.schemas.images import ImageReader, RowGroup, in_shards
@@ -85,9 +84,8 @@ class ShardAnswerer:
         """Rows of `image_answers`, image by image."""
         if not batch:
             return
-        with memory_errors(f"{len(batch)} images per forward pass", f"--set select-images.batch_size={max(1, len(batch) // 2)}"):
-            image = self._model.look(self._model.pixels([picture for _, picture in batch]))
-            found = [self._model.shares(image, one.text, list(one.weights)).cpu() for one in self._questions]
+        image = self._model.look(self._model.pixels([picture for _, picture in batch]))
+        found = [self._model.shares(image, one.text, list(one.weights)).cpu() for one in self._questions]
         for place, (identity, _) in enumerate(batch):
             for question, shares in zip(self._questions, found, strict=True):
                 best = int(shares[place].argmax())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +20,6 @@ from irpipe.models.reward.rahf import Fused, padded
 from irpipe.models.reward.rich import RichRewardModel
 from irpipe.models.training.objective import Figures, Objective, Samples, micro_batches, noise_seed, own_share, shuffled
 from irpipe.pipeline.errors import InputError
-from irpipe.pipeline.memory import memory_errors
 from irpipe.schemas.rich_feedback import ASPECTS, KINDS, prompt_tokens
 from irpipe.stages.train_rahf import TrainRahfConfig
 from irpipe.stages.train_rahf.augment import augmented
@@ -222,11 +220,6 @@ class RahfObjective(Objective):
         logits = self.model.sequence_logits(states, mask, sequences.clamp(min=0))
         losses = F.cross_entropy(logits.float().transpose(1, 2), sequences, ignore_index=_IGNORED, reduction="none")
         return losses.sum(dim=1)
-
-    def around(self, step: int, part: Batch) -> AbstractContextManager[None]:  # noqa: ARG002 # of `Objective`
-        """Running out of memory names what helps."""
-        smaller = f"--set train-rahf.training.micro_batch_size={max(1, len(set(part.images or part.rows)) // 2)}"
-        return memory_errors(f"{len(part.rows)} images per forward and backward pass", smaller)
 
 
 class CaptionObjective(RahfObjective):

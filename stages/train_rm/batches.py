@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from irpipe.models.reward.losses import choice_loss, pairwise_loss
 from irpipe.models.training.objective import Samples
-from irpipe.pipeline.memory import memory_errors
 from irpipe.stages.train_rm import TrainRmConfig
 from irpipe.stages.train_rm.data import Groups, pack, share
 
@@ -147,16 +145,6 @@ def pair_figures(scores: Tensor, losses: Tensor, batch: Batch) -> dict[str, Samp
         "accuracy": Samples(correct.double(), weights),
         "score_std": Samples(stds),
     }
-
-
-def enough_memory(batch: Batch) -> AbstractContextManager[None]:
-    """Running out of memory names the settings that reduce memory use."""
-    images = len(batch.images)
-    return memory_errors(
-        f"{images} images per forward pass",
-        f"--set train-rm.training.micro_batch_size={max(1, images // 2)} or train-rm.training.checkpoint_activations=true (both"
-        " go on from the last checkpoint), train-rm.training.dtype=bfloat16, or a higher train-rm.freeze_rate",
-    )
 
 
 def augment(

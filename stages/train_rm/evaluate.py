@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irpipe.models.training.objective import Evaluator, Verdict, not_finite
-from irpipe.stages.train_rm.batches import Batch, BatchReader, enough_memory, losses_of, pair_figures, pixels_of, scores_of
+from irpipe.stages.train_rm.batches import Batch, BatchReader, losses_of, pair_figures, pixels_of, scores_of
 from irpipe.stages.train_rm.data import Groups
 
 _GROUPS = 64  # prompts at a time
@@ -102,7 +102,7 @@ class PairEvaluator(Evaluator):
             for start in range(0, len(self.groups), _GROUPS):
                 numbers = list(range(start, min(start + _GROUPS, len(self.groups))))
                 for batch in self.reader.batches(self.groups, numbers):
-                    with enough_memory(batch), self.accelerator.autocast():
+                    with self.accelerator.autocast():
                         scores = scores_of(self.model, batch, pixels_of(batch, self.accelerator.device))
                     totals.add(totals_of(scores, losses_of(self.model, scores, batch), batch))
         return totals.over(self.accelerator)

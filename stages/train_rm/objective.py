@@ -21,7 +21,6 @@ from irpipe.stages.train_rm.batches import (
     Batch,
     BatchReader,
     augment,
-    enough_memory,
     losses_of,
     losses_of_equal_scores,
     pair_figures,
@@ -111,9 +110,9 @@ class PairwiseObjective(Objective):
 
     @contextmanager
     def around(self, step: int, part: Batch) -> Iterator[None]:
-        """Each prompt's dropout and stochastic depth draw from a stream of its own; running out of memory names what helps."""
+        """Each prompt's dropout and stochastic depth draw from a stream of its own."""
         groups = zip(part.counts, self._seeds(step, part), strict=True)
-        with enough_memory(part), self.model.noise.of(list(groups)):
+        with self.model.noise.of(list(groups)):
             yield
 
     def _seeds(self, step: int, part: Batch) -> list[int]:
@@ -161,7 +160,7 @@ class PairwiseObjective(Objective):
         self.model.eval()
         gaps, weights = [], []
         for batch in self.reader.batches(self.groups, numbers, all_processes=False):
-            with torch.no_grad(), enough_memory(batch), self.accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast():
                 scores = scores_of(self.model, batch, pixels_of(batch, self.accelerator.device)).double().cpu()
             gaps.append((scores[batch.better] - scores[batch.worse]).numpy())
             weights.append(batch.weights.double().numpy())
