@@ -124,8 +124,8 @@ def main(folder: Path, size: Size) -> None:
     recipe = _RECIPE.replace("{batch}", str(size.batch)).replace("{image_size}", "224" if large else "32")
     (folder / "irpipe.toml").write_text(recipe, encoding="utf-8")
     for preset in size.presets:
-        (told, _) = peak_in_child(measured, folder, preset, large)
-        show(preset.name, **({"card": f"{preset.card} GB"} if large and preset.card else {}), **told)
+        figures, _ = peak_in_child(measured, folder, preset, large)
+        show(preset.name, **({"card": f"{preset.card} GB"} if large and preset.card else {}), **figures)
 
 
 def save_models(folder: Path, large: bool) -> None:
@@ -186,12 +186,12 @@ def measured(folder: Path, preset: Preset, large: bool) -> dict[str, str]:
         if "out of memory" not in errors.getvalue():
             raise RuntimeError(errors.getvalue())
         return {"fits": "no"}
-    told = {"seconds": f"{time.perf_counter() - began:.1f}"}
+    figures = {"seconds": f"{time.perf_counter() - began:.1f}"}
     if large:
-        told["peak"] = f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB"
+        figures["peak"] = f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB"
     if preset.node != "draw":  # the first step also warms the GPU up
-        told |= {name.strip("_"): f"{np.median(seconds[1:]):.2f} s" for name, seconds in clocks.items()}
-    return told
+        figures |= {name.strip("_"): f"{np.median(seconds[1:]):.2f} s" for name, seconds in clocks.items()}
+    return figures
 
 
 def clocked(name: str) -> list[float]:

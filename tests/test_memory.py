@@ -166,10 +166,10 @@ class TestReFL:
         scorers = {name: SimpleNamespace(to=lambda device, name=name: moves.append((name, device.type))) for name in MEASURES}
         evaluator = SimpleNamespace(scorers=scorers, accelerator=SimpleNamespace(device=torch.device("cuda")))
         for name in (REWARD, HELD_OUT):
-            with GeneratorEvaluator._at_hand(evaluator, name) as scorer:
+            with GeneratorEvaluator._on_device(evaluator, name) as scorer:
                 assert scorer is scorers[name]
                 moves.append("scores")
-        with pytest.raises(ZeroDivisionError), GeneratorEvaluator._at_hand(evaluator, SIMILARITY):
+        with pytest.raises(ZeroDivisionError), GeneratorEvaluator._on_device(evaluator, SIMILARITY):
             raise ZeroDivisionError
         there_and_back = [[(name, "cuda"), (name, "cpu")] for name in (HELD_OUT, SIMILARITY)]
         assert moves == ["scores", there_and_back[0][0], "scores", there_and_back[0][1], *there_and_back[1]]

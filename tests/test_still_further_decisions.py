@@ -64,7 +64,7 @@ class TestEvaluation:
             denoiser=SimpleNamespace(decode=lambda latents: torch.full((2, 3, 4, 4), 1.0)),
             prompts=["a", "b"],
             scorers={REWARD: "reward", "a judge": "lower", "zoo": "higher"},
-            _at_hand=lambda name: nullcontext(told.scorers[name]),
+            _on_device=lambda name: nullcontext(told.scorers[name]),
             _schedule=None,
             _conditions=None,
         )

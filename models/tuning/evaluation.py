@@ -211,12 +211,12 @@ class GeneratorEvaluator(Evaluator):
             scores = score_pictures(scorer, [texts[number] for number in numbers], pictures, normalised=name == REWARD)
             return [torch.from_numpy(scores)]
 
-        with self._at_hand(name) as scorer:
+        with self._on_device(name) as scorer:
             (scores,) = shared_rows(self.accelerator, len(pixels), self.config.training.sample_batch_size, of)
         return scores
 
     @contextmanager
-    def _at_hand(self, name: str) -> Iterator[Any]:
+    def _on_device(self, name: str) -> Iterator[Any]:
         """A scorer on the device. One that only evaluates is kept on the CPU besides: in training a GPU holds none of them."""
         scorer: Any = self.scorers[name]
         if name not in HELD_OUT_SCORERS:
