@@ -129,7 +129,7 @@ def pretraining_of(config: Any, session: Any) -> Objective:
     moments = rng.normal(size=(10, 2, *session.denoiser.shape)).astype(np.float32)
     texts = {name: value.numpy() for name, value in session.denoiser.encode([PROMPTS[n % 4] for n in range(10)]).items()}
     captioned = CaptionedImages(np.abs(moments), texts)
-    return Pretraining("refl", config, session.denoiser, session.schedule, captioned, range(2, 10), session.accelerator)
+    return Pretraining(config, session.denoiser, session.schedule, captioned, range(2, 10), session.accelerator)
 
 
 LATE = {"num_steps": 6, "first_late_step": 3, "last_late_step": 5}
