@@ -66,8 +66,8 @@ def compare(model: Model, rewards: Mapping[str, Any], size: Size, device: str, d
     show(f"plain sampling, {model.name}", ms_per_image=f"{1e3 * unguided:.1f}")
     for name, reward in rewards.items():
         guided = GuidedGenerator(generator(), reward.eval(), name, 1.0, GuidanceSettings(), model.name)
-        found = per_image(size, guided, device)
-        show(f"guided by {name}", ms_per_image=f"{1e3 * found:.1f}", ratio=f"{found / unguided:.2f}", **gpu_peak(device))
+        seconds = per_image(size, guided, device)
+        show(f"guided by {name}", ms_per_image=f"{1e3 * seconds:.1f}", ratio=f"{seconds / unguided:.2f}", **gpu_peak(device))
 
 
 def per_image(size: Size, by: ImageGenerator, device: str) -> float:

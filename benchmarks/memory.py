@@ -1,6 +1,6 @@
 """The memory of ReFL on Stable Diffusion 1.4 and BLIP large, counted without computing anything: tensors that live at one time.
 
-Torch's fake tensors have shapes and no values, so the published sizes run in seconds on any machine. On a GPU workspaces and
+Torch's fake tensors have shapes and no values, so the published sizes run in minutes on any machine. On a GPU workspaces and
 fragmentation come on top: what is counted is what the allocator is asked for.
 """
 

@@ -82,7 +82,7 @@ safety_checker = false
 
 
 class Preset(NamedTuple):
-    """A command, the memory in GB of the card that it is for (0: as much as there is), and its settings."""
+    """A command, the memory in GB of the card that it is for, and its settings."""
 
     name: str
     node: str
@@ -90,21 +90,26 @@ class Preset(NamedTuple):
     settings: tuple[str, ...]
 
 
-_RECOMPUTED = "training.checkpoint_activations=true"
+RECOMPUTED = "training.checkpoint_activations=true"
 PRESETS = (
     Preset("train-rm, 16 images", "train-rm", 16, ("training.micro_batch_size=16",)),
-    Preset("train-rm, 4 images, recomputed", "train-rm", 16, ("training.micro_batch_size=4", _RECOMPUTED)),
+    Preset("train-rm, 4 images, recomputed", "train-rm", 16, ("training.micro_batch_size=4", RECOMPUTED)),
     Preset("draw, 2 images", "draw", 16, ("batch_size=2",)),
     *(
         Preset(
             f"refl, LoRA, samples at a time: {samples}",
             "refl",
             card,
-            (f"training.micro_batch_size={samples}", f"training.sample_batch_size={sampled}", _RECOMPUTED),
+            (f"training.micro_batch_size={samples}", f"training.sample_batch_size={sampled}", RECOMPUTED),
         )
         for card, samples, sampled in ((8, 1, 2), (12, 2, 4), (24, 4, 8))
     ),
-    Preset("refl, whole UNet, 2 samples", "refl", 0, ("trainable=unet", "training.dtype=float16", "training.micro_batch_size=2")),
+    Preset(
+        "refl, whole UNet, samples at a time: 1",
+        "refl",
+        40,
+        ("trainable=unet", "training.dtype=float16", "training.micro_batch_size=1", RECOMPUTED),
+    ),
 )
 
 
@@ -125,7 +130,7 @@ def main(folder: Path, size: Size) -> None:
     (folder / "irpipe.toml").write_text(recipe, encoding="utf-8")
     for preset in size.presets:
         figures, _ = peak_in_child(measured, folder, preset, large)
-        show(preset.name, **({"card": f"{preset.card} GB"} if large and preset.card else {}), **figures)
+        show(preset.name, **({"card": f"{preset.card} GB"} if large else {}), **figures)
 
 
 def save_models(folder: Path, large: bool) -> None:
@@ -174,7 +179,7 @@ def settings_of(preset: Preset, large: bool) -> tuple[str, ...]:
 
 def measured(folder: Path, preset: Preset, large: bool) -> dict[str, str]:
     """Run a preset, under its card's memory, in this process: its peak, and what a step takes."""
-    if large and preset.card:
+    if large:
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, _SHARE * preset.card * 1e9 / whole))
     clocks = {name: clocked(name) for name in ("_prepare", "_step")}

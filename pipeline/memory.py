@@ -51,7 +51,7 @@ def memory_errors(work: str, fix: str) -> Iterator[None]:
 
 
 def stage_memory_errors(node: str, config: Config) -> AbstractContextManager[None]:
-    """The same anywhere in a stage, where nothing more exact is known.
+    """The same for a whole stage: all of its node's settings that lower it.
 
     Raises:
         StageError: there was not enough.
@@ -63,12 +63,12 @@ def smaller(node: str, config: Config) -> list[str]:
     """The settings of a node under which it needs less memory, as flags."""
     table, names = node.partition("[")[0], list(settings_of(type(config)))  # `--set` names a grid, not its points
     divided = any(name.endswith("micro_batch_size") for name in names)  # then a batch is not held at one time
-    found = []
+    changes = []
     for name in names:
         last, value = name.rpartition(".")[2], value_of(config, name)
         if (last, value) in _SMALLER:
-            found.append((name, _SMALLER[last, value]))
+            changes.append((name, _SMALLER[last, value]))
         elif (last in _HALVED or (last == "batch_size" and not divided)) and value > 1:
-            found.append((name, value // 2))
-    found.sort(key=lambda one: role_of(type(config), one[0]) != "execution")  # first what leaves the result as it is
-    return [f"--set {table}.{name}={value}" for name, value in found]
+            changes.append((name, value // 2))
+    changes.sort(key=lambda one: role_of(type(config), one[0]) != "execution")  # first what leaves the result as it is
+    return [f"--set {table}.{name}={value}" for name, value in changes]

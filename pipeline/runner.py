@@ -74,8 +74,8 @@ class Runner:
             time.sleep(_POLL_SECONDS)
             step = self.planner.plan(target)[-1]
         scratch = self.store.work_path(step.key) / "scratch"
-        context = self._context(step, scratch, Watcher().progress, lambda _: None)
         inputs = open_inputs(self.store, step.inputs)
+        context = self._context(step, scratch, Watcher().progress, lambda _: None)
         with tempfile.TemporaryDirectory() as nowhere, stage_memory_errors(step.name, step.node.config):
             step.node.stage.load_run()(step.node.config, inputs, Path(nowhere), context)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.memory import TINY, of_update
-from benchmarks.presets import PRESETS
+from benchmarks.presets import PRESETS, RECOMPUTED
 from irpipe.models.loading import device_errors, load_errors
 from irpipe.models.pictures import decode
 from irpipe.models.reward import load_reward_model
@@ -36,7 +36,7 @@ from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-# These compute one text or image, or one vector, at a time, or what they hold is no matter of a setting.
+# It computes CLIP's gradients for a fixed number of images at a time.
 WITHOUT = {"evaluate-rahf"}
 MEASURES = (REWARD, HELD_OUT, SIMILARITY)
 MICRO = {name: Model(name, "0" * 40, shipped_folder(name)) for name in ("micro-blip", "micro-clip")}
@@ -105,8 +105,8 @@ def test_settings_that_need_less():
 
 
 def test_what_leaves_the_result_as_it_is_comes_first():
-    told = smaller("raft", default_config(ReflConfig, trainable="unet", training={"dtype": "float32", "micro_batch_size": 1}))
-    assert told == [
+    flags = smaller("raft", default_config(ReflConfig, trainable="unet", training={"dtype": "float32", "micro_batch_size": 1}))
+    assert flags == [
         "--set raft.training.checkpoint_activations=true",
         "--set raft.training.sample_batch_size=8",
         "--set raft.trainable=lora",
@@ -184,7 +184,7 @@ class TestReFL:
 
 
 def test_what_another_process_says_is_handed_on():
-    """The error of `smaller` would be lost: the same command fails again."""
+    """Else the advice would be to run the same command again, which fails again."""
     others = [SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: 2)]
     fix = "--set refl.training.micro_batch_size=1"
     errors = io.StringIO(f"error: out of memory with 2 samples\n  fix:      {fix}\n")
@@ -196,11 +196,12 @@ def test_presets_are_those_of_the_docs():
     tuning = (REPOSITORY / "docs" / "refl.md").read_text(encoding="utf-8")
     page = (REPOSITORY / "docs" / "howto" / "one-gpu.md").read_text(encoding="utf-8").replace("\\\n", " ")
     for preset in PRESETS:
-        if preset.node == "refl" and preset.card:
-            (row,) = (line for line in tuning.splitlines() if line.startswith("| one GPU") and f" {preset.card} " in line)
-            assert all(setting in row or setting in tuning for setting in preset.settings), preset
-            assert " ".join(preset.settings[:2]) in row
-        elif preset.card:
+        if preset.node == "refl":
+            (row,) = (
+                line for line in tuning.splitlines() if line.startswith("|") and f" {preset.card} " in line and "GB" in line
+            )
+            assert " ".join(preset.settings[:-1]) in row and preset.settings[-1] == RECOMPUTED and RECOMPUTED in tuning
+        else:
             name = {"draw": "generate-images"}.get(preset.node, preset.node)
             assert all(f"--set {name}.{setting}" in page for setting in preset.settings), preset
 

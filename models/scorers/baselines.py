@@ -51,8 +51,10 @@ class ClipScorer:
         self._head = aesthetic.to(device=device, dtype=dtype).eval() if aesthetic is not None else None
 
     def to(self, device: torch.device) -> None:
-        """Move the CLIP to a device; its aesthetic head stays."""
+        """Move the models to a device."""
         self.clip.to(device)
+        if self._head is not None:
+            self._head.to(device)
 
     def __call__(self, prompts: Sequence[str], pictures: Pictures) -> NDArray[Any]:
         """(n,) scores of pictures (size, size, 3), each for its prompt."""

@@ -204,20 +204,18 @@ class GeneratorEvaluator(Evaluator):
 
     def _scores(self, name: str, pixels: NDArray[np.uint8]) -> Tensor:
         """A scorer's scores, (images,), of all images, (images, height, width, 3)."""
-        texts = [self.prompts[row] for row, _ in self._images]
-
-        def of(numbers: Sequence[int]) -> list[Tensor]:
-            pictures = [pixels[number] for number in numbers]
-            scores = score_pictures(scorer, [texts[number] for number in numbers], pictures, normalised=name == REWARD)
-            return [torch.from_numpy(scores)]
-
+        texts, size = [self.prompts[row] for row, _ in self._images], self.config.training.sample_batch_size
         with self._on_device(name) as scorer:
-            (scores,) = shared_rows(self.accelerator, len(pixels), self.config.training.sample_batch_size, of)
-        return scores
+
+            def scored(numbers: Sequence[int]) -> list[Tensor]:
+                prompts, pictures = [texts[number] for number in numbers], [pixels[number] for number in numbers]
+                return [torch.from_numpy(score_pictures(scorer, prompts, pictures, normalised=name == REWARD))]
+
+            return shared_rows(self.accelerator, len(pixels), size, scored)[0]
 
     @contextmanager
     def _on_device(self, name: str) -> Iterator[Any]:
-        """A scorer on the device. One that only evaluates is kept on the CPU besides: in training a GPU holds none of them."""
+        """A scorer on the device. One that only evaluates is on the CPU otherwise: while it trains, a GPU holds none of them."""
         scorer: Any = self.scorers[name]
         if name not in HELD_OUT_SCORERS:
             yield scorer

@@ -192,10 +192,10 @@ class ReflObjective(SampleObjective):
         Raises:
             TrainingError: it does not, or it is not finite.
         """
-        rows = [0]  # one shows it, and takes no more memory than a step
-        timesteps = self.schedule.timesteps[self.config.last_late_step].expand(len(rows))
+        rows = [0]  # one sample shows it, and takes no more memory than training does
+        timesteps = self.schedule.timesteps[self.config.last_late_step].expand(1)
         draw = torch.Generator().manual_seed(self.config.training.seed)
-        latents = torch.randn((len(rows), *self.denoiser.shape), generator=draw).to(self.denoiser.device)
+        latents = torch.randn((1, *self.denoiser.shape), generator=draw).to(self.denoiser.device)
         with self.accelerator.autocast():
             x0 = self._predicted_x0(latents, timesteps, rows)
         texts = rows_of(self.texts, rows, self.denoiser.device)

@@ -85,9 +85,9 @@ class ShardAnswerer:
         if not batch:
             return
         image = self._model.look(self._model.pixels([picture for _, picture in batch]))
-        found = [self._model.shares(image, one.text, list(one.weights)).cpu() for one in self._questions]
+        answered = [self._model.shares(image, one.text, list(one.weights)).cpu() for one in self._questions]
         for place, (identity, _) in enumerate(batch):
-            for question, shares in zip(self._questions, found, strict=True):
+            for question, shares in zip(self._questions, answered, strict=True):
                 best = int(shares[place].argmax())
                 share, answer = float(shares[place, best]), list(question.weights)[best]
                 yield {"image_id": identity, "attribute": question.name, "answer": answer, "share": share}
