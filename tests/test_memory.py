@@ -36,7 +36,7 @@ from tests.conftest import REPOSITORY
 from tests.paired import RECIPE
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-# It computes CLIP's gradients for a fixed number of images at a time.
+# It takes CLIP's gradient of one image at a time.
 WITHOUT = {"evaluate-rahf"}
 MEASURES = (REWARD, HELD_OUT, SIMILARITY)
 MICRO = {name: Model(name, "0" * 40, shipped_folder(name)) for name in ("micro-blip", "micro-clip")}
